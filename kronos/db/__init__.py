@@ -1,0 +1,1 @@
+"""The database: tables, connections, migrations. What rows mean is said in `kronos.repository`."""

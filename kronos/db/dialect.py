@@ -1,0 +1,321 @@
+"""What only SQLite has: its connections, PRAGMAs, locks, backups, error codes and JSON functions.
+
+This is the one seam between Kronos and a particular database. Everything else in `kronos.db`, the
+repository and the filters is plain SQLAlchemy; another database gets a class and functions with
+the names that stand here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func
+
+from kronos.errors import (
+    ConfigurationError,
+    CorruptStoreError,
+    ReadOnlyStoreError,
+    StorageError,
+    StorageFullError,
+    StoreBusyError,
+)
+from kronos.settings import Settings
+
+# No file system block, no log page: with less than this left, a disk counts as full.
+_FREE_BYTES = 2**16
+_LONGEST_TIMEOUT_S = 86_400.0
+
+
+class _Code(IntEnum):
+    """SQLite's primary result codes; the module sqlite3 names them only from Python 3.11 on."""
+
+    BUSY = 5
+    LOCKED = 6
+    READONLY = 8
+    IOERR = 10
+    CORRUPT = 11
+    FULL = 13
+    CANTOPEN = 14
+    NOTADB = 26
+
+
+# Python 3.10 hands on SQLite's message but not its code.
+_CODES_BY_MESSAGE = {
+    "is locked": _Code.BUSY,
+    "readonly database": _Code.READONLY,
+    "disk I/O error": _Code.IOERR,
+    "malformed": _Code.CORRUPT,
+    "disk is full": _Code.FULL,
+    "unable to open": _Code.CANTOPEN,
+    "not a database": _Code.NOTADB,
+}
+_CODES_BY_ERRNO = {
+    errno.ENOSPC: _Code.FULL,
+    errno.EDQUOT: _Code.FULL,
+    errno.EACCES: _Code.READONLY,
+    errno.EPERM: _Code.READONLY,
+    errno.EROFS: _Code.READONLY,
+    errno.EIO: _Code.IOERR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SQLite:
+    """One SQLite file: how to connect to it, lock it, copy it, and what its errors mean."""
+
+    path: Path
+    settings: Settings
+
+    def begin_read(self, connection: Connection) -> None:
+        """Begin a transaction that sees the state of its first statement."""
+        self._run(connection, "BEGIN")
+
+    def begin_write(self, connection: Connection) -> None:
+        """Begin a transaction that is alone in writing."""
+        # IMMEDIATE: a deferred BEGIN fails under load when it turns from reading into writing.
+        self._run(connection, "BEGIN IMMEDIATE")
+
+    def begin_migration(self, connection: Connection) -> None:
+        """Begin the same without foreign keys; the connection must not be used for anything else.
+
+        Rebuilding a table that others refer to would empty its ON DELETE CASCADE children, and
+        inside a transaction the switch has no effect.
+        """
+        self._run(connection, "PRAGMA foreign_keys=OFF")
+        self._run(connection, "BEGIN IMMEDIATE")
+
+    def _run(self, connection: Connection, statement: str) -> None:
+        # Past SQLAlchemy's cursor, which takes longer than the statement: searches pay for it.
+        try:
+            _driver(connection).execute(statement)
+        except sqlite3.Error as exc:
+            raise self.fault(exc) from exc
+
+    def connect(self) -> sqlite3.Connection:
+        """Open a connection; what is missing of the folder and the file is created.
+
+        A database in a folder that cannot be written is opened as a file that nobody changes.
+
+        Raises:
+            ConfigurationError: the path cannot be a file's.
+            ReadOnlyStoreError: the folder does not exist and cannot be created.
+        """
+        self._make_folder()
+        connection = self._connect(str(self.path))
+        try:
+            self._configure(connection)
+        except BaseException as exc:
+            connection.close()
+            if isinstance(exc, sqlite3.Error) and self._can_only_be_read(exc):
+                return self._connect(f"{self.path.as_uri()}?immutable=1", uri=True)
+            raise
+        return connection
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            is_folder = self.path.is_dir()
+        except OSError as exc:
+            if _code(exc) is None:
+                raise self._no_path(str(exc)) from exc
+            raise self.fault(exc) from exc
+        if is_folder:
+            raise self._no_path("it is a folder")
+
+    def _no_path(self, why: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"the database cannot be kept at {self.path}: {why}", field="storage_path"
+        )
+
+    def _connect(self, name: str, *, uri: bool = False) -> sqlite3.Connection:
+        # isolation_level=None: the driver begins no transactions of its own.
+        return sqlite3.connect(
+            name,
+            uri=uri,
+            timeout=min(self.settings.busy_timeout_s, _LONGEST_TIMEOUT_S),
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _configure(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
+        connection.execute("PRAGMA foreign_keys=ON")
+        # `kronos.db.schema` refuses another program's file: until then it stays as it is.
+        (ours,) = connection.execute(
+            "SELECT count(*) = 0 OR total(name IN ('store', 'alembic_version')) = 2"
+            " FROM sqlite_master"
+        ).fetchone()
+        if ours:
+            self._enter_wal(connection)
+
+    def _enter_wal(self, connection: sqlite3.Connection) -> None:
+        """Switch to the write-ahead log, which stays on for everyone who opens the file."""
+        deadline = time.monotonic() + self.settings.busy_timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as exc:
+                # SQLite does not wait here, however long the busy timeout: of several processes
+                # on a fresh file some are refused at once.
+                if _code(exc) != _Code.BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.005)
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
+
+    def _can_only_be_read(self, error: sqlite3.Error) -> bool:
+        return (
+            _code(error) in (_Code.READONLY, _Code.CANTOPEN)
+            and self.path.is_file()
+            and not _is_writable(self.path.parent)
+            # What lies in the log alone would not be seen.
+            and not (self._log.exists() and self._log.stat().st_size)
+        )
+
+    def fault(self, error: BaseException | None) -> StorageError:
+        """Translate an error of the driver or the system; its transaction is rolled back."""
+        match _code(error):
+            case _Code.BUSY | _Code.LOCKED:
+                return StoreBusyError(
+                    f"{self.path} is locked by another writer; waited "
+                    f"{self.settings.busy_timeout_s:g} s (busy_timeout_s). Nothing was written: "
+                    "try again"
+                )
+            case _Code.FULL:
+                return self._full(error)
+            case _Code.IOERR:
+                if shutil.disk_usage(self.path.parent).free < _FREE_BYTES:
+                    return self._full(error)
+                return StorageError(
+                    f"the disk failed on {self.path}: {error}. The transaction was rolled back; "
+                    "check the disk, its quota and the limits of this process"
+                )
+            case _Code.READONLY:
+                return self._read_only(error)
+            case _Code.CANTOPEN if not _is_writable(self.path.parent):
+                return self._read_only(error)
+            case _Code.CORRUPT | _Code.NOTADB:
+                return CorruptStoreError(
+                    f"{self.path} is damaged or no SQLite database: {error}. Keep the file, and "
+                    "restore a backup"
+                )
+            case _:
+                return StorageError(f"the database {self.path} failed: {error}")
+
+    def _full(self, error: BaseException | None) -> StorageFullError:
+        return StorageFullError(
+            f"no space is left for {self.path}: {error}. What was written before is intact; free "
+            "some space and try again"
+        )
+
+    def _read_only(self, error: BaseException | None) -> ReadOnlyStoreError:
+        return ReadOnlyStoreError(
+            f"{self.path} cannot be written: {error}. Give this user the right to write the file "
+            "and its folder"
+        )
+
+    def size_bytes(self) -> int:
+        """The bytes of the database on disk, its write-ahead log included."""
+        return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
+
+    def backup(self, connection: Connection, target: Path) -> None:
+        """Copy the database as a connection sees it into a new file, which is there whole or not.
+
+        Raises:
+            StorageError: the copy could not be written.
+        """
+        part = target.with_name(target.name + ".part")
+        try:
+            _copy(_driver(connection), part)
+            os.replace(part, target)
+            _fsync(target.parent)
+        except (sqlite3.Error, OSError) as exc:
+            raise self.fault(exc) from exc
+        finally:
+            part.unlink(missing_ok=True)
+
+    def integrity_problems(self, connection: Connection) -> list[str]:
+        """What SQLite's own checks find wrong, rows that refer to nothing included."""
+        rows = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
+        return [row for row in rows if row != "ok"] + self.foreign_key_problems(connection)
+
+    def foreign_key_problems(self, connection: Connection) -> list[str]:
+        """Rows that refer to a row that is not there."""
+        rows = connection.exec_driver_sql("PRAGMA foreign_key_check")
+        return [
+            f"row {row} of {table} refers to a missing row of {parent}"
+            for table, row, parent, _ in rows
+        ]
+
+
+def json_type(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[str | None]:
+    """The JSON type of what stands at a path of a JSON column.
+
+    Args:
+        column: JSON objects as text.
+        path: keys from the outermost inwards; none holds quotes or control characters.
+
+    Returns:
+        An expression: "null", "true", "false", "integer", "real", "text", "array" or "object"; SQL
+        NULL where nothing stands.
+    """
+    found: ColumnElement[str | None] = func.json_type(column, _json_path(path))
+    return found
+
+
+def json_value(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[Any]:
+    """The number or text at a path of a JSON column, as SQL compares it; see `json_type`."""
+    return func.json_extract(column, _json_path(path))
+
+
+def _json_path(path: tuple[str, ...]) -> str:
+    return "$" + "".join(f'."{key}"' for key in path)
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver: Any = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
+
+
+def _code(error: BaseException | None) -> int | None:
+    """The primary result code of an error; None when it has none that Kronos knows."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF
+    if isinstance(error, OSError):
+        return _CODES_BY_ERRNO.get(error.errno or 0)
+    text = str(error)
+    return next((code for part, code in _CODES_BY_MESSAGE.items() if part in text), None)
+
+
+def _is_writable(folder: Path) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK, effective_ids=effective)
+
+
+def _copy(source: sqlite3.Connection, target: Path) -> None:
+    with closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+    _fsync(target)
+
+
+def _fsync(path: Path) -> None:
+    """Bring a file to the disk, or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,129 @@
+"""The tables, as SQLAlchemy Core. The migrations build the same schema; a test compares the two.
+
+Laws of the rows, kept by `kronos.repository`:
+
+- `store` has one row. Its `seq` is the last number given to a committed change; it is raised inside
+  the write transaction by UPDATE ... RETURNING, so no number is ever handed out twice.
+- A memory's `key` is the seq of its first write: distinct for ever, so a key that an index once
+  forgot never comes back with another meaning.
+- (space, key) stands in `vectors` or in `tombstones` or in neither, never in both. A row of
+  `vectors` is the embedding of the memory's current text (`content_hash` says so): a unit vector,
+  float32 little-endian, as wide as its space. A row of `tombstones` says that an index of this
+  space may still hold the key and must forget it.
+- At most one space is active.
+
+Times are microseconds since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+# Every constraint has a name: SQLite's batch migrations cannot drop what has none.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# INTEGER makes the column SQLite's own row number, which is 64 bits wide there.
+Key = BigInteger().with_variant(Integer(), "sqlite")
+
+store = Table(
+    "store",
+    metadata,
+    Column("id", Integer, nullable=False),
+    Column("uuid", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+memories = Table(
+    "memories",
+    metadata,
+    Column("key", Key, nullable=False, autoincrement=False),
+    Column("id", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("importance", Float, nullable=False),
+    Column("parent_id", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("key"),
+    UniqueConstraint("id"),
+    Index("ix_memories_namespace_key", "namespace", "key"),
+)
+
+spaces = Table(
+    "spaces",
+    metadata,
+    Column("id", Integer, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("alias", Text),
+    Column("dim", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("pruned_seq", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("id"),
+    UniqueConstraint("fingerprint"),
+    CheckConstraint("state IN ('building', 'active', 'retired')", name="state"),
+    CheckConstraint("dim > 0", name="dim"),
+)
+# At most one active space, held by the database itself.
+Index(
+    "uq_spaces_active",
+    spaces.c.state,
+    unique=True,
+    sqlite_where=spaces.c.state == "active",
+    postgresql_where=spaces.c.state == "active",
+)
+
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("memory_key", BigInteger, ForeignKey("memories.key"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("vector", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("space_id", "memory_key"),
+    Index("ix_vectors_space_id_seq", "space_id", "seq"),
+    # Deleting a memory asks for its vectors in every space.
+    Index("ix_vectors_memory_key", "memory_key"),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("memory_key", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("space_id", "memory_key"),
+    Index("ix_tombstones_space_id_seq", "space_id", "seq"),
+)

@@ -1,0 +1,147 @@
+"""What tells two loaded models apart when their vectors cannot be compared.
+
+A fingerprint is a sha256 over what shapes a vector: the weights, the configs and the tokenizer of
+every module of the model's folder, how the model was told to read (prompts, maximum length), and
+that vectors are scaled to unit length. Where the folder lies, the device, the batch size and the
+number of threads are no part of it. A cosmetic change of a file that counts may give another
+fingerprint, which costs a re-embedding; a change that moves vectors never keeps it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+_FORMAT = "kronos-sentence-transformers-1"
+_CHUNK_BYTES = 2**20
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_VOCABULARIES = ("tokenizer.json", "vocab*", "merges.txt", "*.model", "bpe.codes", "dict.txt")
+# modules.json is taken apart, and what config_sentence_transformers.json says (prompts, width) is
+# asked of the loaded model: beside that, the two name versions and paths that move no vector.
+_CONFIGS = ("config.json", "*_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEMPLATES = ("chat_template*",)
+_NOT_READ = frozenset({"data_config.json", "generation_config.json"})
+_OTHER_BACKENDS = frozenset({"onnx", "openvino"})
+# Keys that say where a file came from and who wrote it.
+_COSMETIC_KEYS = frozenset(
+    {
+        "__version__",
+        "_commit_hash",
+        "_name_or_path",
+        "is_local",
+        "local_files_only",
+        "name_or_path",
+        "special_tokens_map_file",
+        "tokenizer_file",
+        "transformers_version",
+    }
+)
+
+
+def model_fingerprint(folder: Path, reading: Mapping[str, Any]) -> str:
+    """Fingerprint a loaded sentence-transformers model.
+
+    Args:
+        folder: the folder that it was loaded from.
+        reading: what is in force beside the files, as JSON values: maximum length, prompts ...
+
+    Returns:
+        A sha256 in hex.
+    """
+    facts = {
+        "format": _FORMAT,
+        "modules": [_module_facts(folder, module) for module in _modules(folder)],
+        "reading": dict(reading),
+        "unit_length": True,
+    }
+    return hashlib.sha256(_canonical(facts)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file in hex; remembered until the file changes."""
+    stat = path.stat()
+    return _sha256(os.fspath(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: str, _inode: int, _size: int, _mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    # Without a modules.json the library loads the folder as a transformer and averages its tokens.
+    try:
+        text = (folder / "modules.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return [{"type": "Transformer", "path": "", "kwargs": "mean pooling"}]
+    modules: list[dict[str, Any]] = json.loads(text)
+    return modules
+
+
+def _module_facts(folder: Path, module: Mapping[str, Any]) -> dict[str, Any]:
+    # The library moved its classes between versions; their names stayed.
+    kind = str(module["type"]).rpartition(".")[2]
+    root = folder / str(module["path"])
+    # A transformer's files lie in one folder, which it may share with the folders of others.
+    paths = root.glob("*") if kind == "Transformer" else root.rglob("*")
+    files = {path.relative_to(root).as_posix(): _digest(path) for path in _counted(paths, root)}
+    return {"type": kind, "kwargs": module.get("kwargs", []), "files": files}
+
+
+def _counted(paths: Iterator[Path], root: Path) -> Iterator[Path]:
+    for path in sorted(paths):
+        elsewhere = _OTHER_BACKENDS.intersection(path.relative_to(root).parts[:-1])
+        if path.is_file() and not elsewhere and _counts(path):
+            yield path
+
+
+def _counts(path: Path) -> bool:
+    name = path.name
+    if _matches(name, _WEIGHTS):
+        # Where there are safetensors, the library reads no pytorch_model.bin.
+        return name.endswith(".safetensors") or not any(path.parent.glob("*.safetensors"))
+    if _matches(name, _VOCABULARIES):
+        # A tokenizer.json holds the whole vocabulary, and then the library reads it alone.
+        return name == "tokenizer.json" or not (path.parent / "tokenizer.json").is_file()
+    return _matches(name, _CONFIGS + _TEMPLATES) and name not in _NOT_READ
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _digest(path: Path) -> str:
+    if not _matches(path.name, _CONFIGS):
+        return file_sha256(path)
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        return file_sha256(path)
+    return hashlib.sha256(_canonical(_without_cosmetics(config))).hexdigest()
+
+
+def _without_cosmetics(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_cosmetics(item)
+            for key, item in value.items()
+            if key not in _COSMETIC_KEYS
+        }
+    if isinstance(value, list):
+        return [_without_cosmetics(item) for item in value]
+    return value
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,272 @@
+"""HashEmbedder: vectors from the letters of a text alone, for when there is no model.
+
+Lexical: texts that share words, or parts of words, are near each other; meaning it does not know. A
+vector is a pure function of text and width: the same bytes in every process and on every platform
+(ordinary text; which rare characters are letters follows Python's Unicode tables). It keeps no
+state and draws no random numbers.
+
+The recipe is signed feature hashing (Weinberger et al., 2009) of light-stemmed words and of the
+3-letter pieces of words. All weights are dyadic fractions, so sums are exact in any order. At the
+end large values are damped, so that no single word, and no collision, outweighs the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kronos.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from kronos.types import Vectors
+
+_VERSION = "v1"
+"""Part of the fingerprint: whatever changes a vector must change it."""
+_MIN_DIM = 8
+_WORD_SLOTS = 3
+_WORD_VALUE = 1.0
+_PIECE_VALUE = 0.875
+_COMMON_WEIGHT = 0.625
+_FUNCTION_WEIGHT = 0.0625
+_DAMPING = 2.0
+"""In units of a vector's root mean square: about where damping sets in."""
+_CHARACTERS_AT_ONCE = 2**20
+"""Texts are worked on together up to so many characters, which bounds the memory."""
+_TEXTS_AT_ONCE = 1024
+
+# Underscores part words, as code wants it. Longer runs are cut: a text may be one word of 10 MB.
+_WORDS = re.compile(r"[^\W_]{1,40}")
+_MARKS = re.compile(r"\S{1,40}")
+
+_FUNCTION_WORDS = frozenset(
+    """a about above after again against all also although am among an and another any anything are
+    around as at away back be because been before being below between both but by can cannot could
+    did do does doing done down during each either else enough even ever every everything few for
+    from further had has have having he hence her here hers herself him himself his how however i if
+    in indeed instead into is it its itself just least less may me might mine more most much must my
+    myself neither never no nor not nothing now of off often on once one only onto or other others
+    our ours ourselves out over own perhaps quite rather same shall she should since so some
+    something sometimes soon still such than that the their theirs them themselves then there
+    therefore these they thing things this those though through thus to together too toward towards
+    under until up upon us very was we well were what whatever when where whether which while who
+    whom whose why will with within without would yet you your yours yourself don didn doesn isn
+    wasn won ve ll re""".split()
+)
+_COMMON_WORDS = frozenset(
+    """many long name called call type kind year years people person number time times way day two
+    three first second new old like use used using make makes made get got go know see say said
+    give take want need good lot example following include including part different per via
+    etc""".split()
+)
+# Pieces of endings and beginnings that half the language shares say nothing about a word.
+_AFFIX_PIECES = frozenset(
+    """ed> es> er> ers al> ly> ing ng> ion on> tio ati ate te> ent nt> ity ty> ive ve> ous us> ble
+    le> ful ess ss> nce ce> men ter ver est st> ist ism ry> or> ar> ic> <re <co <de <in <un <pr
+    <ex <di <st <se <ma""".split()
+)
+
+_Floats: TypeAlias = NDArray[np.float64]
+_Hashes: TypeAlias = NDArray[np.uint64]
+_Indices: TypeAlias = NDArray[np.int64]
+
+
+class HashEmbedder:
+    """An `Embedder` without a model.
+
+    Args:
+        dim: the width of a vector; wider is better, up to about 1,024.
+
+    Raises:
+        ConfigurationError: the width is no whole number from 8 on.
+    """
+
+    def __init__(self, dim: int = 384) -> None:
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < _MIN_DIM:
+            raise ConfigurationError(
+                f"the width of hash vectors must be a whole number from {_MIN_DIM} on, not {dim!r}",
+                field="embedding_dim",
+            )
+        self.dim = dim
+        self.model_id = "hash"
+        self.fingerprint = f"hash:{_VERSION}:dim={dim}"
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts: (n, dim) float32 unit rows. Each row depends on its own text alone."""
+        rows = np.empty((len(texts), self.dim), np.float32)
+        start = 0
+        for words in _together(texts):
+            end = start + len(words)
+            rows[start:end] = _damp(_sums(words, self.dim))
+            start = end
+        return rows
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Embed questions: as texts, so a text finds itself with score 1."""
+        return self.embed_documents(texts)
+
+
+def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
+    """The words of the texts, in parts that are worked on together."""
+    part: list[list[str]] = []
+    characters = 0
+    for text in texts:
+        part.append(_words_of(text))
+        characters += len(text)
+        if characters > _CHARACTERS_AT_ONCE or len(part) == _TEXTS_AT_ONCE:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _words_of(text: str) -> list[str]:
+    """A text's words; of a text without letters the runs of its marks; at the least one word."""
+    return _WORDS.findall(text.lower()) or _MARKS.findall(text) or [""]
+
+
+def _sums(texts: list[list[str]], dim: int) -> _Floats:
+    """The weighted sums of the texts' features: (n, dim) float64, exact."""
+    numbers: dict[str, int] = {}
+    flat = [numbers.setdefault(word, len(numbers)) for words in texts for word in words]
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    row_of = np.repeat(np.arange(len(texts)), lengths)
+    pairs, counts = np.unique(row_of * len(numbers) + np.array(flat), return_counts=True)
+    rows, words = np.divmod(pairs, len(numbers))
+    # Rounded to a dyadic fraction: the last bit of a logarithm differs between platforms.
+    weights = np.round((1 + np.log(counts)) * 1024) / 1024
+
+    features = _features(list(numbers), dim)
+    places, owners = features.of(words)
+    sums = np.bincount(
+        rows[owners] * dim + features.slots[places],
+        weights=weights[owners] * features.values[places],
+        minlength=len(texts) * dim,
+    )
+    return sums.reshape(len(texts), dim).astype(np.float64, copy=False)
+
+
+def _damp(sums: _Floats) -> Vectors:
+    """Scale to unit length after damping large values: (n, dim) float32."""
+    # Features may cancel each other out, in theory all of them: then one slot speaks for the text.
+    sums[~sums.any(axis=1), 0] = 1.0
+    scaled = sums / np.sqrt(np.mean(sums * sums, axis=1, keepdims=True))
+    damped = scaled / np.sqrt(1 + (scaled / _DAMPING) ** 2)
+    rows: Vectors = (damped / np.linalg.norm(damped, axis=1, keepdims=True)).astype(np.float32)
+    return rows
+
+
+class _Features:
+    """The features of distinct words, those of a word side by side."""
+
+    def __init__(self, owners: _Indices, slots: _Indices, values: _Floats, words: int) -> None:
+        order = np.argsort(owners, kind="stable")
+        self.slots = slots[order]
+        self.values = values[order]
+        self._counts = np.bincount(owners, minlength=words)
+        self._starts = np.cumsum(self._counts) - self._counts
+
+    def of(self, words: _Indices) -> tuple[_Indices, _Indices]:
+        """The places of the features of these words, and whose each is (a position in `words`)."""
+        counts = self._counts[words]
+        owners = np.repeat(np.arange(len(words)), counts)
+        first = np.cumsum(counts) - counts
+        places = np.arange(len(owners)) - np.repeat(first - self._starts[words], counts)
+        return places, owners
+
+
+def _features(words: list[str], dim: int) -> _Features:
+    weights = np.array([_weight(word) for word in words])
+    numbers = np.arange(len(words))
+    stems = np.array([_hash(_stem(word)) for word in words], np.uint64)
+    owners, hashes, values = [], [], []
+    for slot in range(_WORD_SLOTS):
+        owners.append(numbers)
+        hashes.append(_mix(stems + np.uint64(slot)))
+        values.append(weights * _WORD_VALUE)
+    of_piece, pieces = _pieces(words)
+    owners.append(of_piece)
+    hashes.append(_mix(pieces))
+    values.append(weights[of_piece] * _PIECE_VALUE)
+    slots, signs = _slots(np.concatenate(hashes), dim)
+    return _Features(np.concatenate(owners), slots, np.concatenate(values) * signs, len(words))
+
+
+def _weight(word: str) -> float:
+    if word in _FUNCTION_WORDS:
+        return _FUNCTION_WEIGHT
+    return _COMMON_WEIGHT if word in _COMMON_WORDS else 1.0
+
+
+def _pieces(words: list[str]) -> tuple[_Indices, _Hashes]:
+    """The 3-character pieces of `<word>`, as numbers, and whose each is."""
+    codes = _codes("".join(f"<{word}>" for word in words))
+    lengths = np.fromiter(map(len, words), np.int64, len(words)) + 2
+    owners = np.repeat(np.arange(len(words)), lengths)
+    whole = np.flatnonzero(owners[:-2] == owners[2:])
+    pieces = _numbered(codes, whole)
+    telling = ~np.isin(pieces, _AFFIXES)
+    return owners[whole[telling]], pieces[telling]
+
+
+def _numbered(codes: _Hashes, at: _Indices) -> _Hashes:
+    """The three characters from each place on, as one number: a character has 21 bits."""
+    numbers: _Hashes = codes[at] << np.uint64(42)
+    numbers |= codes[at + 1] << np.uint64(21)
+    numbers |= codes[at + 2]
+    return numbers
+
+
+def _codes(text: str) -> _Hashes:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+
+
+_AFFIXES = _numbered(_codes("".join(_AFFIX_PIECES)), np.arange(0, 3 * len(_AFFIX_PIECES), 3))
+
+
+def _hash(word: str) -> int:
+    data = word.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _mix(numbers: _Hashes) -> _Hashes:
+    """Scatter numbers over 64 bits: the finaliser of splitmix64 (Steele et al., 2014)."""
+    mixed: _Hashes = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _slots(hashes: _Hashes, dim: int) -> tuple[_Indices, _Floats]:
+    """A slot from the upper half of each hash, and a sign from its lowest bit."""
+    slots = ((hashes >> np.uint64(32)) * np.uint64(dim)) >> np.uint64(32)
+    signs = np.where(hashes & np.uint64(1), 1.0, -1.0)
+    return slots.astype(np.int64), signs
+
+
+def _stem(word: str) -> str:
+    """Cut the commonest English endings: rough, but alike for the forms of a word."""
+    if len(word) < 4:
+        return word
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    if word.endswith("ie") and len(word) > 4:
+        word = f"{word[:-2]}y"
+    for ending in ("ing", "ed", "ly"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = _single(word.removesuffix(ending))
+            break
+    if word.endswith("e") and len(word) > 3:
+        word = word[:-1]
+    return f"{word[:-1]}i" if word.endswith("y") and len(word) > 3 else word
+
+
+def _single(word: str) -> str:
+    """`stopp` as `stop`; `fall`, `miss` and `buzz` as they are."""
+    doubled = len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz"
+    return word[:-1] if doubled else word

@@ -1,0 +1,249 @@
+"""From a model's name to an embedder that is fit for use, or one error that says why not.
+
+A folder that loads is not yet a model: without its tokenizer every text gets the same vector, and
+weights that lack a tensor are filled up with chance, all without an error. So what was loaded is
+checked before it is handed out. Nothing of a folder is run as code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kronos.embedding.fingerprint import model_fingerprint
+from kronos.embedding.hub import Source, find_sources, reason_of
+from kronos.embedding.registry import EMBEDDING_MODELS
+from kronos.embedding.sentence import Reading, SentenceEmbedder
+from kronos.errors import ConfigurationError, DeviceError, ModelLoadError
+
+if TYPE_CHECKING:
+    from kronos.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
+_LIBRARIES = ("sentence_transformers", "transformers", "torch")
+_INSTALL = "run pip install 'kronos-memory[models]'"
+# As many words in the one as in the other: to a tokenizer that knows no word they are equal.
+_UNRELATED = ("The cat sleeps on warm stone.", "Interest rates rose twice in March.")
+_SAME = 0.999
+"""Cosine of the two from which on a model tells no texts apart; sound models without a sentence
+head score high too."""
+# A row of the table that transformers logs; poolers are no part of a sentence's vector.
+_MISSING_TENSOR = re.compile(r"^(?!pooler\.)(\S.*?) *\| *\S*MISSING", re.MULTILINE)
+# Loading sets what is global in transformers and torch, and quiet() what is global in logging.
+_LOADING = threading.Lock()
+
+
+def check_device(device: str) -> None:
+    """Check that a device is well named and, if it was asked for by name, present.
+
+    Raises:
+        ConfigurationError: it is none of "auto", "cpu", "mps", "cuda" and "cuda:N".
+        DeviceError: it is not present; names those that are.
+    """
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        raise ConfigurationError(
+            f'device must be "auto", "cpu", "cuda", "cuda:0" (or another number) or "mps", '
+            f"not {device!r}",
+            field="device",
+        )
+    if device in ("auto", "cpu"):
+        return
+    present = _accelerators()
+    if device not in present and not (device == "cuda" and "cuda:0" in present):
+        raise DeviceError(
+            f"the device {device!r} was asked for and is not present; present are: "
+            f'{", ".join(["cpu", *present])}. Take one of them, or device="auto"'
+        )
+
+
+def _accelerators() -> list[str]:
+    try:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        mps = ["mps"] if torch.backends.mps.is_available() else []
+    except Exception as exc:  # no torch, or a driver that fails: then there is none to use
+        logger.debug("no accelerator: %s", exc)
+        return []
+    return [*(f"cuda:{number}" for number in range(count)), *mps]
+
+
+def load_model(
+    model: str, *, device: str, cache_dir: Path | None, settings: Settings
+) -> SentenceEmbedder:
+    """Find a model, load it and check that it is fit for use.
+
+    Args:
+        model: a preset, a folder, or a name on the Hugging Face hub.
+        device: checked by `check_device`.
+        cache_dir: where downloads go, in the layout of the Hugging Face cache.
+        settings: how long to look for a network, and how many texts a model reads at once.
+
+    Raises:
+        ModelLoadError: it cannot be had, for any reason; all reasons are named, and what mends it.
+    """
+    reasons: list[str] = []
+    cause: Exception | None = None
+    for source in _sources(model, cache_dir, settings.network_timeout_s):
+        try:
+            if (folder := source()) is not None:
+                return _load_on_some_device(folder, _name(model, folder), device, settings)
+        except Exception as exc:  # whatever a broken file makes of a library; see reason_of
+            reasons.append(reason_of(exc))
+            cause = exc
+    raise ModelLoadError("; ".join(reasons)) from cause
+
+
+def _sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[Source]:
+    # Before any search: without the libraries a model that was found is of no use.
+    for name in _LIBRARIES:
+        if not _is_installed(name):
+            raise ModelLoadError(f"the package {name} is not installed: {_INSTALL}")
+    try:
+        return find_sources(model, cache_dir, timeout_s)
+    except ModelLoadError:
+        raise
+    except Exception as exc:  # a name that can be no model's
+        raise ModelLoadError(f"{model!r} names no model ({reason_of(exc)})") from exc
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # blocked, or put in place by hand
+        return False
+
+
+def _name(model: str, folder: Path) -> str:
+    if model in EMBEDDING_MODELS:
+        return EMBEDDING_MODELS[model].name
+    return str(folder) if Path(model).expanduser().is_dir() else model
+
+
+def _load_on_some_device(
+    folder: Path, model_id: str, device: str, settings: Settings
+) -> SentenceEmbedder:
+    if device != "auto":
+        return load_folder(folder, model_id, device, settings.encode_batch_size)
+    for accelerator in _accelerators()[:1]:
+        try:
+            return load_folder(folder, model_id, accelerator, settings.encode_batch_size)
+        except ModelLoadError as exc:  # too small, too old, in use: the CPU always is there
+            logger.warning("%s cannot be used and the CPU takes its place: %s", accelerator, exc)
+    return load_folder(folder, model_id, "cpu", settings.encode_batch_size)
+
+
+def load_folder(folder: Path, model_id: str, device: str, batch_size: int) -> SentenceEmbedder:
+    """Load a sentence-transformers model from its folder and check that it is fit for use.
+
+    Raises:
+        ModelLoadError: it cannot be loaded, or gives no vectors that mean anything.
+    """
+    transformer = _import_library()
+    try:
+        with _LOADING:
+            model = _load(transformer, folder, device)
+        _check_tokenizer(model)
+        reading = Reading.of(model)
+        embedder = SentenceEmbedder(
+            model,
+            reading,
+            model_id=model_id,
+            fingerprint=model_fingerprint(folder, asdict(reading)),
+            dim=int(model.encode([_UNRELATED[0]], show_progress_bar=False).shape[1]),
+            batch_size=batch_size,
+        )
+        _check_vectors(embedder)
+    except Exception as exc:
+        raise ModelLoadError(
+            f"the model in {folder} cannot be used ({reason_of(exc)}): replace the folder by a "
+            "sound copy, or delete it so that it is downloaded anew"
+        ) from exc
+    return embedder
+
+
+def _import_library() -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except Exception as exc:  # a broken install raises ImportError, OSError, RuntimeError ...
+        raise ModelLoadError(
+            f"sentence-transformers cannot be imported ({reason_of(exc)}): {_INSTALL}"
+        ) from exc
+    return SentenceTransformer
+
+
+def _load(transformer: Any, folder: Path, device: str) -> Any:
+    if (folder / "adapter_config.json").exists():
+        raise ModelLoadError("it is an adapter whose base model lies elsewhere; merge the two")
+    with _quiet() as messages:
+        model = transformer(
+            str(folder), device=device, local_files_only=True, trust_remote_code=False
+        )
+    missing = [tensor for message in messages for tensor in _MISSING_TENSOR.findall(message)]
+    if missing:
+        raise ModelLoadError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keep the libraries' progress bars and messages off the terminal; yields the messages."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from transformers.utils import logging as bars
+
+    messages: list[str] = []
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    before = [(log, log.handlers, log.level, log.propagate) for log in loggers]
+    had_bars, had_no_downloads = bars.is_progress_bar_enabled(), are_progress_bars_disabled()
+    try:
+        for log in loggers:
+            log.handlers, log.propagate = [_Collector(messages)], False
+            log.setLevel(logging.WARNING)
+        if had_bars:
+            bars.disable_progress_bar()
+        yield messages
+    finally:
+        for log, handlers, level, propagate in before:
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(level)
+        if had_bars:
+            bars.enable_progress_bar()  # and those of downloads with them
+            if had_no_downloads:
+                disable_progress_bars()
+
+
+class _Collector(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+        logger.debug("%s: %s", record.name, record.getMessage())
+
+
+def _check_tokenizer(model: Any) -> None:
+    # The library makes up a tokenizer of special tokens alone where its files are not there.
+    tokenizer = getattr(model, "tokenizer", None)
+    special = getattr(tokenizer, "all_special_tokens", None)
+    if tokenizer is not None and special and len(tokenizer) <= len(special):
+        raise ModelLoadError("its tokenizer has no vocabulary; are tokenizer files missing?")
+
+
+def _check_vectors(embedder: SentenceEmbedder) -> None:
+    one, other = embedder.embed_documents(_UNRELATED)
+    score = float(one @ other)
+    if score > _SAME:
+        raise ModelLoadError(
+            f"two unrelated sentences get the same vector (cosine {score:.4f}), so it tells no "
+            "texts apart; are tokenizer files missing or weights damaged?"
+        )

@@ -1,0 +1,278 @@
+"""EmbeddingService: one embedder behind one name, with an honest fallback.
+
+The service has a real model, or it has hash embeddings and says why; it decides once, at `load`,
+never per call. The two have different fingerprints, so their vectors cannot be taken for each
+other. It holds no vectors and knows no store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kronos.embedding.hashing import HashEmbedder
+from kronos.embedding.loading import check_device, load_model
+from kronos.embedding.registry import EMBEDDING_MODELS, HASH_MODEL
+from kronos.embedding.sentence import SentenceEmbedder
+from kronos.errors import (
+    ConfigurationError,
+    ContentError,
+    EmbeddingError,
+    KronosWarning,
+    MissingDependencyError,
+    ModelLoadError,
+)
+from kronos.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from kronos.types import Vectors
+
+
+class EmbeddingService:
+    """Turns texts into unit vectors. Thread-safe once loaded.
+
+    It is an `Embedder` too: `KronosMemory(..., embedder=service)` works.
+
+    Args:
+        model: a preset of `EMBEDDING_MODELS`, a folder that holds a sentence-transformers model,
+            the name of one on the Hugging Face hub, or "hash" for hash embeddings.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N" or "mps".
+        cache_dir: where downloaded models are kept, in the layout of the Hugging Face cache;
+            None: the user's own cache.
+        embedding_dim: the width of hash embeddings; a real model has its own.
+        strict: raise ModelLoadError rather than fall back to hash embeddings.
+        settings: how long to look for a network, and how many texts a model reads at once.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "mini",
+        *,
+        device: str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        embedding_dim: int = 384,
+        strict: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._cache_dir = cache_dir
+        self._hash_dim = embedding_dim
+        self._strict = strict
+        self._settings = settings or Settings()
+        self._embedder: SentenceEmbedder | HashEmbedder | None = None
+        self._fallback_reason: str | None = None
+        self._lock = threading.Lock()
+
+    async def initialize(self) -> None:
+        """Load the model without blocking the event loop. Raises as `load` does."""
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kronos-load")
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, self.load)
+        finally:
+            # A load that was cancelled runs on and is found by the next call.
+            executor.shutdown(wait=False)
+
+    def load(self) -> None:
+        """Load the model, or fall back with one warning; a second call does nothing.
+
+        Raises:
+            ConfigurationError: the model's or the device's name is malformed.
+            DeviceError: the device asked for is not present.
+            ModelLoadError: the model cannot be had, and `strict` forbids the fallback.
+        """
+        with self._lock:
+            if self._embedder is not None:
+                return
+            check_device(self._device)
+            model = _check_name(self._model)
+            try:
+                self._embedder = self._open(model)
+            except ModelLoadError as exc:
+                if self._strict:
+                    raise
+                self._embedder = HashEmbedder(self._hash_dim)
+                self._fallback_reason = str(exc)
+                warnings.warn(
+                    f"the embedding model {model!r} cannot be used, and hash embeddings take its "
+                    f"place, which find words but no meaning. The reason: {exc}",
+                    KronosWarning,
+                    stacklevel=2,
+                )
+
+    def _open(self, model: str) -> SentenceEmbedder | HashEmbedder:
+        if model == HASH_MODEL:
+            return HashEmbedder(self._hash_dim)
+        cache_dir = None if self._cache_dir is None else Path(self._cache_dir).expanduser()
+        return load_model(model, device=self._device, cache_dir=cache_dir, settings=self._settings)
+
+    def close(self) -> None:
+        """Let go of the model; a second call does nothing. `load` brings it back."""
+        with self._lock:
+            self._embedder = None
+            self._fallback_reason = None
+
+    def is_available(self) -> bool:
+        """Whether what was asked for is loaded: False before `initialize` and in a fallback."""
+        return self._embedder is not None and self._fallback_reason is None
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why hash embeddings take the place of the model; None when they do not."""
+        return self._fallback_reason
+
+    @property
+    def model_id(self) -> str:
+        """The name of what embeds, for people."""
+        return self._loaded().model_id
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its vectors from those that cannot be compared with them."""
+        return self._loaded().fingerprint
+
+    @property
+    def dim(self) -> int:
+        """The width of a vector."""
+        return self._loaded().dim
+
+    @property
+    def embedding_dim(self) -> int:
+        """The width of a vector: asked of the loaded model."""
+        return self.dim
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of a text that the model reads; it drops the rest. None: no limit."""
+        embedder = self._loaded()
+        return embedder.max_tokens if isinstance(embedder, SentenceEmbedder) else None
+
+    @property
+    def device(self) -> str:
+        """Where vectors are made and `embed` puts them, e.g. "cpu" or "cuda:0"."""
+        embedder = self._loaded()
+        if isinstance(embedder, SentenceEmbedder):
+            return embedder.device
+        return "cpu" if self._device == "auto" else self._device
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts to be stored.
+
+        Returns:
+            (n, dim) float32 unit rows.
+
+        Raises:
+            ContentError: a text is no str, or no Unicode.
+            EmbeddingError: the service is not loaded, or the model failed on a text.
+        """
+        return self._loaded().embed_documents(_check_texts(texts))
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Embed questions: (n, dim) float32 unit rows. Raises as `embed_documents` does."""
+        return self._loaded().embed_queries(_check_texts(texts))
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts as NumPy; the same as `embed_documents`, and needs no torch.
+
+        Returns:
+            (n, dim) float32 unit rows; (0, dim) for no texts.
+        """
+        return self.embed_documents(texts)
+
+    def embed(self, text: str) -> torch.Tensor:
+        """Embed one text.
+
+        Returns:
+            (dim,) float32 on the service's device.
+
+        Raises:
+            MissingDependencyError: torch is not installed; `encode` needs none.
+        """
+        return self.embed_batch([text])[0]
+
+    def embed_batch(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embed texts: (n, dim) float32 on the service's device. Raises as `embed` does."""
+        try:
+            import torch
+        except ImportError as exc:
+            raise MissingDependencyError(
+                "embed and embed_batch return torch tensors, and torch is not installed: call "
+                "encode, which returns NumPy, or run pip install 'kronos-memory[models]'"
+            ) from exc
+        return torch.from_numpy(self.encode(texts)).to(self.device)
+
+    def _loaded(self) -> SentenceEmbedder | HashEmbedder:
+        embedder = self._embedder
+        if embedder is None:
+            raise EmbeddingError(
+                "the embedding service is not loaded: call `await service.initialize()`, or "
+                "load(), first"
+            )
+        return embedder
+
+
+async def create_embedding_service(
+    model: str | os.PathLike[str] = "mini",
+    device: str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    embedding_dim: int = 384,
+    strict: bool = False,
+    settings: Settings | None = None,
+) -> EmbeddingService:
+    """Make an `EmbeddingService` and initialize it; arguments and errors are its own."""
+    service = EmbeddingService(
+        model,
+        device=device,
+        cache_dir=cache_dir,
+        embedding_dim=embedding_dim,
+        strict=strict,
+        settings=settings,
+    )
+    await service.initialize()
+    return service
+
+
+def _check_name(model: object) -> str:
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError(
+            f"the embedding model must be one of {', '.join(EMBEDDING_MODELS)}, a folder or a "
+            f"model's name, not {model!r}",
+            field="model",
+        )
+    return name
+
+
+def _check_texts(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ContentError(f"texts must be a list of str, not {texts!r:.60}", field="texts")
+    texts = list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ContentError(
+                f"texts[{position}] must be a str, not {type(text).__name__}",
+                field=f"texts[{position}]",
+            )
+        if not text.isascii():
+            _check_unicode(text, position)
+    return texts
+
+
+def _check_unicode(text: str, position: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise ContentError(
+            f"texts[{position}] holds a lone surrogate at character {exc.start}, which is no "
+            'Unicode text: encode it with errors="replace" first',
+            field=f"texts[{position}]",
+        ) from None

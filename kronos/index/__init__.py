@@ -1,0 +1,1 @@
+"""Search structures over one space's vectors, and their snapshots. Copies, never the truth."""

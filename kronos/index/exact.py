@@ -1,0 +1,116 @@
+"""`ExactIndex`: NumPy alone, every vector compared with every query; the oracle of the other kinds.
+
+It promises the exact answer in one order: by score, highest first, then by key, lowest first.
+It is not made for speed: a search that follows a change copies all rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kronos.index.base import (
+    check_keys,
+    check_queries,
+    check_rows,
+    distinct,
+    locate,
+    require_known,
+    rows_from_bytes,
+    rows_to_bytes,
+    score_all,
+)
+
+if TYPE_CHECKING:
+    from kronos.types import Keys, Vectors
+
+
+class ExactIndex:
+    """A `VectorIndex` in two arrays.
+
+    Args:
+        dim: the width of a vector.
+    """
+
+    kind = "exact"
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._keys: Keys = np.empty(0, np.int64)
+        """Ascending; row by row the keys of `_vectors`."""
+        self._vectors: Vectors = np.empty((0, dim), np.float32)
+        self._batches: list[tuple[Keys, Vectors]] = []
+        """Upserts that are not in the two arrays yet, oldest first: many cost one merge."""
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dim: int) -> ExactIndex:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            SnapshotError: the bytes are no index, or one of another width.
+        """
+        index = cls(dim)
+        index.upsert(*rows_from_bytes(data, dim))
+        return index
+
+    def __len__(self) -> int:
+        self._merge()
+        return self._keys.size
+
+    def upsert(self, keys: Keys, vectors: Vectors) -> None:
+        """Set the vectors of keys; see `VectorIndex.upsert`."""
+        keys, vectors = check_rows(keys, vectors, self.dim)
+        self._batches.append((keys.copy(), vectors.copy()))
+
+    def remove(self, keys: Keys) -> int:
+        """Forget keys; see `VectorIndex.remove`."""
+        self._merge()
+        kept = ~locate(distinct(check_keys(keys)), self._keys)[1]
+        removed = kept.size - int(np.count_nonzero(kept))
+        self._keys, self._vectors = self._keys[kept], self._vectors[kept]
+        return removed
+
+    def search(
+        self, queries: Vectors, k: int, *, allowed: Keys | None = None
+    ) -> tuple[Vectors, Keys]:
+        """Find the k nearest keys of each query; see `VectorIndex.search`."""
+        queries = check_queries(queries, k, self.dim)
+        self._merge()
+        keys, vectors = self._keys, self._vectors
+        if allowed is not None:
+            _, findable = locate(distinct(check_keys(allowed)), keys)
+            keys, vectors = keys[findable], vectors[findable]
+        return score_all(queries, keys, vectors, k)
+
+    def keys(self) -> Keys:
+        """All keys, in ascending order: (n,) int64."""
+        self._merge()
+        return np.array(self._keys)
+
+    def vectors_of(self, keys: Keys) -> Vectors:
+        """The vectors of keys: (n, dim) float32.
+
+        Raises:
+            NotFoundError: a key is not held.
+        """
+        self._merge()
+        keys = check_keys(keys)
+        rows, known = locate(self._keys, keys)
+        require_known(keys, known)
+        return self._vectors[rows]
+
+    def to_bytes(self) -> bytes:
+        """The index as bytes that `from_bytes` reads: raw arrays."""
+        self._merge()
+        return rows_to_bytes(self._keys, self._vectors)
+
+    def _merge(self) -> None:
+        if not self._batches:
+            return
+        keys = np.concatenate([self._keys, *(keys for keys, _ in self._batches)])
+        vectors = np.concatenate([self._vectors, *(vectors for _, vectors in self._batches)])
+        # unique() names the first place of each key: read backwards, that is the newest.
+        self._keys, newest = np.unique(keys[::-1], return_index=True)
+        self._vectors = vectors[::-1][newest]
+        self._batches.clear()

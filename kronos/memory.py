@@ -1,0 +1,393 @@
+"""KronosMemory: the store, async. The verbs of `MemoryStore`, on threads of their own.
+
+Encoding has a thread to itself, so it neither blocks the event loop nor keeps reads waiting. `add`
+calls that are under way at the same time share one encoding and one transaction; a lone call waits
+for nobody. A cancelled call is done or not done, never half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from types import EllipsisType, TracebackType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from kronos.errors import StoreClosedError
+from kronos.store import MemoryStore
+from kronos.types import Hit, Memory, Progress, ReindexReport, Report, Stats
+
+if TYPE_CHECKING:
+    from kronos.repository import Batch
+    from kronos.settings import Settings
+    from kronos.types import (
+        Embedder,
+        Metadata,
+        OnConflict,
+        OnModelChange,
+        ProgressCallback,
+        SearchMode,
+        Vectors,
+        Where,
+    )
+    from kronos.validation import Item
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_WORKERS = 4
+_RECORDS_AT_ONCE = 1000
+"""Concurrent `add` calls share a transaction up to so many records; a call is never cut."""
+
+
+class KronosMemory:
+    """A store of memories that are found by meaning, for asyncio.
+
+    Use it as `async with KronosMemory(path) as memory:`, or call `connect` and `close`. All verbs,
+    arguments, errors and results are those of `MemoryStore`, which documents them.
+
+    Args:
+        storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
+        namespace: the store's own namespace, which calls mean that name none.
+        embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
+            lexical hash embedder, or None for a store of vectors that are handed in.
+        embedder: an object with the `Embedder` protocol, in place of `embedding_model`.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
+            width is its own.
+        on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes
+            them anew before the store opens; "error" raises `EmbedderMismatchError`.
+        strict: raise `ModelLoadError` where the hash fallback would take over.
+        settings: further options; None reads them from the environment.
+        migrate: upgrade a database of an older Kronos, after a backup.
+    """
+
+    def __init__(
+        self,
+        storage_path: str | os.PathLike[str],
+        *,
+        namespace: str = "default",
+        embedding_model: str | None = "mini",
+        embedder: Embedder | None = None,
+        device: str = "auto",
+        embedding_dim: int = 384,
+        on_model_change: OnModelChange = "rebuild",
+        strict: bool = False,
+        settings: Settings | None = None,
+        migrate: bool = False,
+    ) -> None:
+        self._store = MemoryStore(
+            storage_path,
+            namespace=namespace,
+            embedding_model=embedding_model,
+            embedder=embedder,
+            device=device,
+            embedding_dim=embedding_dim,
+            on_model_change=on_model_change,
+            strict=strict,
+            settings=settings,
+            migrate=migrate,
+        )
+        self._threads: _Threads | None = None
+        self._coalescer: _Coalescer | None = None
+
+    async def connect(self, *, progress: ProgressCallback | None = None) -> None:
+        """Open the store; does nothing when it is open."""
+        if self._threads is None:
+            threads = _Threads()
+            try:
+                await threads.work(self._store.connect, progress=progress)
+            except BaseException:
+                threads.shutdown()
+                raise
+            self._threads = threads
+            self._coalescer = _Coalescer(self._store, threads)
+
+    async def close(self) -> None:
+        """Finish what is under way, save the index and close."""
+        threads, self._threads = self._threads, None
+        adding, self._coalescer = self._coalescer, None
+        if threads is not None and adding is not None:
+            try:
+                await adding.drain()
+                await threads.work(self._store.close)
+            finally:
+                threads.shutdown()
+
+    async def __aenter__(self) -> KronosMemory:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def _open(self) -> _Threads:
+        if self._threads is None:
+            raise StoreClosedError
+        return self._threads
+
+    @property
+    def _adding(self) -> _Coalescer:
+        if self._coalescer is None:
+            raise StoreClosedError
+        return self._coalescer
+
+    async def add(
+        self,
+        content: str,
+        *,
+        metadata: Metadata | None = None,
+        namespace: str | None = None,
+        importance: float = 0.5,
+        parent_id: str | None = None,
+        expires_at: datetime | None = None,
+        id: str | None = None,
+        on_conflict: OnConflict = "error",
+    ) -> str:
+        """Store one memory; see `MemoryStore.add`."""
+        adding = self._adding
+        item = {
+            "content": content,
+            "metadata": metadata,
+            "namespace": namespace,
+            "importance": importance,
+            "parent_id": parent_id,
+            "expires_at": expires_at,
+            "id": id,
+        }
+        batch = self._store._prepare(item, on_conflict)
+        return (await adding.add(batch))[0]
+
+    async def add_many(
+        self,
+        items: Iterable[Item],
+        *,
+        on_conflict: OnConflict = "error",
+        progress: ProgressCallback | None = None,
+    ) -> builtins.list[str]:
+        """Store many memories; see `MemoryStore.add_many`."""
+        threads, adding = self._open, self._adding
+        ids: builtins.list[str] = []
+        batches = self._store._batches(items, on_conflict)
+        while (batch := await threads.work(_next, batches)) is not None:
+            ids += await adding.add(batch)
+            if progress is not None:
+                progress(Progress(len(ids), None))
+        return ids
+
+    async def get(self, id: str) -> Memory:
+        """Read a memory; see `MemoryStore.get`."""
+        return await self._open.work(self._store.get, id)
+
+    async def find(self, id: str) -> Memory | None:
+        """Read a memory, or None; see `MemoryStore.find`."""
+        return await self._open.work(self._store.find, id)
+
+    async def update(
+        self,
+        id: str,
+        *,
+        content: str | EllipsisType = ...,
+        metadata: Metadata | EllipsisType | None = ...,
+        importance: float | EllipsisType = ...,
+        expires_at: datetime | EllipsisType | None = ...,
+    ) -> Memory:
+        """Change fields of a memory; see `MemoryStore.update`."""
+        threads, store = self._open, self._store
+        change = store._check_change(id, content, metadata, importance, expires_at)
+        change = await threads.encode(store._encode_change, change)
+        return await threads.work(store._update, change)
+
+    async def delete(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+    ) -> int:
+        """Delete memories; see `MemoryStore.delete`."""
+        return await self._open.work(self._store.delete, ids, where=where, namespace=namespace)
+
+    async def search(
+        self,
+        query: str | Sequence[float] | Vectors,
+        *,
+        limit: int = 10,
+        namespace: str | None = None,
+        where: Where | None = None,
+        mode: SearchMode = "dense",
+        min_score: float | None = None,
+    ) -> builtins.list[Hit]:
+        """Find the memories nearest in meaning; see `MemoryStore.search`."""
+        threads, store = self._open, self._store
+        question = await threads.encode(store._ask, query)
+        return await threads.work(
+            store._search,
+            question,
+            limit=limit,
+            namespace=namespace,
+            where=where,
+            mode=mode,
+            min_score=min_score,
+        )
+
+    async def list(
+        self,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Memory]:
+        """Read memories in the order in which they were added; see `MemoryStore.list`."""
+        return await self._open.work(
+            self._store.list, where=where, namespace=namespace, after=after, limit=limit
+        )
+
+    async def count(self, *, where: Where | None = None, namespace: str | None = None) -> int:
+        """Count memories; see `MemoryStore.count`."""
+        return await self._open.work(self._store.count, where=where, namespace=namespace)
+
+    async def stats(self) -> Stats:
+        """Count what the store holds; see `MemoryStore.stats`."""
+        return await self._open.work(self._store.stats)
+
+    async def check(self, *, repair: bool = False) -> Report:
+        """Compare everything that must agree; see `MemoryStore.check`."""
+        return await self._open.work(self._store.check, repair=repair)
+
+    async def reindex(
+        self, model: str | None = None, *, progress: ProgressCallback | None = None
+    ) -> ReindexReport:
+        """Embed what is pending, or change the model; see `MemoryStore.reindex`.
+
+        `progress` is called on a worker thread.
+        """
+        return await self._open.work(self._store.reindex, model, progress=progress)
+
+
+class _Threads:
+    """Where the work is done: one thread that encodes, a few that read and write."""
+
+    def __init__(self) -> None:
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="kronos-encode")
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="kronos-work")
+
+    async def encode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function on the thread that encodes."""
+        return await self._run(self._encoder, functools.partial(function, *args, **kwargs))
+
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function on a worker thread."""
+        return await self._run(self._workers, functools.partial(function, *args, **kwargs))
+
+    async def _run(self, executor: Executor, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, function)
+
+    def shutdown(self) -> None:
+        """Let the threads end."""
+        self._encoder.shutdown(wait=False)
+        self._workers.shutdown(wait=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A call of `add`, waiting for its batch to be written."""
+
+    batch: Batch
+    done: asyncio.Future[list[str]]
+
+    def settle(self, outcome: list[str] | Exception) -> None:
+        """Give the call its ids or its error, unless it was cancelled meanwhile."""
+        if self.done.cancelled():
+            return
+        if isinstance(outcome, Exception):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
+class _Coalescer:
+    """Lets `add` calls that are under way at once share an encoding and a transaction.
+
+    The first call starts a flush at once; calls that come while it encodes and writes wait
+    in the queue and go together in the next one. Each call's batch is written whole or not at all,
+    also when another call's is refused.
+    """
+
+    def __init__(self, store: MemoryStore, threads: _Threads) -> None:
+        self._store = store
+        self._threads = threads
+        self._queue: deque[_Waiting] = deque()
+        self._flushing: asyncio.Task[None] | None = None
+
+    async def add(self, batch: Batch) -> list[str]:
+        """Write a batch: its ids."""
+        done: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(batch, done))
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+        return await done
+
+    async def drain(self) -> None:
+        """Wait until nothing is under way."""
+        while self._flushing is not None:
+            await asyncio.shield(self._flushing)
+
+    async def _flush(self) -> None:
+        try:
+            while self._queue:
+                await self._write(self._take())
+        finally:
+            self._flushing = None
+
+    def _take(self) -> list[_Waiting]:
+        """The next calls, up to a batch's worth of records."""
+        taken: list[_Waiting] = []
+        records = 0
+        while self._queue and records < _RECORDS_AT_ONCE:
+            waiting = self._queue.popleft()
+            if not waiting.done.cancelled():  # cancelled while it waited: not done at all
+                taken.append(waiting)
+                records += len(waiting.batch.records)
+        return taken
+
+    async def _write(self, calls: list[_Waiting]) -> None:
+        try:
+            await self._threads.encode(self._store._encode, [call.batch for call in calls])
+            outcomes = await self._threads.work(self._store._commit, [call.batch for call in calls])
+        except Exception as exc:
+            await self._fail(calls, exc)
+        except BaseException:  # the event loop is ending
+            for call in calls:
+                call.done.cancel()
+            raise
+        else:
+            for call, outcome in zip(calls, outcomes, strict=True):
+                call.settle(outcome)
+
+    async def _fail(self, calls: list[_Waiting], exc: Exception) -> None:
+        # One text that cannot be embedded must not fail the calls that shared its batch. A write
+        # that failed was undone whole, so to try each call alone is safe in every case.
+        if len(calls) == 1:
+            calls[0].settle(exc)
+            return
+        for call in calls:
+            await self._write([call])
+
+
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    # StopIteration cannot be raised into a future.
+    return next(batches, None)

@@ -1,0 +1,1 @@
+"""From a question to the keys that may answer it."""

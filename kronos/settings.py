@@ -1,0 +1,152 @@
+"""Settings, where a store lies, and the only reader of the environment.
+
+Every option that is no argument of `KronosMemory` is a field of `Settings`; `Settings.from_env`
+reads the same fields from variables named `KRONOS_<FIELD>`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kronos.errors import ConfigurationError
+from kronos.types import Durability
+
+DEFAULT_STORE = "./.kronos"
+_PREFIX = "KRONOS_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Options of a store that few programs change."""
+
+    durability: Durability = "full"
+    """"full": every acknowledged write survives a power cut. "normal": a power cut may cost the
+    last writes, a crash of the process none."""
+    busy_timeout_s: float = 5.0
+    """How long a writer waits for another one before `StoreBusyError`."""
+    batch_size: int = 1000
+    """Items that `add_many` commits at once, and texts that a reindex commits at once."""
+    encode_batch_size: int = 32
+    """Texts that a model reads at once; no part of what the vectors are."""
+    network_timeout_s: float = 0.8
+    """How long to look for a network before a missing model counts as not to be had."""
+    max_content_bytes: int = 16 * 2**20
+    """UTF-8 bytes of one text."""
+    max_metadata_bytes: int = 2**20
+    """Bytes of one memory's metadata as JSON."""
+    max_metadata_depth: int = 32
+    """Nesting of one memory's metadata."""
+
+    def __post_init__(self) -> None:
+        if self.durability not in ("full", "normal"):
+            raise ConfigurationError(
+                f'durability must be "full" or "normal", not {self.durability!r}',
+                field="durability",
+            )
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name != "durability" and not _is_positive_number(value):
+                raise ConfigurationError(
+                    f"{option.name} must be a positive number, not {value!r}", field=option.name
+                )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from `KRONOS_<FIELD>` variables; what is not set keeps its default.
+
+        Args:
+            environ: the variables; None means the process's own.
+
+        Raises:
+            ConfigurationError: a variable holds no valid value.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for option in fields(cls):
+            name = _PREFIX + option.name.upper()
+            if name in environ:
+                values[option.name] = _parse(name, environ[name], type(option.default))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a store's parts lie."""
+
+    database: Path
+    """The database file."""
+    folder: Path
+    """Where the index snapshots and the models are kept."""
+
+    @property
+    def index(self) -> Path:
+        """The folder of the index snapshots; deleting it loses nothing."""
+        return self.folder / "index"
+
+    @property
+    def models(self) -> Path:
+        """The folder of downloaded models; deleting it costs a download."""
+        return self.folder / "models"
+
+    @classmethod
+    def of(cls, storage_path: str | os.PathLike[str]) -> Location:
+        """Find the parts of a store from what a caller named.
+
+        Args:
+            storage_path: a folder, which holds `kronos.db`, `index/` and `models/`, or a SQLAlchemy
+                URL. For `sqlite:///notes.db` the other parts lie in `notes.db-kronos/`.
+
+        Raises:
+            ConfigurationError: the path is empty, holds NUL, or the URL names no database file.
+        """
+        text = os.fspath(storage_path)
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            raise ConfigurationError(
+                f"storage_path must be a folder or a SQLAlchemy URL, not {storage_path!r}",
+                field="storage_path",
+            )
+        if "://" in text:
+            return cls._of_url(text)
+        folder = Path(text).expanduser().absolute()
+        return cls(database=folder / "kronos.db", folder=folder)
+
+    @classmethod
+    def _of_url(cls, url: str) -> Location:
+        scheme, _, rest = url.partition("://")
+        if not scheme.startswith("sqlite"):
+            raise ConfigurationError(
+                f"the database {scheme!r} is not supported yet: give a folder or a sqlite:/// URL",
+                field="storage_path",
+            )
+        name = rest.removeprefix("/").partition("?")[0]
+        if not name or name == ":memory:":
+            raise ConfigurationError(
+                f"{url!r} names no file, and a store must outlive its process: give a folder",
+                field="storage_path",
+            )
+        database = Path(name).absolute()
+        return cls(database=database, folder=database.with_name(database.name + "-kronos"))
+
+
+def default_store(environ: Mapping[str, str] | None = None) -> str:
+    """The store that commands use when none is named: `KRONOS_STORE`, else `./.kronos`."""
+    environ = os.environ if environ is None else environ
+    return environ.get(_PREFIX + "STORE") or DEFAULT_STORE
+
+
+def _is_positive_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"{name} must be {'a whole number' if kind is int else 'a number'}, not {text!r}",
+            field=name,
+        ) from exc

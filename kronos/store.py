@@ -1,0 +1,696 @@
+"""MemoryStore: the store, synchronous. It joins the parts and owns no rule of theirs.
+
+A text's way in: checked, embedded outside any transaction, then written with its vector and its seq
+in one. A question's way: embedded, then in one read transaction the index catches up, ranks, and
+the hits are read from SQL. `KronosMemory` drives the same phases (`_prepare`, `_encode`, `_commit`,
+`_ask`, `_search`) on threads of its own.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from types import EllipsisType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from kronos import doctor, intake
+from kronos.db import schema
+from kronos.db.engine import Database
+from kronos.embedding.service import EmbeddingService
+from kronos.errors import (
+    ConfigurationError,
+    InputError,
+    KronosError,
+    NotFoundError,
+    StoreClosedError,
+)
+from kronos.repository import Batch, Condition, Repository
+from kronos.search.filters import compile_filter
+from kronos.search.plan import allowed_keys
+from kronos.serving import Serving, Settler
+from kronos.settings import Location, Settings
+from kronos.types import Hit, Memory, Progress, ReindexReport, Report, Stats
+from kronos.validation import (
+    Item,
+    check_content,
+    check_id,
+    check_importance,
+    check_limit,
+    check_metadata,
+    check_namespace,
+    check_number,
+    check_scope,
+    check_time,
+    hash_content,
+)
+
+if TYPE_CHECKING:
+    from kronos.types import (
+        Embedder,
+        Metadata,
+        OnConflict,
+        OnModelChange,
+        ProgressCallback,
+        SearchMode,
+        Vectors,
+        Where,
+    )
+
+
+def utc_now() -> datetime:
+    """The time, UTC."""
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """New values of a memory's columns; for a new text its vector, and who made it."""
+
+    id: str
+    values: dict[str, Any]
+    vector: Vectors | None = None
+    serving: Serving | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query, its vector, and who made the vector."""
+
+    query: str | Sequence[float] | Vectors
+    vector: Vectors
+    serving: Serving
+
+
+class MemoryStore:
+    """A store of memories that are found by meaning.
+
+    Threads may share one store. `MemoryStore.open` opens it at once; as a context manager it closes
+    itself.
+
+    Args:
+        storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
+        namespace: the store's own namespace, which calls mean that name none.
+        embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
+            lexical hash embedder, or None for a store of vectors that are handed in.
+        embedder: an object with the `Embedder` protocol, in place of `embedding_model`.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
+            width is its own.
+        on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes
+            them anew before the store opens; "error" raises `EmbedderMismatchError`.
+        strict: raise `ModelLoadError` where the hash fallback would take over.
+        settings: further options; None reads them from the environment.
+        migrate: upgrade a database of an older Kronos, after a backup.
+        clock: the time, UTC; for tests.
+    """
+
+    def __init__(
+        self,
+        storage_path: str | os.PathLike[str],
+        *,
+        namespace: str = "default",
+        embedding_model: str | None = "mini",
+        embedder: Embedder | None = None,
+        device: str = "auto",
+        embedding_dim: int = 384,
+        on_model_change: OnModelChange = "rebuild",
+        strict: bool = False,
+        settings: Settings | None = None,
+        migrate: bool = False,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        if on_model_change not in ("rebuild", "error"):
+            raise ConfigurationError(
+                f'on_model_change must be "rebuild" or "error", not {on_model_change!r}',
+                field="on_model_change",
+            )
+        self.location = Location.of(storage_path)
+        self.namespace = check_namespace(namespace)
+        self._model = embedding_model
+        self._embedder = embedder
+        self._device = device
+        self._embedding_dim = check_limit(embedding_dim, field="embedding_dim")
+        self._on_model_change: OnModelChange = on_model_change
+        self._strict = strict
+        self._settings = Settings.from_env() if settings is None else settings
+        self._migrate = migrate
+        self._clock = clock
+        self._database: Database | None = None
+        self._current: Serving | None = None
+        # Held by every writer of this process, and while another space takes over.
+        self._writing = threading.RLock()
+
+    # -- Opening and closing --------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        storage_path: str | os.PathLike[str],
+        *,
+        progress: ProgressCallback | None = None,
+        **options: Any,
+    ) -> MemoryStore:
+        """Open a store.
+
+        Args:
+            storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
+            progress: called while vectors are made anew after a model change.
+            **options: as for the class.
+
+        Raises:
+            SchemaOutdatedError: the database is older than this Kronos, and `migrate` is not set.
+            SchemaTooNewError: the database is newer.
+            EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
+                "error".
+            ModelLoadError: the model cannot be had, and `strict` is set.
+        """
+        store = cls(storage_path, **options)
+        store.connect(progress=progress)
+        return store
+
+    def connect(self, *, progress: ProgressCallback | None = None) -> None:
+        """Open the store; does nothing when it is open. Raises as `open` does."""
+        with self._writing:
+            if self._database is not None:
+                return
+            database = Database(self.location.database, self._settings)
+            try:
+                schema.prepare(database, migrate=self._migrate)
+                self._current = self._settler(database).settle(
+                    self._own_embedder(),
+                    alias=None if self._embedder else self._model,
+                    embedding_dim=self._embedding_dim,
+                    on_model_change=self._on_model_change,
+                    progress=progress,
+                )
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+
+    def _load(self, model: str, *, strict: bool) -> EmbeddingService:
+        service = EmbeddingService(
+            model,
+            device=self._device,
+            cache_dir=self.location.models,
+            embedding_dim=self._embedding_dim,
+            strict=strict,
+            settings=self._settings,
+        )
+        service.load()
+        return service
+
+    def _own_embedder(self) -> Embedder | None:
+        if self._embedder is not None:
+            return self._embedder
+        return None if self._model is None else self._load(self._model, strict=self._strict)
+
+    def _settler(self, database: Database) -> Settler:
+        return Settler(
+            database,
+            self.location.index,
+            self._device,
+            self._settings.batch_size,
+            self._clock,
+        )
+
+    def close(self) -> None:
+        """Save the index and close; does nothing when the store is closed."""
+        with self._writing:
+            database, self._database = self._database, None
+            serving, self._current = self._current, None
+            if database is None or serving is None:
+                return
+            try:
+                serving.replica.save()
+            finally:
+                database.close()
+
+    def __enter__(self) -> MemoryStore:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _serving(self) -> Serving:
+        if self._database is None or self._current is None:
+            raise StoreClosedError
+        return self._current
+
+    @property
+    def _open_database(self) -> Database:
+        if self._database is None:
+            raise StoreClosedError
+        return self._database
+
+    @contextmanager
+    def _reader(self) -> Iterator[Repository]:
+        with self._open_database.read() as connection:
+            yield Repository(connection, self._clock())
+
+    @contextmanager
+    def _writer(self) -> Iterator[Repository]:
+        with self._writing, self._open_database.write() as connection:
+            repository = Repository(connection, self._clock())
+            if not self._serving.is_current(repository.pulse()):
+                raise self._serving.moved_error()
+            yield repository
+
+    # -- Adding ---------------------------------------------------------------------------------
+
+    def add(
+        self,
+        content: str,
+        *,
+        metadata: Metadata | None = None,
+        namespace: str | None = None,
+        importance: float = 0.5,
+        parent_id: str | None = None,
+        expires_at: datetime | None = None,
+        id: str | None = None,
+        on_conflict: OnConflict = "error",
+    ) -> str:
+        """Store one memory; it is durable and searchable when this returns.
+
+        Args:
+            content: the text.
+            metadata: a JSON object.
+            namespace: None is the store's own.
+            importance: 0..1.
+            parent_id: the id of the memory that this one came from.
+            expires_at: timezone-aware; from then on the memory is never returned.
+            id: None makes a new UUID.
+            on_conflict: for an id that exists: "error", "replace" or "ignore".
+
+        Returns:
+            The memory's id.
+
+        Raises:
+            InputError: an argument is refused; its `field` names it.
+            DuplicateIdError: the id exists and `on_conflict` is "error".
+        """
+        item = {
+            "content": content,
+            "metadata": metadata,
+            "namespace": namespace,
+            "importance": importance,
+            "parent_id": parent_id,
+            "expires_at": expires_at,
+            "id": id,
+        }
+        return self._add(self._prepare(item, on_conflict))[0]
+
+    def add_many(
+        self,
+        items: Iterable[Item],
+        *,
+        on_conflict: OnConflict = "error",
+        progress: ProgressCallback | None = None,
+    ) -> builtins.list[str]:
+        """Store many memories, `settings.batch_size` of them in a transaction.
+
+        Args:
+            items: texts, `NewMemory` objects or dicts with their fields; read as they are needed.
+            on_conflict: for an id that exists: "error", "replace" or "ignore".
+            progress: called after every batch.
+
+        Returns:
+            The ids, in the order of the items.
+
+        Raises:
+            InputError: an item is refused. Batches before its own are stored, its own is not.
+            DuplicateIdError: an id exists and `on_conflict` is "error"; likewise.
+        """
+        ids: builtins.list[str] = []
+        for batch in self._batches(items, on_conflict):
+            ids += self._add(batch)
+            if progress is not None:
+                progress(Progress(len(ids), None))
+        return ids
+
+    def _prepare(self, item: Item, on_conflict: OnConflict) -> Batch:
+        return intake.prepare(
+            [item],
+            on_conflict,
+            space=self._serving.space,
+            namespace=self.namespace,
+            settings=self._settings,
+        )
+
+    def _batches(self, items: Iterable[Item], on_conflict: OnConflict) -> Iterator[Batch]:
+        return intake.batches(
+            items,
+            on_conflict,
+            space=self._serving.space,
+            namespace=self.namespace,
+            settings=self._settings,
+        )
+
+    def _encode(self, batches: Sequence[Batch]) -> None:
+        self._serving.encode(batches)
+
+    def _commit(self, batches: Sequence[Batch]) -> builtins.list[builtins.list[str] | KronosError]:
+        """Write embedded batches in one transaction; each one's ids, or why it was refused."""
+        with self._writing:
+            serving = self._serving
+            moved = [batch for batch in batches if batch.space.id != serving.space.id]
+            if moved:  # another space took over since these were embedded
+                serving.encode(moved)
+            with self._writer() as repository:
+                return [*repository.add(batches, serving.space)]
+
+    def _add(self, batch: Batch) -> builtins.list[str]:
+        self._encode([batch])
+        (outcome,) = self._commit([batch])
+        if isinstance(outcome, KronosError):
+            raise outcome
+        return outcome
+
+    # -- Reading --------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Memory:
+        """Read a memory.
+
+        Raises:
+            NotFoundError: no live memory has this id.
+        """
+        memory = self.find(id)
+        if memory is None:
+            raise NotFoundError(f"no memory has the id {id!r}")
+        return memory
+
+    def find(self, id: str) -> Memory | None:
+        """Read a memory, or None when no live memory has this id."""
+        id = check_id(id)
+        with self._reader() as repository:
+            return repository.find(id)
+
+    def list(
+        self,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Memory]:
+        """Read memories in the order in which they were added.
+
+        Args:
+            where: a filter on the metadata.
+            namespace: this one and all below it; None is the store's own, "*" every one.
+            after: the last id of the page before.
+            limit: how many at most.
+
+        Raises:
+            NotFoundError: no memory has the id `after`.
+            FilterError: the filter cannot be understood.
+        """
+        scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
+        after = None if after is None else check_id(after, field="after")
+        limit = check_limit(limit)
+        with self._reader() as repository:
+            return repository.page(scope, condition, after, limit)
+
+    def count(self, *, where: Where | None = None, namespace: str | None = None) -> int:
+        """Count memories; arguments as for `list`."""
+        scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
+        with self._reader() as repository:
+            return repository.count(scope, condition)
+
+    # -- Searching ------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: str | Sequence[float] | Vectors,
+        *,
+        limit: int = 10,
+        namespace: str | None = None,
+        where: Where | None = None,
+        mode: SearchMode = "dense",
+        min_score: float | None = None,
+    ) -> builtins.list[Hit]:
+        """Find the memories nearest in meaning.
+
+        Args:
+            query: a text, or a vector (dim,) of the active space.
+            limit: how many at most; that many come back when that many match.
+            namespace: this one and all below it; None is the store's own, "*" every one.
+            where: a filter on the metadata.
+            mode: "dense": by the cosine similarity of the vectors.
+            min_score: leave out hits that score lower.
+
+        Returns:
+            Hits, the best first.
+
+        Raises:
+            InputError: an argument is refused; its `field` names it.
+            NoEmbedderError: the query is a text, and the store has no embedder.
+            EmbedderMismatchError: another process has changed the store's model.
+        """
+        question = self._ask(query)
+        return self._search(
+            question,
+            limit=limit,
+            namespace=namespace,
+            where=where,
+            mode=mode,
+            min_score=min_score,
+        )
+
+    def _ask(self, query: str | Sequence[float] | Vectors) -> Question:
+        serving = self._serving
+        if isinstance(query, str):
+            check_content(query, self._settings.max_content_bytes, field="query")
+        return Question(query, serving.query_vector(query), serving)
+
+    def _search(
+        self,
+        question: Question,
+        *,
+        limit: int,
+        namespace: str | None,
+        where: Where | None,
+        mode: SearchMode,
+        min_score: float | None,
+    ) -> builtins.list[Hit]:
+        if mode != "dense":
+            raise InputError(f'mode must be "dense", not {mode!r}', field="mode")
+        limit = check_limit(limit)
+        floor = -math.inf if min_score is None else check_number(min_score, field="min_score")
+        scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
+        found = self._nearest(question, limit, scope, condition)
+        while found is None:  # the active space is not the one that the question was embedded for
+            question = self._ask_again(question)
+            found = self._nearest(question, limit, scope, condition)
+        name = question.serving.space.model
+        return [
+            Hit(memory, score, name, rank)
+            for rank, (memory, score) in enumerate(found)
+            if score >= floor
+        ]
+
+    def _nearest(
+        self, question: Question, limit: int, scope: str | None, condition: Condition | None
+    ) -> builtins.list[tuple[Memory, float]] | None:
+        serving = question.serving
+        with serving.replica.lock, self._reader() as repository:
+            pulse = repository.pulse()
+            if not serving.is_current(pulse):
+                return None
+            allowed = allowed_keys(repository, scope, condition)
+            return serving.replica.nearest(
+                repository, pulse.seq, question.vector, limit=limit, allowed=allowed
+            )
+
+    def _ask_again(self, question: Question) -> Question:
+        with self._writing:  # a switch in this process ends before we look
+            if self._serving is question.serving:
+                raise question.serving.moved_error()
+        return self._ask(question.query)
+
+    # -- Changing -------------------------------------------------------------------------------
+
+    def update(
+        self,
+        id: str,
+        *,
+        content: str | EllipsisType = ...,
+        metadata: Metadata | EllipsisType | None = ...,
+        importance: float | EllipsisType = ...,
+        expires_at: datetime | EllipsisType | None = ...,
+    ) -> Memory:
+        """Change fields of a memory; what is left out stays.
+
+        Args:
+            id: the memory's id.
+            content: a new text, which is embedded anew.
+            metadata: new metadata, in the place of all that was there.
+            importance: 0..1.
+            expires_at: timezone-aware; None for never.
+
+        Returns:
+            The memory as it is now.
+
+        Raises:
+            NotFoundError: no live memory has this id.
+            InputError: an argument is refused; its `field` names it.
+            NoEmbedderError: a new text, in a store without an embedder.
+        """
+        change = self._check_change(id, content, metadata, importance, expires_at)
+        return self._update(self._encode_change(change))
+
+    def _check_change(
+        self,
+        id: str,
+        content: str | EllipsisType,
+        metadata: Metadata | EllipsisType | None,
+        importance: float | EllipsisType,
+        expires_at: datetime | EllipsisType | None,
+    ) -> Change:
+        values: dict[str, Any] = {}
+        if content is not ...:
+            encoded = check_content(content, self._settings.max_content_bytes)
+            values |= {"content": content, "content_hash": hash_content(encoded)}
+        if metadata is not ...:
+            values["metadata"] = check_metadata(metadata, self._settings)
+        if importance is not ...:
+            values["importance"] = check_importance(importance)
+        if expires_at is not ...:
+            values["expires_at"] = check_time(expires_at, field="expires_at")
+        return Change(check_id(id), values)
+
+    def _encode_change(self, change: Change) -> Change:
+        """Embed a change's text, if it has one."""
+        if "content" not in change.values:
+            return change
+        serving = self._serving
+        return replace(change, serving=serving, vector=serving.embed([change.values["content"]]))
+
+    def _update(self, change: Change) -> Memory:
+        with self._writing:
+            if change.serving not in (None, self._serving):  # another space took over
+                change = self._encode_change(change)
+            with self._writer() as repository:
+                return repository.update(
+                    change.id, change.values, space=self._serving.space, vector=change.vector
+                )
+
+    def delete(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+    ) -> int:
+        """Delete memories, by id or by what they match.
+
+        Args:
+            ids: one id or several, anywhere in the store; unknown ones are passed over.
+            where: a filter on the metadata.
+            namespace: this one and all below it; None is the store's own, "*" every one.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            InputError: nothing names what to delete, or both ids and a filter do.
+        """
+        matching = where is not None or namespace is not None
+        if (ids is None) != matching:
+            raise InputError(
+                "delete takes either ids, or where and namespace (namespace='*' for everything)",
+                field="ids",
+            )
+        if ids is not None:
+            known = [check_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
+            with self._writer() as repository:
+                return repository.delete_ids(known)
+        scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
+        with self._writer() as repository:
+            return repository.delete_matching(scope, condition)
+
+    # -- The store itself -----------------------------------------------------------------------
+
+    def reindex(
+        self, model: str | None = None, *, progress: ProgressCallback | None = None
+    ) -> ReindexReport:
+        """Embed what is pending, or change the embedding model.
+
+        The new vectors are made beside the old ones in committed batches; searches and writes go on
+        meanwhile. An interrupted run goes on where it stopped.
+
+        Args:
+            model: a preset, a model's name, a folder or "hash"; None keeps the model.
+            progress: called after every committed batch.
+
+        Raises:
+            ModelLoadError: the model cannot be had; nothing was changed.
+            NoEmbedderError: no model is named, and the store has no embedder.
+            EmbeddingError: the embedder failed on a text; what was embedded before is kept.
+        """
+        serving = self._serving
+        embedder, alias = self._target(model)
+        settler = self._settler(self._open_database)
+        job = settler.job(embedder, alias=alias)
+        job.fill(progress)
+        with self._writing:  # this process's writers wait for the last few texts and the switch
+            report = job.run(activate=model is not None or not serving.stands_in, progress=progress)
+            if report.space.id != serving.space.id:
+                self._current = settler.serve(report.space, embedder)
+        return report
+
+    def _target(self, model: str | None) -> tuple[Embedder, str | None]:
+        if model is not None:
+            return self._load(model, strict=True), model
+        return self._serving.require_embedder("name a model"), self._serving.space.alias
+
+    def stats(self) -> Stats:
+        """Count what the store holds, and say who answers."""
+        serving = self._serving
+        with serving.replica.lock, self._reader() as repository:
+            return Stats(
+                store_id=repository.store_id(),
+                path=str(self.location.database),
+                memories=repository.count(),
+                seq=repository.pulse().seq,
+                embedder=None if serving.embedder is None else serving.space.model,
+                degraded=serving.degraded,
+                dim=serving.space.dim,
+                max_tokens=getattr(serving.embedder, "max_tokens", None),
+                spaces=tuple(repository.space_stats()),
+                index_size=len(serving.replica),
+                index_kind=serving.replica.kind,
+                database_bytes=self._open_database.size_bytes(),
+                schema=schema.current(self._open_database) or "",
+            )
+
+    def check(self, *, repair: bool = False) -> Report:
+        """Compare everything that must agree.
+
+        Args:
+            repair: mend what can be derived from the texts: the index, and vectors that do not fit.
+
+        Returns:
+            What is wrong, in words, and what of it was repaired.
+        """
+        serving = self._serving
+        problems = self._open_database.problems()
+        with self._writer() if repair else self._reader() as repository:
+            problems += doctor.misfit_vectors(repository, repair=repair)
+            problems += doctor.pending_memories(repository)
+        with serving.replica.lock, self._reader() as repository:
+            problems += doctor.wrong_index(repository, serving.replica, repair=repair)
+        return Report(tuple(problems))

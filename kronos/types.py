@@ -1,0 +1,274 @@
+"""The values that Kronos hands out and takes in: frozen, slotted, without behaviour of their own.
+
+Times are timezone-aware UTC datetimes. Vectors are float32 NumPy arrays of unit length. The two
+protocols, `Embedder` and `VectorIndex`, are the only plug points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
+    """(n, dim) or (dim,) float32."""
+    Keys: TypeAlias = NDArray[np.int64]
+    """(n,) int64: the integer keys under which memories stand in SQL and in every index."""
+
+JsonValue: TypeAlias = Any
+"""None, bool, int (64 bits), finite float, str, list or dict of these with str keys."""
+Metadata: TypeAlias = Mapping[str, JsonValue]
+Where: TypeAlias = Mapping[str, Any]
+OnConflict: TypeAlias = Literal["error", "replace", "ignore"]
+OnModelChange: TypeAlias = Literal["rebuild", "error"]
+Durability: TypeAlias = Literal["full", "normal"]
+SearchMode: TypeAlias = Literal["dense"]
+SpaceState: TypeAlias = Literal["building", "active", "retired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One stored record."""
+
+    id: str
+    """Unique in the whole store."""
+    namespace: str
+    """A `/`-separated path, such as "team/alice"."""
+    content: str
+    metadata: dict[str, JsonValue]
+    importance: float
+    """0..1."""
+    created_at: datetime
+    updated_at: datetime
+    parent_id: str | None = None
+    """The id of the memory this one came from; not checked to exist."""
+    expires_at: datetime | None = None
+    """From this moment on the memory is never returned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMemory:
+    """One record to be stored; everything but the content may be left out."""
+
+    content: str = field(kw_only=False)
+    id: str | None = None
+    """Left out: a new UUID."""
+    namespace: str | None = None
+    """Left out: the store's own."""
+    metadata: Metadata | None = None
+    importance: float = 0.5
+    parent_id: str | None = None
+    expires_at: datetime | None = None
+    embedding: Vectors | Sequence[float] | None = None
+    """(dim,) float, scaled to unit length on entry. It is taken as made by the store's embedder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result."""
+
+    memory: Memory
+    score: float
+    """Higher is better; cosine similarity, -1..1, for mode="dense"."""
+    embedder: str
+    """The name of the embedder that answered."""
+    rank: int
+    """0 for the best hit."""
+
+    @property
+    def id(self) -> str:
+        """The memory's id."""
+        return self.memory.id
+
+    @property
+    def content(self) -> str:
+        """The memory's content."""
+        return self.memory.content
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All vectors made by one fingerprint."""
+
+    id: int
+    fingerprint: str
+    model: str
+    """The embedder's resolved name, e.g. "sentence-transformers/all-MiniLM-L6-v2"."""
+    alias: str | None
+    """What the caller asked for, e.g. "mini"."""
+    dim: int
+    state: SpaceState
+    created_at: datetime
+    pruned_seq: int = 0
+    """Tombstones up to this seq are gone: an index that is older replays from zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceStats:
+    """A space and how far it has come."""
+
+    space: Space
+    vectors: int
+    """Memories whose vector in this space was made from their current text."""
+    pending: int
+    """Memories whose vector is missing or was made from an older text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a store holds and who answers."""
+
+    store_id: str
+    path: str
+    memories: int
+    seq: int
+    """The last committed change."""
+    embedder: str | None
+    """The name of the embedder that answers searches; None when vectors are handed in."""
+    degraded: str | None
+    """Why a fallback answers in the place of the model that was asked for; None when none does."""
+    dim: int
+    max_tokens: int | None
+    """Tokens of a text that the embedder reads; it drops the rest. None: no limit."""
+    spaces: tuple[SpaceStats, ...]
+    index_size: int
+    """Vectors in this process's index."""
+    index_kind: str
+    database_bytes: int
+    schema: str
+    """The database's Alembic revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that `check` found wrong."""
+
+    kind: str
+    detail: str
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found."""
+
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong, or all of it was repaired."""
+        return all(problem.repaired for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long operation has come."""
+
+    done: int
+    total: int | None
+    """None when the end is not known, e.g. for a stream of items."""
+
+
+class ProgressCallback(Protocol):
+    """Called after every committed batch, in the thread that works."""
+
+    def __call__(self, progress: Progress, /) -> object:
+        """Take the progress so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What a reindex did."""
+
+    space: Space
+    embedded: int
+    """Texts embedded by this run (earlier, interrupted runs not counted)."""
+    activated: bool
+    """True when this run made its space the active one."""
+    seconds: float
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors.
+
+    Rows must be float, finite and of non-zero length; Kronos scales them to unit length. Two
+    embedders whose vectors cannot be compared must have two fingerprints.
+    """
+
+    @property
+    def model_id(self) -> str:
+        """The embedder's name, for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this embedder from one whose vectors cannot be compared."""
+
+    @property
+    def dim(self) -> int:
+        """The width of a vector."""
+
+    def embed_documents(self, texts: Sequence[str], /) -> Vectors:
+        """Embed texts to be stored: (n, dim) float32."""
+
+    def embed_queries(self, texts: Sequence[str], /) -> Vectors:
+        """Embed questions: (n, dim) float32."""
+
+
+class VectorIndex(Protocol):
+    """A search structure over int64 keys and unit vectors. Not thread-safe; its owner locks.
+
+    The one contract for every kind is the conformance suite in `tests/index/`.
+    """
+
+    dim: int
+    kind: str
+    """A short name for people and for snapshot headers, e.g. "faiss-flat"."""
+
+    def __len__(self) -> int:
+        """The number of keys."""
+
+    def upsert(self, keys: Keys, vectors: Vectors) -> None:
+        """Set the vectors of keys.
+
+        Args:
+            keys: (n,) int64, distinct.
+            vectors: (n, dim) float32.
+
+        Raises:
+            DimensionMismatchError: the width is not `dim`.
+            VectorError: a value is NaN or inf, shapes do not agree, or a key occurs twice.
+        """
+
+    def remove(self, keys: Keys) -> int:
+        """Forget keys; unknown ones are passed over. Returns how many were held."""
+
+    def search(
+        self, queries: Vectors, k: int, *, allowed: Keys | None = None
+    ) -> tuple[Vectors, Keys]:
+        """Find the k nearest keys of each query by inner product.
+
+        Args:
+            queries: (n, dim) float32.
+            k: how many, at least 1.
+            allowed: (m,) int64; only these keys may be found. None: all.
+
+        Returns:
+            scores (n, k') float32, best first, and keys (n, k') int64, where
+            k' = min(k, keys that may be found).
+        """
+
+    def keys(self) -> Keys:
+        """All keys, in ascending order: (n,) int64."""
+
+    def vectors_of(self, keys: Keys) -> Vectors:
+        """The vectors of keys, all of which must be held: (n, dim) float32."""
+
+    def to_bytes(self) -> bytes:
+        """The index as bytes that the `from_bytes` of its own class reads."""

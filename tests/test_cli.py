@@ -1,0 +1,183 @@
+"""The commands, run as a user runs them: what they print, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kronos import MemoryStore
+
+MAIN = "from kronos.cli import main; main()"
+
+
+class Kronos:
+    """Runs the command in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("KRONOS_")},
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def __call__(self, *words: str, code: int = 0, stdin: str = "") -> str:
+        done = self.run(*words, stdin=stdin)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", MAIN, *words],
+            cwd=self.folder,
+            env=self.environ,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self(*words, "--json"))
+
+    def error(self, *words: str, code: int) -> str:
+        """What a failing command prints: one line on stderr, nothing on stdout."""
+        done = self.run(*words)
+        assert done.returncode == code, done.stderr
+        assert done.stdout == ""
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+
+@pytest.fixture
+def kronos(tmp_path: Path) -> Kronos:
+    return Kronos(tmp_path)
+
+
+def test_a_first_session(kronos: Kronos, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/boats.md").write_text("# Boats\n\nA ketch has two masts.\n")
+    (tmp_path / "notes/bread.txt").write_text("Rye bread needs a sour dough.\n")
+    imported = kronos.json("import", "notes", "--model", "hash")
+    assert imported == {"files": 2, "passages": 2, "added": 2}
+    assert kronos.json("import", "notes") == {"files": 2, "passages": 2, "added": 0}
+    assert (tmp_path / ".kronos/kronos.db").exists()
+
+    id = kronos("add", "The train to Lisbon leaves at nine.", "--metadata", '{"a": 1}').strip()
+    assert kronos.json("get", id)["metadata"] == {"a": 1}
+    assert "Lisbon" in kronos("get", id)
+
+    (best, *_) = kronos.json("search", "which boat has two masts?", "--limit", "2")
+    assert best["metadata"]["source"].endswith("boats.md")
+    assert best["embedder"] == "hash"
+    assert "boats.md:1" in kronos("search", "two masts", "-l", "1")
+    assert [h["id"] for h in kronos.json("search", "train", "--where", '{"a": 1}')] == [id]
+
+    assert len(kronos.json("list")) == 3
+    assert "Lisbon" in kronos("list", "--where", '{"a": {"$gte": 1}}')
+    assert kronos.json("info")["memories"] == 3
+    assert "3" in kronos("info")
+    assert kronos.json("delete", id) == {"deleted": 1}
+    assert kronos.error("get", id, code=1).endswith(f"no memory has the id '{id}'")
+
+
+def test_a_store_keeps_its_model_and_reindex_changes_it(kronos: Kronos) -> None:
+    kronos("add", "the cat sat on the mat", "--model", "hash")
+    kronos("add", "-", stdin="interest rates rose again")
+    assert kronos.json("search", "cat")[0]["embedder"] == "hash"
+    report = kronos.json("reindex", "--model", "mini")
+    assert (report["embedded"], report["activated"]) == (2, True)
+    best = kronos.json("search", "a kitten rested on the rug", "-l", "1")[0]
+    assert best["embedder"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert best["content"] == "the cat sat on the mat"
+    spaces = kronos.json("info")["spaces"]
+    assert [(s["space"]["alias"], s["space"]["state"]) for s in spaces] == [
+        ("hash", "retired"),
+        ("mini", "active"),
+    ]
+    assert kronos.json("reindex")["embedded"] == 0
+
+
+def test_a_model_that_cannot_be_had_is_one_warning_and_it_works(kronos: Kronos) -> None:
+    done = kronos.run("add", "the cat sat", "--model", "no-such/model")
+    assert done.returncode == 0
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("warning: ")
+    assert "no-such/model" in done.stderr
+    found = kronos.run("search", "cat", "--json")
+    assert [hit["embedder"] for hit in json.loads(found.stdout)] == ["hash"]
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_errors_are_one_line_and_a_code(kronos: Kronos, tmp_path: Path) -> None:
+    assert "no store" in kronos.error("search", "x", code=2)
+    assert "no store" in kronos.error("db", "upgrade", code=2)
+    assert "does not exist" in kronos.error("import", "nothing", code=2)
+    assert "No such option" in kronos.error("add", "x", "--colour", code=2)
+    assert "Missing argument" in kronos.error("add", code=2)
+    assert not (tmp_path / ".kronos").exists()
+    kronos("add", "x", "--model", "hash")
+    assert "blank" in kronos.error("add", " ", code=2)
+    assert "no JSON" in kronos.error("list", "--where", "{", code=2)
+    assert "no path" in kronos.error("list", "--where", """{"') OR 1=1 --": 1}""", code=2)
+    assert "number from 1 on" in kronos.error("list", "--limit", "0", code=2)
+    assert "ids" in kronos.error("delete", code=2)
+    assert "no-such/model" in kronos.error("reindex", "--model", "no-such/model", code=1)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/kronos.db").write_bytes(b"no database at all" * 100)
+    assert "broken" in kronos.error("info", "--store", "broken", code=1)
+    assert "Usage" in kronos("--help")
+    assert "Usage" in kronos()
+
+
+def test_the_store_is_named_by_option_or_environment(kronos: Kronos, tmp_path: Path) -> None:
+    kronos("add", "x", "--store", "here", "--model", "hash")
+    assert (tmp_path / "here/kronos.db").exists()
+    kronos.environ["KRONOS_STORE"] = "here"
+    assert len(kronos.json("list")) == 1
+    url = f"sqlite:///{tmp_path / 'single.db'}"
+    kronos("add", "x", "--store", url, "--model", "hash")
+    assert (tmp_path / "single.db").exists()
+    assert kronos.json("info", "--store", url)["memories"] == 1
+
+
+def test_the_schema_commands(kronos: Kronos, tmp_path: Path) -> None:
+    kronos("add", "kept", "--model", "hash")
+    head = kronos.json("db", "current")["revision"]
+    assert kronos.json("db", "history")[-1]["revision"] == head
+    assert kronos.json("db", "check") == {"ok": True}
+    report = kronos.json("db", "downgrade", "base")
+    assert (report["before"], report["after"]) == (head, None)
+    with MemoryStore.open(_restored(tmp_path, report["backup"]), embedding_model="hash") as store:
+        assert [memory.content for memory in store.list()] == ["kept"]
+    kronos.error("db", "check", code=1)
+    assert kronos.json("db", "upgrade")["after"] == head
+    assert kronos.json("db", "check") == {"ok": True}
+    kronos.error("db", "upgrade", "9999", code=2)
+
+
+def _restored(folder: Path, backup: str) -> Path:
+    (folder / "restored").mkdir()
+    Path(backup).rename(folder / "restored/kronos.db")
+    return folder / "restored"
+
+
+def test_a_closed_pipe_ends_quietly(kronos: Kronos) -> None:
+    kronos("add", "x" * 200, "--model", "hash")
+    command = f"{sys.executable} -c '{MAIN}' list --json | true"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=kronos.folder,
+        env=kronos.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,206 @@
+"""KronosMemory: the same verbs, on threads; concurrent adds share work; nothing is half done."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kronos import KronosMemory, MemoryStore
+from kronos.embedding.hashing import HashEmbedder
+from kronos.errors import (
+    ConfigurationError,
+    ContentError,
+    DuplicateIdError,
+    EmbeddingError,
+    StoreClosedError,
+)
+
+VERBS = [
+    "add", "add_many", "get", "find", "update", "delete", "search", "list", "count", "stats",
+    "check", "reindex", "connect", "close",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_both_facades_have_the_same_signatures(verb: str) -> None:
+    sync, asynchronous = getattr(MemoryStore, verb), getattr(KronosMemory, verb)
+    assert inspect.iscoroutinefunction(asynchronous)
+    assert inspect.signature(sync) == inspect.signature(asynchronous)
+
+
+def test_both_constructors_take_the_same_options() -> None:
+    sync = dict(inspect.signature(MemoryStore).parameters)
+    del sync["clock"]
+    assert sync == dict(inspect.signature(KronosMemory).parameters)
+
+
+class Counting(HashEmbedder):
+    """The hash embedder, slowed down; keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(dim=64)
+        self.calls: list[list[str]] = []
+        self.seconds = 0.0
+        self.poison: str | None = None
+
+    def embed_documents(self, texts: Sequence[str]) -> Any:
+        self.calls.append(list(texts))
+        time.sleep(self.seconds)
+        if self.poison in texts:
+            raise RuntimeError("this text cannot be embedded")
+        return super().embed_documents(texts)
+
+
+def test_all_verbs_work_together(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with KronosMemory(tmp_path, embedding_model="hash") as memory:
+            id = await memory.add("the cat sat on the mat", metadata={"a": 1})
+            more = await memory.add_many(["trains to Lisbon", {"content": "rye bread"}])
+            assert (await memory.get(id)).metadata == {"a": 1}
+            assert await memory.find("nobody") is None
+            assert [h.id for h in await memory.search("a cat on a mat", limit=1)] == [id]
+            assert await memory.count() == 3
+            assert [m.id for m in await memory.list()] == [id, *more]
+            assert (await memory.update(id, content="dogs bark")).content == "dogs bark"
+            assert (await memory.search("dogs bark"))[0].id == id
+            assert await memory.delete(more) == 2
+            assert (await memory.stats()).memories == 1
+            assert (await memory.check()).ok
+            assert (await memory.reindex()).embedded == 0
+
+    asyncio.run(scenario())
+
+
+def test_concurrent_adds_share_encodings_and_all_are_stored(tmp_path: Path) -> None:
+    embedder = Counting()
+    embedder.seconds = 0.02
+
+    async def scenario() -> None:
+        async with KronosMemory(tmp_path, embedder=embedder) as memory:
+            texts = [f"text number {i}" for i in range(64)]
+            ids = await asyncio.gather(*(memory.add(text) for text in texts))
+            assert [(await memory.get(id)).content for id in ids] == texts
+
+    asyncio.run(scenario())
+    assert len(embedder.calls) <= 3
+    assert sum(map(len, embedder.calls)) == 64
+
+
+def test_one_refused_call_leaves_the_calls_beside_it_alone(tmp_path: Path) -> None:
+    embedder = Counting()
+    embedder.poison = "poison"
+
+    async def scenario() -> None:
+        async with KronosMemory(tmp_path, embedder=embedder) as memory:
+            results = await asyncio.gather(
+                memory.add("one", id="x"),
+                memory.add("two", id="x"),
+                memory.add("poison"),
+                memory.add(" "),
+                memory.add("three"),
+                return_exceptions=True,
+            )
+            assert results[0] == "x"
+            assert isinstance(results[1], DuplicateIdError)
+            assert isinstance(results[2], EmbeddingError)
+            assert isinstance(results[3], ContentError)
+            assert [m.content for m in await memory.list()] == ["one", "three"]
+
+    asyncio.run(scenario())
+
+
+def test_encoding_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    embedder = Counting()
+    embedder.seconds = 0.5
+
+    async def scenario() -> float:
+        async with KronosMemory(tmp_path, embedder=embedder) as memory:
+            adding = asyncio.create_task(memory.add("slow"))
+            await asyncio.sleep(0.05)
+            assert await memory.count() == 0
+            longest, last = 0.0, time.perf_counter()
+            while not adding.done():
+                await asyncio.sleep(0.005)
+                longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+            return longest
+
+    assert asyncio.run(scenario()) < 0.3
+
+
+def test_a_cancelled_add_is_done_or_not_done(tmp_path: Path) -> None:
+    embedder = Counting()
+    embedder.seconds = 0.01
+
+    async def scenario() -> None:
+        async with KronosMemory(tmp_path, embedder=embedder) as memory:
+            tasks = []
+            for i in range(200):
+                tasks.append(asyncio.create_task(memory.add(f"text {i}", id=f"m{i}")))
+                if i % 7 == 0:
+                    await asyncio.sleep(0.003)
+                if i % 2:
+                    tasks[i - 1].cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            stored = {m.id for m in await memory.list(limit=1000)}
+            for i, result in enumerate(results):
+                if isinstance(result, str):
+                    assert f"m{i}" in stored
+                else:
+                    assert isinstance(result, asyncio.CancelledError)
+            assert {h.id for h in await memory.search("text", limit=1000)} == stored
+            assert (await memory.check()).ok
+
+    asyncio.run(scenario())
+
+
+def test_close_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    embedder = Counting()
+    embedder.seconds = 0.1
+
+    async def scenario() -> None:
+        memory = KronosMemory(tmp_path, embedder=embedder)
+        await memory.connect()
+        adding = asyncio.create_task(memory.add("kept"))
+        await asyncio.sleep(0.01)
+        await memory.close()
+        await memory.close()
+        id = await adding
+        with pytest.raises(StoreClosedError):
+            await memory.add("late")
+        with pytest.raises(StoreClosedError):
+            await memory.count()
+        async with KronosMemory(tmp_path, embedder=embedder) as again:
+            assert (await again.get(id)).content == "kept"
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_connect_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    async def scenario() -> None:
+        memory = KronosMemory(tmp_path / "file", embedding_model="hash")
+        with pytest.raises(ConfigurationError):
+            await memory.connect()
+        with pytest.raises(StoreClosedError):
+            await memory.count()
+
+    asyncio.run(scenario())
+
+
+def test_an_exception_inside_the_block_still_closes_the_store(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with KronosMemory(tmp_path, embedding_model="hash") as memory:
+            await memory.add("kept")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(scenario())
+    with MemoryStore.open(tmp_path, embedding_model="hash") as store:
+        assert store.count() == 1

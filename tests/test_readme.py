@@ -1,0 +1,59 @@
+"""The README's snippets run as they stand, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+OUTPUTS = ["Ada keeps bees on the roof.", "Standup is at half past nine.", ""]
+
+
+@pytest.mark.parametrize(("snippet", "output"), zip(SNIPPETS, OUTPUTS, strict=True))
+def test_a_snippet_runs_and_prints_what_it_says(tmp_path: Path, snippet: str, output: str) -> None:
+    if "import" not in snippet:
+        snippet = f"from kronos import KronosMemory\n{snippet}"
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert output in done.stdout
+
+
+def test_the_commands_named_are_those_that_exist() -> None:
+    from kronos.cli import app, db
+
+    def names(commands: object) -> set[str]:
+        return {c.name or c.callback.__name__ for c in commands}  # type: ignore[attr-defined]
+
+    (listed,) = re.findall(r"`kronos ([^`]*import \|[^`]*)` and `kronos db ([^`]*)`", README)
+    assert set(listed[0].split(" | ")) == names(app.registered_commands)
+    assert set(listed[1].split(" | ")) == names(db.registered_commands)
+
+
+def test_the_settings_named_are_those_that_exist() -> None:
+    from dataclasses import fields
+
+    from kronos import Settings
+
+    section = README.split("## Settings")[1].split("## ")[0]
+    named = set(re.findall(r"`([a-z_]+)`", section))
+    assert {field.name for field in fields(Settings)} <= named
+
+
+def test_the_presets_named_are_those_that_exist() -> None:
+    from kronos import EMBEDDING_MODELS
+
+    rows = re.findall(r"\| `(\w+)` \| (\S+) \| (\d+) \| (.*?) \| (.*?) \| (\d+) \|", README)
+    assert {
+        name: (model, int(dim), speed, quality, int(size))
+        for name, model, dim, speed, quality, size in rows
+    } == {
+        name: (model.name, model.dim, model.speed, model.quality, model.size_mb)
+        for name, model in EMBEDDING_MODELS.items()
+    }

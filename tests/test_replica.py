@@ -1,0 +1,217 @@
+"""The index follows SQL and is never trusted: any doubt ends in a replay, and a right answer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kronos import MemoryStore, NewMemory
+from kronos.errors import KronosWarning
+from tests.conftest import Opener
+
+DIM = 16
+COUNT = 1500  # enough to be worth a snapshot
+
+
+Rows = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def rows(count: int, seed: int = 0) -> Rows:
+    made: Rows = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+@pytest.fixture
+def open_vectors(open_store: Opener) -> Callable[[], MemoryStore]:
+    return lambda: open_store(embedding_model=None, embedding_dim=DIM)
+
+
+def fill(store: MemoryStore, count: int = COUNT, seed: int = 0) -> list[str]:
+    made = rows(count, seed)
+    return store.add_many(NewMemory(f"{seed}-{i}", embedding=row) for i, row in enumerate(made))
+
+
+def exact(store: MemoryStore, query: Rows) -> list[str]:
+    """The right answer, from the rows alone."""
+    found: list[tuple[float, str]] = []
+    with store._reader() as repository:
+        space = repository.active_space()
+        assert space is not None
+        for keys, vectors in repository.vectors_since(space, 0):
+            memories = repository.by_keys(keys)
+            scores = (vectors @ query).tolist()
+            found += [(s, memories[k].id) for s, k in zip(scores, keys.tolist(), strict=True)]
+    return [id for _, id in sorted(found, key=lambda pair: -pair[0])[:10]]
+
+
+def assert_right(store: MemoryStore) -> None:
+    for query in rows(5, seed=99):
+        assert [hit.id for hit in store.search(query)] == exact(store, query)
+
+
+def snapshots(store: MemoryStore) -> list[Path]:
+    return sorted(store.location.index.glob("*"))
+
+
+def saved(open_vectors: Callable[[], MemoryStore]) -> list[Path]:
+    with open_vectors() as store:
+        fill(store)
+        assert_right(store)
+    files = snapshots(store)
+    assert len(files) == 1
+    return files
+
+
+def test_a_snapshot_is_taken_up_and_the_tail_is_applied(
+    open_vectors: Callable[[], MemoryStore],
+) -> None:
+    saved(open_vectors)
+    with open_vectors() as store:
+        ids = fill(store, 20, seed=1)
+        store.delete(ids[:5])
+        assert_right(store)
+    with open_vectors() as store:
+        assert_right(store)
+        assert store.check().ok
+
+
+def test_a_small_change_writes_no_snapshot(open_vectors: Callable[[], MemoryStore]) -> None:
+    (before,) = saved(open_vectors)
+    with open_vectors() as store:
+        fill(store, 20, seed=1)
+        assert_right(store)
+    assert snapshots(store) == [before]
+
+
+def test_deleting_the_index_folder_loses_nothing(open_vectors: Callable[[], MemoryStore]) -> None:
+    saved(open_vectors)
+    with open_vectors() as store:
+        shutil.rmtree(store.location.index)
+        assert store.count() == COUNT
+        assert_right(store)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\x5a" * 5000)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def another_store(path: Path) -> None:
+    other = path.parents[2] / "other"
+    with MemoryStore.open(other, embedding_model=None, embedding_dim=DIM) as store:
+        fill(store, seed=7)
+        assert_right(store)
+    (theirs,) = snapshots(store)
+    shutil.copy(theirs, path)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, garbage, empty, another_store])
+def test_a_snapshot_that_is_not_ours_or_not_whole_is_replayed(
+    open_vectors: Callable[[], MemoryStore], damage: Callable[[Path], None]
+) -> None:
+    (path,) = saved(open_vectors)
+    damage(path)
+    with open_vectors() as store, pytest.warns(KronosWarning, match="rebuilt from the database"):
+        assert_right(store)
+    with open_vectors() as store:
+        assert_right(store)
+
+
+def test_a_database_restored_from_before_the_snapshot_is_replayed(
+    open_vectors: Callable[[], MemoryStore], tmp_path: Path
+) -> None:
+    with open_vectors() as store:
+        fill(store, 10, seed=3)
+    shutil.copy(store.location.database, tmp_path / "old.db")
+    saved(open_vectors)
+    shutil.copy(tmp_path / "old.db", store.location.database)
+    with open_vectors() as store:
+        with pytest.warns(KronosWarning, match="seq"):
+            assert_right(store)
+        assert store.count() == 10
+
+
+def test_a_snapshot_whose_count_disagrees_is_replayed(
+    open_vectors: Callable[[], MemoryStore],
+) -> None:
+    saved(open_vectors)
+    with open_vectors() as store:
+        replica = store._serving.replica
+        assert_right(store)
+        assert replica._index is not None
+        replica._index.remove(replica._index.keys()[:3])
+        replica._unsaved, replica._applied = 5000, replica._applied - 1
+        for path in snapshots(store):
+            path.unlink()
+    with open_vectors() as store, pytest.warns(KronosWarning, match="vectors"):
+        assert_right(store)
+
+
+def test_another_object_sees_every_commit_at_its_next_search(
+    open_vectors: Callable[[], MemoryStore],
+) -> None:
+    reader, writer = open_vectors(), open_vectors()
+    ids: list[str] = []
+    for seed in range(5):
+        ids += fill(writer, 30, seed=seed)
+        assert_right(reader)
+        writer.delete(ids.pop(0))
+        assert_right(reader)
+        assert {hit.id for hit in reader.search(rows(1)[0], limit=1000)} == set(ids)
+
+
+def test_check_names_and_mends_a_wrong_index(open_vectors: Callable[[], MemoryStore]) -> None:
+    store = open_vectors()
+    fill(store, 50)
+    assert_right(store)
+    replica = store._serving.replica
+    assert replica._index is not None
+    keys = replica._index.keys()
+    for spoil in (
+        lambda: replica._index.remove(keys[:2]),
+        lambda: replica._index.upsert(keys[:1], rows(1, seed=5)),
+        lambda: replica._index.upsert(keys[-1:] + 99, rows(1, seed=5)),
+    ):
+        spoil()
+        (problem,) = store.check().problems
+        assert (problem.kind, problem.repaired) == ("index", False)
+        report = store.check(repair=True)
+        assert report.ok
+        assert len(report.problems) == 1
+        assert store.check().problems == ()
+        assert_right(store)
+
+
+def test_check_finds_vectors_that_do_not_fit_and_makes_them_pending(open_store: Opener) -> None:
+    store = open_store()
+    store.add_many([f"text {i}" for i in range(5)])
+    with store._open_database.write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE vectors SET content_hash = x'00' WHERE memory_key = "
+            "(SELECT min(memory_key) FROM vectors)"
+        )
+    assert [problem.kind for problem in store.check().problems] == ["vectors"]
+    assert {problem.kind for problem in store.check(repair=True).problems} >= {"vectors"}
+    assert [problem.kind for problem in store.check().problems] == ["pending"]
+    assert store.reindex().embedded == 1
+    assert store.check().problems == ()
+    assert store.search("text 0")[0].content == "text 0"

@@ -1,0 +1,379 @@
+"""The verbs of the store: what they answer, and what they leave when they fail."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kronos import MemoryStore, NewMemory
+from kronos.errors import (
+    DuplicateIdError,
+    EmbedderMismatchError,
+    EmbeddingError,
+    InputError,
+    NoEmbedderError,
+    NotFoundError,
+    StoreClosedError,
+)
+from kronos.settings import Settings
+from tests.conftest import Clock, Opener
+
+TEXTS = [
+    "The cat sat on the mat by the door.",
+    "Interest rates rose again in the spring.",
+    "A recipe for sourdough bread with rye flour.",
+    "The train to Lisbon leaves at nine.",
+]
+
+
+def test_an_added_memory_is_read_and_found_with_all_its_fields(
+    store: MemoryStore, clock: Clock
+) -> None:
+    later = clock.now + timedelta(days=1)
+    parent = store.add("the parent")
+    id = store.add(
+        TEXTS[0],
+        id="cat",
+        metadata={"tags": ["pet"]},
+        namespace="home/pets",
+        importance=0.9,
+        parent_id=parent,
+        expires_at=later,
+    )
+    memory = store.get(id)
+    assert (memory.id, memory.namespace, memory.content) == ("cat", "home/pets", TEXTS[0])
+    assert (memory.metadata, memory.importance) == ({"tags": ["pet"]}, 0.9)
+    assert (memory.parent_id, memory.expires_at) == (parent, later)
+    assert (memory.created_at, memory.updated_at) == (clock.now, clock.now)
+    (hit,) = store.search("a cat on a mat", namespace="home", limit=1)
+    assert hit.memory == memory
+    assert (hit.rank, hit.embedder, hit.id, hit.content) == (0, "hash", "cat", TEXTS[0])
+
+
+def test_a_text_finds_itself_with_score_one(store: MemoryStore) -> None:
+    store.add_many(TEXTS)
+    for text in TEXTS:
+        best = store.search(text)[0]
+        assert best.content == text
+        assert best.score == pytest.approx(1, abs=1e-5)
+
+
+def test_hits_are_ordered_and_min_score_cuts_the_tail(store: MemoryStore) -> None:
+    store.add_many(TEXTS)
+    hits = store.search("the cat by the door")
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert [hit.rank for hit in hits] == list(range(len(TEXTS)))
+    assert store.search("the cat by the door", min_score=scores[1]) == hits[:2]
+
+
+def test_add_many_streams_and_keeps_the_order(open_store: Opener) -> None:
+    store = open_store(settings=Settings(batch_size=3))
+    seen: list[int] = []
+    ids = store.add_many(
+        (NewMemory(f"text number {i}", id=f"m{i}") for i in range(8)),
+        progress=lambda progress: seen.append(progress.done),
+    )
+    assert ids == [f"m{i}" for i in range(8)]
+    assert seen == [3, 6, 8]
+    assert [memory.id for memory in store.list()] == ids
+    assert store.add_many([]) == []
+
+
+def test_a_refused_item_keeps_its_whole_batch_out_and_earlier_batches_in(
+    open_store: Opener,
+) -> None:
+    store = open_store(settings=Settings(batch_size=3))
+    with pytest.raises(InputError) as caught:
+        store.add_many(["a", "b", "c", "d", " ", "f"])
+    assert caught.value.field == "items[4].content"
+    assert [memory.content for memory in store.list()] == ["a", "b", "c"]
+
+
+def test_an_id_that_exists_is_an_error_unless_allowed(store: MemoryStore, clock: Clock) -> None:
+    store.add("first", id="x")
+    created = clock.now
+    clock.tick(60)
+    with pytest.raises(DuplicateIdError):
+        store.add_many([NewMemory("other"), NewMemory("second", id="x")])
+    assert store.count() == 1
+    assert store.add("second", id="x", on_conflict="ignore") == "x"
+    assert store.get("x").content == "first"
+    assert store.add("third thing", id="x", namespace="n", on_conflict="replace") == "x"
+    memory = store.get("x")
+    assert (memory.content, memory.namespace) == ("third thing", "n")
+    assert (memory.created_at, memory.updated_at) == (created, clock.now)
+    assert [hit.content for hit in store.search("first", namespace="*")] == ["third thing"]
+
+
+def test_one_id_twice_in_a_call_follows_the_same_rule(store: MemoryStore) -> None:
+    twice = [NewMemory("one", id="x"), NewMemory("two", id="x")]
+    with pytest.raises(DuplicateIdError):
+        store.add_many(twice)
+    assert store.count() == 0
+    store.add_many(twice, on_conflict="ignore")
+    assert store.get("x").content == "one"
+    store.add_many(twice, on_conflict="replace")
+    assert store.get("x").content == "two"
+    assert store.count() == 1
+
+
+def test_update_changes_what_is_named_and_nothing_else(store: MemoryStore, clock: Clock) -> None:
+    store.add(TEXTS[0], id="x", metadata={"a": 1}, importance=0.3)
+    before = store.get("x")
+    clock.tick(5)
+    after = store.update("x", metadata={"b": 2})
+    assert after.metadata == {"b": 2}
+    assert (after.content, after.importance) == (before.content, 0.3)
+    assert (after.created_at, after.updated_at) == (before.created_at, clock.now)
+    assert store.get("x") == after
+
+
+def test_an_edited_text_is_found_by_its_new_words_only(store: MemoryStore) -> None:
+    store.add_many([NewMemory(text, id=str(i)) for i, text in enumerate(TEXTS)])
+    store.search("warm up the index")
+    store.update("0", content="Glaciers retreat in the Alps.")
+    assert store.search("glaciers in the alps")[0].id == "0"
+    assert store.search(TEXTS[0])[0].score < 0.99
+
+
+def test_a_memory_that_is_not_there_raises_and_writes_nothing(store: MemoryStore) -> None:
+    seq = store.stats().seq
+    with pytest.raises(NotFoundError):
+        store.get("nobody")
+    with pytest.raises(NotFoundError):
+        store.update("nobody", content="new text")
+    assert store.find("nobody") is None
+    assert store.delete("nobody") == 0
+    assert store.stats().seq == seq
+
+
+def test_deleted_memories_are_gone_from_every_verb(store: MemoryStore) -> None:
+    ids = store.add_many(TEXTS)
+    store.search("warm up the index")
+    assert store.delete(ids[:2]) == 2
+    assert store.count() == 2
+    assert store.find(ids[0]) is None
+    assert {hit.id for hit in store.search("the", limit=10)} == set(ids[2:])
+    assert store.delete(namespace="*") == 2
+    assert store.search("the") == []
+
+
+def test_delete_needs_to_be_told_what(store: MemoryStore) -> None:
+    ids = store.add_many(TEXTS)
+    for options in ({}, {"ids": ids[0], "where": {"a": 1}}, {"ids": [], "namespace": "x"}):
+        with pytest.raises(InputError):
+            store.delete(**options)
+    assert store.delete([]) == 0
+    assert store.count() == len(ids)
+
+
+def test_namespaces_hold_what_is_below_them_and_nothing_beside(open_store: Opener) -> None:
+    store = open_store(namespace="team")
+    names = ["team", "team/alice", "team/alice/notes", "team-b", "team0", "tea", "z"]
+    for name in names:
+        store.add(f"text of {name}", id=name, namespace=name)
+    store.add("text of nobody", id="own")
+
+    def seen(**options: Any) -> set[str]:
+        found = {memory.id for memory in store.list(**options)}
+        assert {hit.id for hit in store.search("text", limit=99, **options)} == found
+        assert store.count(**options) == len(found)
+        return found
+
+    assert seen() == {"team", "team/alice", "team/alice/notes", "own"}
+    assert seen(namespace="team/alice") == {"team/alice", "team/alice/notes"}
+    assert seen(namespace="team-b") == {"team-b"}
+    assert seen(namespace="*") == {*names, "own"}
+    assert seen(namespace="nothing") == set()
+    assert store.delete(namespace="team/alice") == 2
+    assert seen() == {"team", "own"}
+
+
+def test_ids_are_unique_in_the_whole_store(store: MemoryStore) -> None:
+    store.add("one", id="x", namespace="a")
+    with pytest.raises(DuplicateIdError):
+        store.add("two", id="x", namespace="b")
+
+
+def test_expired_memories_are_never_returned_and_never_cost_a_hit(
+    store: MemoryStore, clock: Clock
+) -> None:
+    soon = clock.now + timedelta(seconds=10)
+    store.add_many(NewMemory("the same words", id=f"old{i}", expires_at=soon) for i in range(30))
+    store.add_many(NewMemory(f"the same words {i}", id=f"new{i}") for i in range(5))
+    assert store.count() == 35
+    clock.tick(10)
+    assert {hit.id for hit in store.search("the same words", limit=5)} == {
+        f"new{i}" for i in range(5)
+    }
+    assert store.count() == 5
+    assert len(store.list()) == 5
+    assert store.find("old0") is None
+    with pytest.raises(NotFoundError):
+        store.update("old0", importance=1)
+    assert store.add("again", id="old0") == "old0"
+    assert store.get("old0").created_at == clock.now
+
+
+def test_pages_follow_each_other_without_gap_or_overlap(store: MemoryStore) -> None:
+    ids = store.add_many(f"text {i}" for i in range(25))
+    pages: list[str] = []
+    after: str | None = None
+    while page := store.list(after=after, limit=10):
+        pages += [memory.id for memory in page]
+        after = page[-1].id
+        store.add("written while paging", namespace="elsewhere")
+    assert pages == ids
+    with pytest.raises(NotFoundError):
+        store.list(after="nobody")
+
+
+def test_a_store_reopens_as_it_was(open_store: Opener, tmp_path: Path) -> None:
+    store = open_store()
+    store.add_many(TEXTS)
+    before = store.list()
+    hits = store.search("bread")
+    store.close()
+    store.close()
+    again = open_store()
+    assert again.list() == before
+    assert again.search("bread") == hits
+
+
+def test_a_closed_store_says_so(store: MemoryStore) -> None:
+    store.close()
+    for call in (
+        lambda: store.add("x"),
+        lambda: store.search("x"),
+        lambda: store.count(),
+        lambda: store.stats(),
+        lambda: store.reindex(),
+    ):
+        with pytest.raises(StoreClosedError):
+            call()
+
+
+def test_vectors_handed_in_are_found_by_vector(open_store: Opener) -> None:
+    store = open_store(embedding_model=None, embedding_dim=4)
+    rows = np.eye(4, dtype=np.float32)
+    store.add_many(NewMemory(f"axis {i}", embedding=row) for i, row in enumerate(rows))
+    hits = store.search([0.1, 0.9, 0.2, 0], limit=2)
+    assert [hit.content for hit in hits] == ["axis 1", "axis 2"]
+    assert hits[0].score == pytest.approx(0.9 / np.linalg.norm([0.1, 0.9, 0.2, 0]))
+    for call in (
+        lambda: store.search("a text"),
+        lambda: store.add("a text"),
+        lambda: store.update(hits[0].id, content="new"),
+        lambda: store.reindex(),
+    ):
+        with pytest.raises(NoEmbedderError):
+            call()
+    assert store.count() == 4
+    assert store.update(hits[0].id, metadata={"a": 1}).metadata == {"a": 1}
+
+
+class Reversed:
+    """A caller's own embedder: counts letters; can be told to fail."""
+
+    model_id = "letters"
+    dim = 26
+
+    def __init__(self, fingerprint: str = "letters-1") -> None:
+        self.fingerprint = fingerprint
+        self.fault: Any = None
+        self.texts: list[str] = []
+
+    def embed_documents(self, texts: Any) -> Any:
+        self.texts += texts
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        if self.fault is not None:
+            return self.fault
+        return [[text.lower().count(chr(97 + i)) + 0.01 for i in range(26)] for text in texts]
+
+    embed_queries = embed_documents
+
+
+def test_a_callers_own_embedder_works_everywhere(open_store: Opener) -> None:
+    embedder = Reversed()
+    with open_store(embedder=embedder) as store:
+        store.add_many(["zebra zoo", "apple", "apple"])
+        assert embedder.texts == ["zebra zoo", "apple"], "equal texts are embedded once"
+        hit = store.search("zz")[0]
+        assert (hit.content, hit.embedder) == ("zebra zoo", "letters")
+        stats = store.stats()
+        assert (stats.dim, stats.embedder) == (26, "letters")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("boom"),
+        np.zeros((1, 26)),
+        np.full((1, 26), np.nan),
+        np.ones((1, 25)),
+        np.ones((2, 26)),
+        "nonsense",
+    ],
+    ids=["raises", "zeros", "NaN", "narrow", "too many", "no array"],
+)
+def test_what_a_broken_embedder_returns_is_never_stored(open_store: Opener, fault: Any) -> None:
+    embedder = Reversed()
+    store = open_store(embedder=embedder)
+    embedder.fault = fault
+    with pytest.raises((EmbeddingError, InputError), match="letters"):
+        store.add("a text")
+    with pytest.raises((EmbeddingError, InputError), match="letters"):
+        store.search("a text")
+    embedder.fault = None
+    assert store.count() == 0
+    assert store.search("a text") == []
+
+
+def test_another_embedder_is_refused_when_told_to(open_store: Opener) -> None:
+    open_store(embedder=Reversed("letters-1")).add("a text")
+    with pytest.raises(EmbedderMismatchError, match="kronos reindex"):
+        open_store(embedder=Reversed("letters-2"), on_model_change="error")
+
+
+def test_sixteen_threads_share_a_store(store: MemoryStore) -> None:
+    failures: list[BaseException] = []
+
+    def work(name: int) -> None:
+        try:
+            for i in range(10):
+                id = store.add(f"thread {name} wrote number {i}", id=f"{name}-{i}")
+                assert store.search(f"thread {name} wrote number {i}", limit=3)
+                if i % 3 == 0:
+                    assert store.delete(id) == 1
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    kept = {f"{name}-{i}" for name in range(16) for i in range(10) if i % 3}
+    assert {memory.id for memory in store.list(limit=1000)} == kept
+    assert {hit.id for hit in store.search("thread wrote number", limit=1000)} == kept
+    assert store.check().ok
+
+
+def test_stats_count_and_name_who_answers(store: MemoryStore) -> None:
+    ids = store.add_many(TEXTS)
+    store.delete(ids[0])
+    stats = store.stats()
+    assert (stats.memories, stats.embedder, stats.degraded, stats.dim) == (3, "hash", None, 64)
+    (entry,) = stats.spaces
+    assert (entry.space.state, entry.space.alias) == ("active", "hash")
+    assert (entry.vectors, entry.pending) == (3, 0)
+    assert stats.database_bytes > 0
+    assert stats.seq == 5
