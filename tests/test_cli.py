@@ -103,7 +103,6 @@ def test_a_store_keeps_its_model_and_reindex_changes_it(kronos: Kronos) -> None:
         ("hash", "retired"),
         ("mini", "active"),
     ]
-    assert kronos.json("reindex")["embedded"] == 0
 
 
 def test_a_model_that_cannot_be_had_is_one_warning_and_it_works(kronos: Kronos) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 OUTPUTS = ["Ada keeps bees on the roof.", "Standup is at half past nine.", ""]
 
 
-@pytest.mark.parametrize(("snippet", "output"), zip(SNIPPETS, OUTPUTS, strict=True))
+@pytest.mark.parametrize(("snippet", "output"), list(zip(SNIPPETS, OUTPUTS, strict=True)))
 def test_a_snippet_runs_and_prints_what_it_says(tmp_path: Path, snippet: str, output: str) -> None:
     if "import" not in snippet:
         snippet = f"from kronos import KronosMemory\n{snippet}"
     done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert output in done.stdout

@@ -12,6 +12,7 @@ end large values are damped, so that no single word, and no collision, outweighs
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ _DAMPING = 2.0
 """In units of a vector's root mean square: about where damping sets in."""
 _CHARACTERS_AT_ONCE = 2**20
 """Texts are worked on together up to so many characters, which bounds the memory."""
-_TEXTS_AT_ONCE = 1024
+_TEXTS_AT_ONCE = 2048
 
 # Underscores part words, as code wants it. Longer runs are cut: a text may be one word of 10 MB.
 _WORDS = re.compile(r"[^\W_]{1,40}")
@@ -69,6 +70,11 @@ _AFFIX_PIECES = frozenset(
     le> ful ess ss> nce ce> men ter ver est st> ist ism ry> or> ar> ic> <re <co <de <in <un <pr
     <ex <di <st <se <ma""".split()
 )
+
+_WEIGHTS = {
+    **dict.fromkeys(_COMMON_WORDS, _COMMON_WEIGHT),
+    **dict.fromkeys(_FUNCTION_WORDS, _FUNCTION_WEIGHT),
+}
 
 _Floats: TypeAlias = NDArray[np.float64]
 _Hashes: TypeAlias = NDArray[np.uint64]
@@ -180,9 +186,9 @@ class _Features:
 
 
 def _features(words: list[str], dim: int) -> _Features:
-    weights = np.array([_weight(word) for word in words])
+    weights = np.fromiter((_WEIGHTS.get(word, 1.0) for word in words), np.float64, len(words))
     numbers = np.arange(len(words))
-    stems = np.array([_hash(_stem(word)) for word in words], np.uint64)
+    stems = np.fromiter(map(_stem_hash, words), np.uint64, len(words))
     owners, hashes, values = [], [], []
     for slot in range(_WORD_SLOTS):
         owners.append(numbers)
@@ -194,12 +200,6 @@ def _features(words: list[str], dim: int) -> _Features:
     values.append(weights[of_piece] * _PIECE_VALUE)
     slots, signs = _slots(np.concatenate(hashes), dim)
     return _Features(np.concatenate(owners), slots, np.concatenate(values) * signs, len(words))
-
-
-def _weight(word: str) -> float:
-    if word in _FUNCTION_WORDS:
-        return _FUNCTION_WEIGHT
-    return _COMMON_WEIGHT if word in _COMMON_WORDS else 1.0
 
 
 def _pieces(words: list[str]) -> tuple[_Indices, _Hashes]:
@@ -228,8 +228,9 @@ def _codes(text: str) -> _Hashes:
 _AFFIXES = _numbered(_codes("".join(_AFFIX_PIECES)), np.arange(0, 3 * len(_AFFIX_PIECES), 3))
 
 
-def _hash(word: str) -> int:
-    data = word.encode("utf-8", "surrogatepass")
+@functools.lru_cache(maxsize=2**16)
+def _stem_hash(word: str) -> int:
+    data = _stem(word).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
