@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]:
     """Find vectors that do not fit their space or their text; repaired, they are pending."""
-    for space in repository.spaces():
-        keys = repository.misfits(space)
+    for space in repository.spaces.all():
+        keys = repository.spaces.misfits(space)
         if len(keys):
             if repair:
-                repository.make_pending(space, keys)
+                repository.spaces.make_pending(space, keys)
             yield Problem(
                 "vectors",
                 f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text "
@@ -36,8 +36,8 @@ def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]
 
 def pending_memories(repository: Repository) -> Iterator[Problem]:
     """Find memories that searches miss because the active space has no vector of their text."""
-    space = repository.active_space()
-    pending = 0 if space is None else repository.pending_count(space.id)
+    space = repository.spaces.active()
+    pending = 0 if space is None else repository.spaces.pending_count(space.id)
     if space is not None and pending:
         yield Problem(
             "pending",
@@ -64,7 +64,7 @@ def _difference(repository: Repository, replica: Replica) -> str | None:
     index = replica.catch_up(repository, repository.pulse().seq)
     held = index.keys()
     seen = 0
-    for keys, rows in repository.vectors_since(replica.space, 0):
+    for keys, rows in repository.spaces.vectors_since(replica.space, 0):
         if not np.isin(keys, held).all():
             return "the index misses vectors that the database holds"
         if not np.array_equal(index.vectors_of(keys), rows):

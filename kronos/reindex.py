@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kronos.embedding.checked import embed_documents
-from kronos.repository import Pending, Repository
+from kronos.repository import Repository
+from kronos.spaces import Pending
 from kronos.types import Progress, ReindexReport
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ReindexJob:
 
     def _count_pending(self) -> int:
         with self.database.read() as connection:
-            return Repository(connection, self.clock()).pending_count(self.space.id)
+            return Repository(connection, self.clock()).spaces.pending_count(self.space.id)
 
     def _sweep(self) -> Iterator[int]:
         """Go through the pending memories once, by key; yields how many each batch stored."""
@@ -85,24 +86,28 @@ class ReindexJob:
     def _pending(self, after: int) -> list[Pending]:
         with self.database.read() as connection:
             repository = Repository(connection, self.clock())
-            return repository.pending(self.space.id, after=after, limit=self.batch_size)
+            return repository.spaces.pending(self.space.id, after=after, limit=self.batch_size)
 
     def _embed_and_store(self, batch: Sequence[Pending]) -> int:
         rows = embed_documents(self.embedder, [item.content for item in batch])
         with self.database.write() as connection:
-            return Repository(connection, self.clock()).store_vectors(self.space, batch, rows)
+            return Repository(connection, self.clock()).spaces.store_vectors(
+                self.space, batch, rows
+            )
 
     def _finish(self, activate: bool) -> bool:
         """Embed the few last texts and switch, in one transaction; False when many are pending."""
         with self.database.write() as connection:
             repository = Repository(connection, self.clock())
-            pending = repository.pending_count(self.space.id)
+            pending = repository.spaces.pending_count(self.space.id)
             if pending > _LAST_TEXTS:
                 return False
-            rest = repository.pending(self.space.id, after=0, limit=pending) if pending else []
+            rest = (
+                repository.spaces.pending(self.space.id, after=0, limit=pending) if pending else []
+            )
             rows = embed_documents(self.embedder, [item.content for item in rest])
-            stored = repository.store_vectors(self.space, rest, rows)
+            stored = repository.spaces.store_vectors(self.space, rest, rows)
             if activate and self.space.state != "active":
-                self.space = repository.activate(self.space)
+                self.space = repository.spaces.activate(self.space)
         self.embedded += stored
         return True

@@ -78,10 +78,10 @@ class Replica:
         return self._index
 
     def _apply(self, index: VectorIndex, repository: Repository) -> None:
-        gone = repository.tombstones_since(self.space.id, self._applied)
+        gone = repository.spaces.tombstones_since(self.space.id, self._applied)
         self._unsaved += len(gone)
         index.remove(gone)
-        for keys, rows in repository.vectors_since(self.space, self._applied):
+        for keys, rows in repository.spaces.vectors_since(self.space, self._applied):
             index.upsert(keys, rows)
             self._unsaved += len(keys)
 
@@ -151,7 +151,7 @@ class Replica:
             index = _index_class().from_bytes(payload, self.space.dim, device=self._device)
             self._applied = header.seq
             self._apply(index, repository)
-            count = repository.vector_count(self.space.id)
+            count = repository.spaces.vector_count(self.space.id)
             if len(index) != count:
                 raise SnapshotError(f"the index holds {len(index)} vectors, the database {count}")
         except SnapshotError as exc:

@@ -1,15 +1,15 @@
-"""The rows and their laws: memories, spaces, vectors, tombstones, the seq.
+"""The memories: how they are read, written, replaced and deleted, together with their vectors.
 
 A `Repository` speaks over one open transaction and never begins or ends it: who opened the
-transaction ends it. It owns the dimension rule (a vector is as wide as its space, and finite) and
-the rule that a vector stands in a space only while it was made from its memory's current text.
+transaction ends it. What is written whole (a batch, an edit, a delete) takes its seq here and
+leaves no vector of an older text in any space; the spaces are in `Repository.spaces`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,16 +24,15 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
 )
 
 from kronos.db.tables import memories, spaces, store, tombstones, vectors
-from kronos.db.vectors import from_rows, to_bytes
-from kronos.errors import DimensionMismatchError, DuplicateIdError, NotFoundError, VectorError
-from kronos.types import Memory, OnConflict, Space, SpaceStats
+from kronos.errors import DuplicateIdError, NotFoundError
+from kronos.spaces import Spaces, checked_blobs, next_seqs, parts
+from kronos.types import Memory, OnConflict, Space
 from kronos.validation import Record, to_datetime, to_microseconds
 
 if TYPE_CHECKING:
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 Condition: TypeAlias = ColumnElement[bool]
 """A boolean SQL expression over `memories`, as `kronos.search.filters` makes them."""
 
-# SQLite binds at most 32,766 values to a statement; smaller lists compile faster.
-_IDS_A_STATEMENT = 1000
-_ROWS_A_FETCH = 10_000
 _MEMORY = (
     memories.c.key,
     memories.c.id,
@@ -72,15 +68,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A memory whose vector is missing in some space."""
-
-    key: int
-    content: str
-    content_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Pulse:
     """What an open store compares to learn that something changed."""
 
@@ -104,6 +91,7 @@ class Repository:
     def __init__(self, connection: Connection, now: datetime) -> None:
         self._connection = connection
         self._now = to_microseconds(now)
+        self.spaces = Spaces(connection, self._now)
 
     # -- The store ------------------------------------------------------------------------------
 
@@ -115,11 +103,6 @@ class Repository:
         """The last seq and the active space."""
         seq, active = self._connection.execute(_PULSE).one()
         return Pulse(seq, active)
-
-    def _next_seqs(self, count: int) -> range:
-        statement = update(store).values(seq=store.c.seq + count).returning(store.c.seq)
-        last = self._connection.execute(statement).scalar_one()
-        return range(last - count + 1, last + 1)
 
     # -- Memories: reading ----------------------------------------------------------------------
 
@@ -133,7 +116,7 @@ class Repository:
     def by_keys(self, keys: Keys) -> dict[int, Memory]:
         """The live memories among these keys."""
         found: dict[int, Memory] = {}
-        for part in _parts(keys.tolist()):
+        for part in parts(keys.tolist()):
             rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._now})
             found.update((row[0], _memory(row)) for row in rows)
         return found
@@ -214,17 +197,7 @@ class Repository:
     def _blobs(self, batch: Batch, space: Space) -> list[bytes]:
         if batch.vectors is None or batch.space.id != space.id:
             raise AssertionError("a batch must be embedded in the space it is written to")
-        return self._checked_blobs(batch.vectors, space)
-
-    def _checked_blobs(self, rows: Vectors, space: Space) -> list[bytes]:
-        if rows.ndim != 2 or rows.shape[1] != space.dim:
-            raise DimensionMismatchError(
-                f"expected vectors {space.dim} wide for space {space.id} ({space.model}), got "
-                f"shape {rows.shape}; change the store's model with `kronos reindex`"
-            )
-        if not np.isfinite(rows).all():
-            raise VectorError(f"a vector for space {space.id} ({space.model}) holds NaN or inf")
-        return to_bytes(rows)
+        return checked_blobs(space, batch.vectors)
 
     def _existing(self, batches: Iterable[Batch]) -> dict[str, tuple[int, bytes]]:
         """Key and content hash of the live memories whose ids are asked for; expired ones go."""
@@ -232,7 +205,7 @@ class Repository:
         found: dict[str, tuple[int, bytes]] = {}
         expired: list[int] = []
         columns = (memories.c.key, memories.c.id, memories.c.content_hash, memories.c.expires_at)
-        for part in _parts(ids):
+        for part in parts(ids):
             statement = select(*columns).where(memories.c.id.in_(part))
             for key, id, content_hash, expires_at in self._connection.execute(statement):
                 if expires_at is not None and expires_at <= self._now:
@@ -245,7 +218,7 @@ class Repository:
     def _insert(self, writes: Sequence[_Write], space: Space) -> None:
         if not writes:
             return
-        seqs = self._next_seqs(len(writes))
+        seqs = next_seqs(self._connection, len(writes))
         rows = [
             {
                 "key": seq,
@@ -258,7 +231,7 @@ class Repository:
             for seq, write in zip(seqs, writes, strict=True)
         ]
         self._connection.execute(insert(memories), rows)
-        self._insert_vectors(
+        self.spaces.insert_vectors(
             space,
             [
                 (seq, write.record.content_hash, write.vector, seq)
@@ -301,7 +274,7 @@ class Repository:
             raise _not_found(id)
         blob = None
         if vector is not None and space is not None:
-            (blob,) = self._checked_blobs(vector, space)
+            (blob,) = checked_blobs(space, vector)
         same_text = values.get("content_hash", row.content_hash) == row.content_hash
         self._edit(row.key, values, space, blob, same_text=same_text)
         changed = select(*_MEMORY).where(memories.c.key == row.key)
@@ -316,32 +289,24 @@ class Repository:
         *,
         same_text: bool,
     ) -> None:
-        (seq,) = self._next_seqs(1)
+        (seq,) = next_seqs(self._connection, 1)
         self._connection.execute(
             update(memories)
             .where(memories.c.key == key)
             .values(**values, updated_at=self._now, seq=seq)
         )
         if not same_text:
-            self._forget_vectors([key], seq)
+            self.spaces.forget_vectors([key], seq)
         if space is not None and blob is not None:
             content_hash = values["content_hash"]
-            self._drop_rows(vectors, [key], space.id)
-            self._drop_rows(tombstones, [key], space.id)
-            self._insert_vectors(space, [(key, content_hash, blob, seq)])
-
-    def _insert_vectors(self, space: Space, rows: Iterable[tuple[int, bytes, bytes, int]]) -> None:
-        """Insert (key, content hash, vector, seq) rows, which must not stand there."""
-        names = ("memory_key", "content_hash", "vector", "seq")
-        self._connection.execute(
-            insert(vectors),
-            [{"space_id": space.id, **dict(zip(names, row, strict=True))} for row in rows],
-        )
+            self.spaces.drop_rows(vectors, [key], space.id)
+            self.spaces.drop_rows(tombstones, [key], space.id)
+            self.spaces.insert_vectors(space, [(key, content_hash, blob, seq)])
 
     def delete_ids(self, ids: Sequence[str]) -> int:
         """Delete memories by id; unknown ids are passed over. Returns how many there were."""
         found: list[int] = []
-        for part in _parts(ids):
+        for part in parts(ids):
             statement = select(memories.c.key).where(memories.c.id.in_(part))
             found.extend(self._connection.execute(statement).scalars())
         return self._delete(found)
@@ -353,197 +318,11 @@ class Repository:
     def _delete(self, keys: Sequence[int]) -> int:
         if not keys:
             return 0
-        (seq,) = self._next_seqs(1)
-        self._forget_vectors(keys, seq)
-        for part in _parts(keys):
+        (seq,) = next_seqs(self._connection, 1)
+        self.spaces.forget_vectors(keys, seq)
+        for part in parts(keys):
             self._connection.execute(delete(memories).where(memories.c.key.in_(part)))
         return len(keys)
-
-    def _forget_vectors(self, keys: Sequence[int], seq: int, space_id: int | None = None) -> None:
-        """Turn the vectors of these keys into tombstones, in one space or in every one."""
-        for part in _parts(keys):
-            these: Condition = vectors.c.memory_key.in_(part)
-            if space_id is not None:
-                these = and_(these, vectors.c.space_id == space_id)
-            gone = select(vectors.c.space_id, vectors.c.memory_key, literal(seq)).where(these)
-            self._connection.execute(
-                insert(tombstones).from_select(["space_id", "memory_key", "seq"], gone)
-            )
-            self._connection.execute(delete(vectors).where(these))
-
-    def _drop_rows(self, table: Any, keys: Sequence[int], space_id: int) -> None:
-        for part in _parts(keys):
-            self._connection.execute(
-                delete(table).where(table.c.space_id == space_id, table.c.memory_key.in_(part))
-            )
-
-    # -- Spaces ---------------------------------------------------------------------------------
-
-    def spaces(self) -> list[Space]:
-        """All spaces, the oldest first."""
-        return [_space(row) for row in self._connection.execute(_SPACES)]
-
-    def active_space(self) -> Space | None:
-        """The space that searches are answered from."""
-        return next((space for space in self.spaces() if space.state == "active"), None)
-
-    def space_stats(self) -> list[SpaceStats]:
-        """All spaces, and how far each has come."""
-        return [
-            SpaceStats(space, self.vector_count(space.id), self.pending_count(space.id))
-            for space in self.spaces()
-        ]
-
-    def space_of(self, *, fingerprint: str, model: str, alias: str | None, dim: int) -> Space:
-        """The space of a fingerprint; a new, building one when there is none.
-
-        Raises:
-            DimensionMismatchError: the fingerprint is known with another width.
-        """
-        known = next((s for s in self.spaces() if s.fingerprint == fingerprint), None)
-        if known is None:
-            return self._create_space(fingerprint, model, alias, dim)
-        if known.dim != dim:
-            raise DimensionMismatchError(
-                f"space {known.id} ({known.model}) is {known.dim} wide, but the embedder with the "
-                f"same fingerprint makes vectors {dim} wide: one fingerprint must mean one width"
-            )
-        return known
-
-    def _create_space(self, fingerprint: str, model: str, alias: str | None, dim: int) -> Space:
-        self._connection.execute(
-            insert(spaces).values(
-                fingerprint=fingerprint,
-                model=model,
-                alias=alias,
-                dim=dim,
-                state="building",
-                created_at=self._now,
-            )
-        )
-        return next(space for space in self.spaces() if space.fingerprint == fingerprint)
-
-    def activate(self, space: Space) -> Space:
-        """Make a space the active one and retire the one before; the caller saw zero pending."""
-        self._connection.execute(
-            update(spaces).where(spaces.c.state == "active").values(state="retired")
-        )
-        self._connection.execute(
-            update(spaces).where(spaces.c.id == space.id).values(state="active")
-        )
-        return replace(space, state="active")
-
-    # -- Vectors --------------------------------------------------------------------------------
-
-    def vector_count(self, space_id: int) -> int:
-        """How many memories have a vector of their current text in a space."""
-        statement = select(func.count()).where(vectors.c.space_id == space_id)
-        return int(self._connection.execute(statement).scalar_one())
-
-    def pending_count(self, space_id: int) -> int:
-        """How many memories are pending in a space.
-
-        A vector stands in `vectors` only while its memory does and its text is unchanged, so the
-        difference of two counts is the answer.
-        """
-        total = self._connection.execute(select(func.count()).select_from(memories)).scalar_one()
-        return int(total) - self.vector_count(space_id)
-
-    def pending(self, space_id: int, *, after: int, limit: int) -> list[Pending]:
-        """The next memories that are pending in a space, by key, from behind `after` on."""
-        statement = (
-            select(memories.c.key, memories.c.content, memories.c.content_hash)
-            .where(memories.c.key > after, ~_has_vector(space_id))
-            .order_by(memories.c.key)
-            .limit(limit)
-        )
-        return [Pending(*row) for row in self._connection.execute(statement)]
-
-    def store_vectors(self, space: Space, made: Sequence[Pending], rows: Vectors) -> int:
-        """Store vectors of pending memories whose text is still the one they were made from.
-
-        Args:
-            space: the space that the vectors belong to.
-            made: the memories as they were read when they were embedded.
-            rows: (n, dim) float32 unit rows, one a memory.
-
-        Returns:
-            How many were stored: the others were edited, deleted or stored meanwhile.
-        """
-        blobs = self._checked_blobs(rows, space)
-        current = self._pending_hashes(space.id, [item.key for item in made])
-        stored = [
-            (item, blob)
-            for item, blob in zip(made, blobs, strict=True)
-            if current.get(item.key) == item.content_hash
-        ]
-        if stored:
-            seqs = self._next_seqs(len(stored))
-            self._drop_rows(tombstones, [item.key for item, _ in stored], space.id)
-            self._insert_vectors(
-                space,
-                [
-                    (item.key, item.content_hash, blob, seq)
-                    for (item, blob), seq in zip(stored, seqs, strict=True)
-                ],
-            )
-        return len(stored)
-
-    def _pending_hashes(self, space_id: int, keys: Sequence[int]) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
-        for part in _parts(keys):
-            statement = select(memories.c.key, memories.c.content_hash).where(
-                memories.c.key.in_(part), ~_has_vector(space_id)
-            )
-            found.update(tuple(row) for row in self._connection.execute(statement))
-        return found
-
-    def misfits(self, space: Space) -> Keys:
-        """The keys of a space whose vector has another width or was made from another text."""
-        found = self._connection.execute(
-            select(vectors.c.memory_key)
-            .join(memories, memories.c.key == vectors.c.memory_key)
-            .where(
-                vectors.c.space_id == space.id,
-                or_(
-                    vectors.c.content_hash != memories.c.content_hash,
-                    func.length(vectors.c.vector) != 4 * space.dim,
-                ),
-            )
-        ).scalars()
-        return np.fromiter(found, np.int64)
-
-    def make_pending(self, space: Space, keys: Keys) -> None:
-        """Drop the vectors of these keys from a space, so that they are made anew."""
-        (seq,) = self._next_seqs(1)
-        self._forget_vectors(keys.tolist(), seq, space.id)
-
-    def tombstones_since(self, space_id: int, seq: int) -> Keys:
-        """The keys that an index of a space at `seq` must forget: (n,) int64."""
-        found = self._connection.execute(
-            select(tombstones.c.memory_key).where(
-                tombstones.c.space_id == space_id, tombstones.c.seq > seq
-            )
-        ).scalars()
-        return np.fromiter(found, np.int64)
-
-    def vectors_since(self, space: Space, seq: int) -> Iterator[tuple[Keys, Vectors]]:
-        """The vectors that an index of a space at `seq` must take up, in parts.
-
-        Yields:
-            keys (n,) int64 and vectors (n, dim) float32, ascending by seq.
-
-        Raises:
-            CorruptStoreError: a stored vector has another width than its space.
-        """
-        statement = (
-            select(vectors.c.memory_key, vectors.c.vector)
-            .where(vectors.c.space_id == space.id, vectors.c.seq > seq)
-            .order_by(vectors.c.seq)
-        )
-        for rows in self._connection.execute(statement).partitions(_ROWS_A_FETCH):
-            keys, blobs = zip(*rows, strict=True)
-            yield np.array(keys, np.int64), from_rows(blobs, space.dim)
 
 
 _PULSE = select(
@@ -562,24 +341,6 @@ _BY_KEYS = select(*_MEMORY).where(
     memories.c.key.in_(bindparam("keys", expanding=True)),
     or_(memories.c.expires_at.is_(None), memories.c.expires_at > bindparam("now")),
 )
-_SPACES = select(
-    spaces.c.id,
-    spaces.c.fingerprint,
-    spaces.c.model,
-    spaces.c.alias,
-    spaces.c.dim,
-    spaces.c.state,
-    spaces.c.created_at,
-    spaces.c.pruned_seq,
-).order_by(spaces.c.id)
-
-
-def _has_vector(space_id: int) -> Condition:
-    return exists().where(
-        vectors.c.space_id == space_id,
-        vectors.c.memory_key == memories.c.key,
-        vectors.c.content_hash == memories.c.content_hash,
-    )
 
 
 def _columns(record: Record) -> dict[str, Any]:
@@ -626,11 +387,6 @@ def _below(scope: str) -> tuple[str, str]:
     return f"{scope}/", f"{scope}0"  # "0" comes right behind "/"
 
 
-def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _IDS_A_STATEMENT):
-        yield values[start : start + _IDS_A_STATEMENT]
-
-
 def _memory(row: Sequence[Any]) -> Memory:
     _, id, namespace, content, metadata, importance, parent_id, created, updated, expires = row
     return Memory(
@@ -644,8 +400,3 @@ def _memory(row: Sequence[Any]) -> Memory:
         parent_id=parent_id,
         expires_at=None if expires is None else to_datetime(expires),
     )
-
-
-def _space(row: Sequence[Any]) -> Space:
-    id, fingerprint, model, alias, dim, state, created_at, pruned_seq = row
-    return Space(id, fingerprint, model, alias, dim, state, to_datetime(created_at), pruned_seq)

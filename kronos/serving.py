@@ -161,19 +161,19 @@ class Settler:
         """The active space, and the embedder's own if nothing is pending in it."""
         with self.database.read() as connection:
             repository = Repository(connection, self.clock())
-            active = repository.active_space()
-            for space in repository.spaces():
+            active = repository.spaces.active()
+            for space in repository.spaces.all():
                 if embedder is not None and space.fingerprint == embedder.fingerprint:
-                    return active, None if repository.pending_count(space.id) else space
+                    return active, None if repository.spaces.pending_count(space.id) else space
         return active, None
 
     def _new_space_of_given(self, dim: int) -> Space:
         with self.database.write() as connection:
             repository = Repository(connection, self.clock())
-            space = repository.space_of(
+            space = repository.spaces.find_or_create(
                 fingerprint=f"given:dim={dim}", model=HANDED_IN, alias=None, dim=dim
             )
-            return repository.activate(space)
+            return repository.spaces.activate(space)
 
     def job(self, embedder: Embedder, *, alias: str | None) -> ReindexJob:
         """A job that brings an embedder's space up to date; the space is made when it is new.
@@ -182,7 +182,7 @@ class Settler:
             DimensionMismatchError: the embedder's fingerprint is known with another width.
         """
         with self.database.write() as connection:
-            space = Repository(connection, self.clock()).space_of(
+            space = Repository(connection, self.clock()).spaces.find_or_create(
                 fingerprint=embedder.fingerprint,
                 model=embedder.model_id,
                 alias=alias,

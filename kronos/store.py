@@ -670,7 +670,7 @@ class MemoryStore:
                 degraded=serving.degraded,
                 dim=serving.space.dim,
                 max_tokens=getattr(serving.embedder, "max_tokens", None),
-                spaces=tuple(repository.space_stats()),
+                spaces=tuple(repository.spaces.stats()),
                 index_size=len(serving.replica),
                 index_kind=serving.replica.kind,
                 database_bytes=self._open_database.size_bytes(),

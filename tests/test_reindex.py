@@ -43,10 +43,10 @@ class Turned(HashEmbedder):
 def vectors_by_content(store: MemoryStore) -> dict[str, Any]:
     """What the active space holds, read from SQL."""
     with store._reader() as repository:
-        space = repository.active_space()
+        space = repository.spaces.active()
         assert space is not None
         found: dict[str, Any] = {}
-        for keys, rows in repository.vectors_since(space, 0):
+        for keys, rows in repository.spaces.vectors_since(space, 0):
             memories = repository.by_keys(keys)
             found.update(
                 (memories[key].id, (memories[key].content, row))
@@ -185,15 +185,17 @@ def test_a_stale_vector_is_never_stored_under_an_edited_text(open_store: Opener)
     (id,) = store.add_many(["the old text"])
     with store._open_database.write() as connection:
         repository = Repository(connection, store._clock())
-        space = repository.space_of(fingerprint="other", model="other", alias=None, dim=64)
+        space = repository.spaces.find_or_create(
+            fingerprint="other", model="other", alias=None, dim=64
+        )
     with store._reader() as repository:
-        pending = repository.pending(space.id, after=0, limit=10)
+        pending = repository.spaces.pending(space.id, after=0, limit=10)
     store.update(id, content="the new text")
     rows = np.eye(1, 64, dtype=np.float32)
     with store._open_database.write() as connection:
         repository = Repository(connection, store._clock())
-        assert repository.store_vectors(space, pending, rows) == 0
-        assert repository.pending_count(space.id) == 1
+        assert repository.spaces.store_vectors(space, pending, rows) == 0
+        assert repository.spaces.pending_count(space.id) == 1
 
 
 MISSING = "no-such/model"

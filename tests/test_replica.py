@@ -41,9 +41,9 @@ def exact(store: MemoryStore, query: Rows) -> list[str]:
     """The right answer, from the rows alone."""
     found: list[tuple[float, str]] = []
     with store._reader() as repository:
-        space = repository.active_space()
+        space = repository.spaces.active()
         assert space is not None
-        for keys, vectors in repository.vectors_since(space, 0):
+        for keys, vectors in repository.spaces.vectors_since(space, 0):
             memories = repository.by_keys(keys)
             scores = (vectors @ query).tolist()
             found += [(s, memories[k].id) for s, k in zip(scores, keys.tolist(), strict=True)]

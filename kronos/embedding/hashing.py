@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -40,8 +41,10 @@ _CHARACTERS_AT_ONCE = 2**20
 """Texts are worked on together up to so many characters, which bounds the memory."""
 _TEXTS_AT_ONCE = 2048
 
-# Underscores part words, as code wants it. Longer runs are cut: a text may be one word of 10 MB.
-_WORDS = re.compile(r"[^\W_]{1,40}")
+# Underscores part words, as code wants it; an ideograph is a word of its own. Longer runs are cut:
+# a text may be one word of 10 MB.
+_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_WORDS = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]{{1,40}}")
 _MARKS = re.compile(r"\S{1,40}")
 
 _FUNCTION_WORDS = frozenset(
@@ -132,6 +135,8 @@ def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
 
 def _words_of(text: str) -> list[str]:
     """A text's words; of a text without letters the runs of its marks; at the least one word."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)  # é is é, however it was typed
     return _WORDS.findall(text.lower()) or _MARKS.findall(text) or [""]
 
 
