@@ -70,10 +70,16 @@ class Replica:
         Raises:
             CorruptStoreError: a stored vector does not fit the space.
         """
+        if head < self._applied:  # the database was put back to an older state
+            self._forget()
         if self._index is None:
             self._index = self._load(repository, head) or self._new_index()
         if self._applied != head:
-            self._apply(self._index, repository)
+            try:
+                self._apply(self._index, repository)
+            except BaseException:
+                self._forget()  # nobody knows how much of it was applied
+                raise
             self._applied = head
         return self._index
 
@@ -132,9 +138,12 @@ class Replica:
 
     def discard(self) -> None:
         """Forget the index and its snapshots; the next `catch_up` replays from zero."""
-        self._index = self._new_index()
-        self._applied = self._unsaved = 0
+        self._forget()
         discard_snapshots(self._folder, self.space.id)
+
+    def _forget(self) -> None:
+        self._index = None
+        self._applied = self._unsaved = 0
 
     def _load(self, repository: Repository, head: int) -> VectorIndex | None:
         """The index of the newest snapshot, caught up; None, after a warning, on any doubt."""
@@ -162,9 +171,8 @@ class Replica:
         return index
 
     def _discard_quietly(self) -> None:
-        self._applied = self._unsaved = 0
         try:
-            discard_snapshots(self._folder, self.space.id)
+            self.discard()
         except StorageError as exc:
             self._warn(f"the damaged snapshot could not be deleted: {exc}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kronos import MemoryStore, NewMemory
+from kronos import MemoryStore, NewMemory, VectorIndex
 from kronos.errors import KronosWarning
 from tests.conftest import Opener
 
@@ -179,17 +180,61 @@ def test_another_object_sees_every_commit_at_its_next_search(
         assert {hit.id for hit in reader.search(rows(1)[0], limit=1000)} == set(ids)
 
 
+def test_a_database_put_back_under_an_open_store_is_replayed(
+    open_vectors: Callable[[], MemoryStore], tmp_path: Path
+) -> None:
+    store = open_vectors()
+    ids = fill(store, 10, seed=3)
+    store._open_database.backup(tmp_path / "old.db")
+    fill(store, 10, seed=4)
+    assert_right(store)
+    with (
+        sqlite3.connect(tmp_path / "old.db") as old,
+        sqlite3.connect(store.location.database) as live,
+    ):
+        old.backup(live)
+    old.close()
+    live.close()
+    assert_right(store)
+    assert {hit.id for hit in store.search(rows(1)[0], limit=99)} == set(ids)
+
+
+def test_an_index_that_failed_half_way_is_replayed(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_vectors()
+    fill(store, 30)
+    assert_right(store)
+    fill(store, 30, seed=1)
+    replica = store._serving.replica
+    index = replica._index
+    assert index is not None
+    monkeypatch.setattr(index, "upsert", lambda keys, vectors: _raise(MemoryError()))
+    with pytest.raises(MemoryError):
+        store.search(rows(1)[0])
+    assert_right(store)
+    assert replica._index is not index
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def test_check_names_and_mends_a_wrong_index(open_vectors: Callable[[], MemoryStore]) -> None:
     store = open_vectors()
     fill(store, 50)
     assert_right(store)
     replica = store._serving.replica
-    assert replica._index is not None
-    keys = replica._index.keys()
+
+    def held() -> VectorIndex:
+        assert replica._index is not None
+        return replica._index
+
+    keys = held().keys()
     for spoil in (
-        lambda: replica._index.remove(keys[:2]),
-        lambda: replica._index.upsert(keys[:1], rows(1, seed=5)),
-        lambda: replica._index.upsert(keys[-1:] + 99, rows(1, seed=5)),
+        lambda: held().remove(keys[:2]),
+        lambda: held().upsert(keys[:1], rows(1, seed=5)),
+        lambda: held().upsert(keys[-1:] + 99, rows(1, seed=5)),
     ):
         spoil()
         (problem,) = store.check().problems
