@@ -212,8 +212,9 @@ def test_a_preset_is_no_folder_of_the_same_name(
 
 @pytest.mark.parametrize("path", ["/no/such", "./x", "../x", "~/no-such", "a/b/c", "a\\b"])
 def test_a_path_without_a_folder_is_an_error_and_asks_no_network(
-    path: str, no_network: list[object]
+    path: str, no_network: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelLoadError, match="there is no folder"):
         find_sources(path, None, 1.0)
     assert no_network == []
