@@ -117,7 +117,7 @@ class Repository:
         """The live memories among these keys."""
         found: dict[int, Memory] = {}
         for part in parts(keys.tolist()):
-            rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._now})
+            rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._now}).all()
             found.update((row[0], _memory(row)) for row in rows)
         return found
 
