@@ -60,7 +60,7 @@ def prepare(
     )
     for (record, _), row in zip(given, rows, strict=True):
         record.embedding = row
-    return Batch(records, on_conflict, space)
+    return Batch(records, [record.id for record in records], on_conflict, space)
 
 
 def batches(

@@ -60,6 +60,8 @@ class Batch:
     """What one caller adds at once: it is written whole or not at all."""
 
     records: list[Record]
+    ids: list[str]
+    """The ids of all that the caller handed in, also of records that need not be written."""
     on_conflict: OnConflict
     space: Space
     """The space of `vectors`, and of the vectors that were handed in."""
@@ -119,6 +121,14 @@ class Repository:
         for part in parts(keys.tolist()):
             rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._now}).all()
             found.update((row[0], _memory(row)) for row in rows)
+        return found
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that a live memory has."""
+        found: set[str] = set()
+        for part in parts(ids):
+            statement = select(memories.c.id).where(memories.c.id.in_(part), self._live())
+            found.update(self._connection.execute(statement).scalars())
         return found
 
     def keys(self, scope: str | None, condition: Condition | None) -> Keys:
@@ -379,7 +389,7 @@ def _resolve(
         key, content_hash = taken.get(record.id, (None, None))
         mine[record.id] = _Write(record, blob, key, content_hash == record.content_hash)
     writes.update(mine)
-    return [record.id for record in batch.records]
+    return batch.ids
 
 
 def _below(scope: str) -> tuple[str, str]:

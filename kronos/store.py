@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kronos import doctor, intake
 from kronos.db import schema
 from kronos.db.engine import Database
+from kronos.embedding.checked import check_embedder
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
     ConfigurationError,
@@ -208,7 +209,7 @@ class MemoryStore:
 
     def _own_embedder(self) -> Embedder | None:
         if self._embedder is not None:
-            return self._embedder
+            return check_embedder(self._embedder)
         return None if self._model is None else self._load(self._model, strict=self._strict)
 
     def _settler(self, database: Database) -> Settler:
@@ -360,7 +361,16 @@ class MemoryStore:
         )
 
     def _encode(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if batch.on_conflict == "ignore":
+                self._drop_known(batch)
         self._serving.encode(batches)
+
+    def _drop_known(self, batch: Batch) -> None:
+        """Spare what is there already its embedding; whoever deletes it now comes after us."""
+        with self._reader() as repository:
+            known = repository.known([r.id for r in batch.records if r.id_given])
+        batch.records = [record for record in batch.records if record.id not in known]
 
     def _commit(self, batches: Sequence[Batch]) -> builtins.list[builtins.list[str] | KronosError]:
         """Write embedded batches in one transaction; each one's ids, or why it was refused."""

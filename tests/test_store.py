@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from kronos import MemoryStore, NewMemory
 from kronos.errors import (
+    ConfigurationError,
     DuplicateIdError,
     EmbedderMismatchError,
     EmbeddingError,
@@ -278,7 +280,7 @@ def test_vectors_handed_in_are_found_by_vector(open_store: Opener) -> None:
     assert store.update(hits[0].id, metadata={"a": 1}).metadata == {"a": 1}
 
 
-class Reversed:
+class Letters:
     """A caller's own embedder: counts letters; can be told to fail."""
 
     model_id = "letters"
@@ -301,7 +303,7 @@ class Reversed:
 
 
 def test_a_callers_own_embedder_works_everywhere(open_store: Opener) -> None:
-    embedder = Reversed()
+    embedder = Letters()
     with open_store(embedder=embedder) as store:
         store.add_many(["zebra zoo", "apple", "apple"])
         assert embedder.texts == ["zebra zoo", "apple"], "equal texts are embedded once"
@@ -309,6 +311,25 @@ def test_a_callers_own_embedder_works_everywhere(open_store: Opener) -> None:
         assert (hit.content, hit.embedder) == ("zebra zoo", "letters")
         stats = store.stats()
         assert (stats.dim, stats.embedder) == (26, "letters")
+
+
+def test_what_is_ignored_is_not_embedded(open_store: Opener) -> None:
+    embedder = Letters()
+    store = open_store(embedder=embedder)
+    items = [NewMemory(f"text {i}", id=str(i)) for i in range(5)]
+    store.add_many(items[:3])
+    embedder.texts.clear()
+    assert store.add_many(items, on_conflict="ignore") == ["0", "1", "2", "3", "4"]
+    assert embedder.texts == ["text 3", "text 4"]
+    assert store.count() == 5
+
+
+@pytest.mark.parametrize("missing", ["model_id", "fingerprint", "dim", "embed_queries"])
+def test_an_object_that_is_no_embedder_is_refused_by_name(open_store: Opener, missing: str) -> None:
+    parts = ("model_id", "fingerprint", "dim", "embed_documents", "embed_queries")
+    half = SimpleNamespace(**{n: getattr(Letters(), n) for n in parts if n != missing})
+    with pytest.raises(ConfigurationError, match=missing):
+        open_store(embedder=half)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +345,7 @@ def test_a_callers_own_embedder_works_everywhere(open_store: Opener) -> None:
     ids=["raises", "zeros", "NaN", "narrow", "too many", "no array"],
 )
 def test_what_a_broken_embedder_returns_is_never_stored(open_store: Opener, fault: Any) -> None:
-    embedder = Reversed()
+    embedder = Letters()
     store = open_store(embedder=embedder)
     embedder.fault = fault
     with pytest.raises((EmbeddingError, InputError), match="letters"):
@@ -337,9 +358,9 @@ def test_what_a_broken_embedder_returns_is_never_stored(open_store: Opener, faul
 
 
 def test_another_embedder_is_refused_when_told_to(open_store: Opener) -> None:
-    open_store(embedder=Reversed("letters-1")).add("a text")
+    open_store(embedder=Letters("letters-1")).add("a text")
     with pytest.raises(EmbedderMismatchError, match="kronos reindex"):
-        open_store(embedder=Reversed("letters-2"), on_model_change="error")
+        open_store(embedder=Letters("letters-2"), on_model_change="error")
 
 
 def test_sixteen_threads_share_a_store(store: MemoryStore) -> None:

@@ -1,4 +1,4 @@
-"""What any embedder returns, ours or a caller's own, is checked here before it goes anywhere."""
+"""Embedders, ours or a caller's own, and what they return: checked before it goes anywhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,44 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos.errors import DimensionMismatchError, EmbeddingError, KronosError, VectorError
+from kronos.embedding.service import EmbeddingService
+from kronos.errors import (
+    ConfigurationError,
+    DimensionMismatchError,
+    EmbeddingError,
+    KronosError,
+    VectorError,
+)
+from kronos.types import Embedder
 from kronos.validation import scale_to_unit
 
 if TYPE_CHECKING:
-    from kronos.types import Embedder, Vectors
+    from kronos.types import Vectors
+
+
+def check_embedder(embedder: object) -> Embedder:
+    """Check that a caller's object is an embedder; a service that is not loaded yet is loaded.
+
+    Raises:
+        ConfigurationError: it lacks a part of the `Embedder` protocol; names it.
+    """
+    if isinstance(embedder, EmbeddingService):
+        embedder.load()
+        return embedder
+    parts = {"model_id": str, "fingerprint": str, "dim": int}
+    for name, kind in parts.items():
+        value = getattr(embedder, name, None)
+        if not isinstance(value, kind) or not value:
+            raise ConfigurationError(
+                f"embedder.{name} must be a {kind.__name__}, not {value!r}; see kronos.Embedder",
+                field=f"embedder.{name}",
+            )
+    if not isinstance(embedder, Embedder):
+        raise ConfigurationError(
+            "embedder must have embed_documents and embed_queries; see kronos.Embedder",
+            field="embedder",
+        )
+    return embedder
 
 
 def embed_documents(embedder: Embedder, texts: Sequence[str]) -> Vectors:
