@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -142,11 +144,11 @@ def _words_of(text: str) -> list[str]:
 
 def _sums(texts: list[list[str]], dim: int) -> _Floats:
     """The weighted sums of the texts' features: (n, dim) float64, exact."""
-    numbers: dict[str, int] = {}
-    flat = [numbers.setdefault(word, len(numbers)) for words in texts for word in words]
+    numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+    flat = np.fromiter(map(numbers.__getitem__, itertools.chain.from_iterable(texts)), np.int64)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     row_of = np.repeat(np.arange(len(texts)), lengths)
-    pairs, counts = np.unique(row_of * len(numbers) + np.array(flat), return_counts=True)
+    pairs, counts = np.unique(row_of * len(numbers) + flat, return_counts=True)
     rows, words = np.divmod(pairs, len(numbers))
     # Rounded to a dyadic fraction: the last bit of a logarithm differs between platforms.
     weights = np.round((1 + np.log(counts)) * 1024) / 1024
