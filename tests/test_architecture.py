@@ -15,7 +15,7 @@ HOMES = {
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],
     "huggingface_hub": ["embedding/"],
-    "sqlalchemy": ["db/", "repository.py", "search/"],
+    "sqlalchemy": ["db/", "repository.py", "spaces.py", "search/"],
     "alembic": ["db/schema.py"],
     "pickle": [],
 }
