@@ -42,7 +42,10 @@ def with_plain_sentence_transformers(collection: Collection) -> dict[str, list[s
     ids = list(collection.documents)
     rows = model.encode(list(collection.documents.values()), normalize_embeddings=True)
     asked = model.encode(list(collection.queries.values()), normalize_embeddings=True)
-    best = np.argsort(-(asked @ rows.T), axis=1, kind="stable")[:, :10]
+    # Texts that are alike up to the model's limit tie but for the last bit, which depends on the
+    # batch they were encoded in. Ties go to the earlier text, as in Kronos.
+    scores = np.round(asked @ rows.T, 6)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     return {
         query: [ids[position] for position in row]
         for query, row in zip(collection.queries, best, strict=True)
