@@ -96,10 +96,13 @@ class KronosMemory:
         )
         self._threads: _Threads | None = None
         self._coalescer: _Coalescer | None = None
+        self._opening = asyncio.Lock()
 
     async def connect(self, *, progress: ProgressCallback | None = None) -> None:
         """Open the store; does nothing when it is open."""
-        if self._threads is None:
+        async with self._opening:
+            if self._threads is not None:
+                return
             threads = _Threads()
             try:
                 await threads.work(self._store.connect, progress=progress)
@@ -349,7 +352,8 @@ class _Coalescer:
     async def _flush(self) -> None:
         try:
             while self._queue:
-                await self._write(self._take())
+                if calls := self._take():
+                    await self._write(calls)
         finally:
             self._flushing = None
 
@@ -366,26 +370,28 @@ class _Coalescer:
 
     async def _write(self, calls: list[_Waiting]) -> None:
         try:
-            await self._threads.encode(self._store._encode, [call.batch for call in calls])
-            outcomes = await self._threads.work(self._store._commit, [call.batch for call in calls])
-        except Exception as exc:
-            await self._fail(calls, exc)
+            outcomes = await self._outcomes(calls)
         except BaseException:  # the event loop is ending
             for call in calls:
                 call.done.cancel()
             raise
-        else:
-            for call, outcome in zip(calls, outcomes, strict=True):
-                call.settle(outcome)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            call.settle(outcome)
 
-    async def _fail(self, calls: list[_Waiting], exc: Exception) -> None:
-        # One text that cannot be embedded must not fail the calls that shared its batch. A write
-        # that failed was undone whole, so to try each call alone is safe in every case.
-        if len(calls) == 1:
-            calls[0].settle(exc)
-            return
-        for call in calls:
-            await self._write([call])
+    async def _outcomes(self, calls: list[_Waiting]) -> list[list[str] | Exception]:
+        """Each call's ids, or why it was not written."""
+        batches = [call.batch for call in calls]
+        try:
+            await self._threads.encode(self._store._encode, batches)
+        except Exception as exc:
+            if len(calls) == 1:
+                return [exc]
+            # One text that cannot be embedded must not fail the calls that shared its batch.
+            return [outcome for call in calls for outcome in await self._outcomes([call])]
+        try:
+            return [*await self._threads.work(self._store._commit, batches)]
+        except Exception as exc:  # the transaction failed as a whole, for all of them
+            return [exc] * len(calls)
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:

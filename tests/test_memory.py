@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import sqlite3
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +21,10 @@ from kronos.errors import (
     ContentError,
     DuplicateIdError,
     EmbeddingError,
+    StoreBusyError,
     StoreClosedError,
 )
+from kronos.settings import Settings
 
 VERBS = [
     "add", "add_many", "get", "find", "update", "delete", "search", "list", "count", "stats",
@@ -115,6 +120,24 @@ def test_one_refused_call_leaves_the_calls_beside_it_alone(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+def test_calls_that_share_a_transaction_share_its_failure_and_wait_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        settings = Settings(busy_timeout_s=0.3)
+        async with KronosMemory(tmp_path, embedding_model="hash", settings=settings) as memory:
+            with contextlib.closing(sqlite3.connect(tmp_path / "kronos.db")) as other:
+                other.execute("BEGIN IMMEDIATE")
+                started = time.perf_counter()
+                results = await asyncio.gather(
+                    *(memory.add(f"text {i}") for i in range(20)), return_exceptions=True
+                )
+                assert time.perf_counter() - started < 3
+            assert all(isinstance(result, StoreBusyError) for result in results)
+            assert await memory.count() == 0
+            assert await memory.add("the lock is free again")
+
+    asyncio.run(scenario())
+
+
 def test_encoding_does_not_block_the_event_loop(tmp_path: Path) -> None:
     embedder = Counting()
     embedder.seconds = 0.5
@@ -177,6 +200,19 @@ def test_close_waits_for_what_is_under_way(tmp_path: Path) -> None:
             await memory.count()
         async with KronosMemory(tmp_path, embedder=embedder) as again:
             assert (await again.get(id)).content == "kept"
+
+    asyncio.run(scenario())
+
+
+def test_connecting_twice_at_once_opens_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        memory = KronosMemory(tmp_path, embedding_model="hash")
+        before = set(threading.enumerate())
+        await asyncio.gather(memory.connect(), memory.connect())
+        started = set(threading.enumerate()) - before
+        assert len([t for t in started if t.name.startswith("kronos-work")]) == 1
+        await memory.add("once")
+        await memory.close()
 
     asyncio.run(scenario())
 
