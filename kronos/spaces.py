@@ -75,6 +75,8 @@ class Spaces:
     def find_or_create(self, *, fingerprint: str, model: str, alias: str | None, dim: int) -> Space:
         """The space of a fingerprint; a new, building one when there is none.
 
+        The alias is the one that was last asked for: commands reopen the store with it.
+
         Raises:
             DimensionMismatchError: the fingerprint is known with another width.
         """
@@ -86,6 +88,10 @@ class Spaces:
                 f"space {known.id} ({known.model}) is {known.dim} wide, but the embedder with the "
                 f"same fingerprint makes vectors {dim} wide: one fingerprint must mean one width"
             )
+        if alias not in (None, known.alias):
+            renamed = update(spaces).where(spaces.c.id == known.id).values(alias=alias)
+            self._connection.execute(renamed)
+            return replace(known, alias=alias)
         return known
 
     def _create(self, fingerprint: str, model: str, alias: str | None, dim: int) -> Space:

