@@ -47,6 +47,8 @@ _TEXTS_AT_ONCE = 2048
 # a text may be one word of 10 MB.
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORDS = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]{{1,40}}")
+# The same for ASCII text, in half the time.
+_ASCII_WORDS = re.compile("[a-z0-9]{1,40}")
 _MARKS = re.compile(r"\S{1,40}")
 
 _FUNCTION_WORDS = frozenset(
@@ -137,9 +139,11 @@ def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
 
 def _words_of(text: str) -> list[str]:
     """A text's words; of a text without letters the runs of its marks; at the least one word."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)  # é is é, however it was typed
-    return _WORDS.findall(text.lower()) or _MARKS.findall(text) or [""]
+    if text.isascii():
+        words = _ASCII_WORDS.findall(text.lower())
+    else:  # é is é, however it was typed
+        words = _WORDS.findall(unicodedata.normalize("NFKC", text).lower())
+    return words or _MARKS.findall(text) or [""]
 
 
 def _sums(texts: list[list[str]], dim: int) -> _Floats:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kronos.embedding import hashing
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import ConfigurationError
 from kronos.types import Embedder
@@ -80,6 +81,11 @@ def test_any_text_has_a_finite_unit_vector(texts: list[str], dim: int) -> None:
     assert rows.shape == (len(texts), dim)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_short_way_for_ascii_finds_the_same_words(text: str) -> None:
+    assert hashing._ASCII_WORDS.findall(text.lower()) == hashing._WORDS.findall(text.lower())
 
 
 def similarity(one: str, other: str) -> float:
