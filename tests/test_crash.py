@@ -23,7 +23,7 @@ import itertools, json, sys
 from kronos import MemoryStore, NewMemory
 from kronos.settings import Settings
 
-store = MemoryStore.open(sys.argv[1], embedding_model="hash", embedding_dim=16,
+store = MemoryStore.open(sys.argv[1], embedding_model="hash", embedding_dim=64,
                          settings=Settings(batch_size=20))
 def say(**done):
     sys.stdout.write(json.dumps(done) + "\\n")
@@ -31,7 +31,8 @@ def say(**done):
 say(ready=True)
 for n in itertools.count():
     tag = f"{sys.argv[2]}-{n}"
-    store.add_many(NewMemory(f"batch {tag} item {i}", id=f"{tag}-{i}", metadata={"batch": tag})
+    details = {"batch": tag}
+    store.add_many(NewMemory(f"batch {tag} item number{i}", id=f"{tag}-{i}", metadata=details)
                    for i in range(20))
     say(batch=tag)
     store.update(f"{tag}-0", content=f"edited {tag}")
@@ -79,7 +80,7 @@ def live_and_die(folder: Path, life: str, seconds: float) -> list[str]:
 
 
 def assert_nothing_lost(folder: Path, said: Acknowledged) -> None:
-    with MemoryStore.open(folder, embedding_model="hash", embedding_dim=16) as store:
+    with MemoryStore.open(folder, embedding_model="hash", embedding_dim=64) as store:
         held: dict[str, dict[str, str]] = {}
         for memory in store.list(limit=10**6):
             held.setdefault(memory.metadata["batch"], {})[memory.id] = memory.content
@@ -91,6 +92,7 @@ def assert_nothing_lost(folder: Path, said: Acknowledged) -> None:
         for tag in said.edited & set(held):
             assert held[tag][f"{tag}-0"] == f"edited {tag}", "a lost edit"
         assert store.check().problems == ()
+        # Each text has words that no other has, so that it alone can come first.
         for tag in list(held)[-3:]:
             (best,) = store.search(held[tag][f"{tag}-7"], limit=1)
             assert best.id == f"{tag}-7"
