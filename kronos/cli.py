@@ -339,10 +339,7 @@ def _open(
     path = store or default_store()
     exists = Location.of(path).database.exists()
     if not exists and not create:
-        raise ConfigurationError(
-            f"there is no store at {path}: name one with --store, or make one with `kronos add` "
-            "or `kronos import`"
-        )
+        raise _no_store(path)
     wanted = None
     if embeds:
         wanted = model or (_model_of(path) if exists else "mini")
@@ -369,12 +366,19 @@ def _database(store: str | None) -> Iterator[Any]:
     path = store or default_store()
     location = Location.of(path)
     if not location.database.exists():
-        raise ConfigurationError(f"there is no store at {path}: name one with --store")
+        raise _no_store(path)
     database = Database(location.database, Settings.from_env())
     try:
         yield database
     finally:
         database.close()
+
+
+def _no_store(path: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"there is no store at {path}: name one with --store, or make one with `kronos add` "
+        "or `kronos import`"
+    )
 
 
 def _parse_json(text: str, option: str) -> dict[str, Any]:
