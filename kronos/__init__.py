@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from kronos.settings import Settings
     from kronos.store import MemoryStore
     from kronos.types import (
+        CompactReport,
         Embedder,
+        Failure,
         Hit,
+        Job,
         Memory,
         NewMemory,
         Problem,
         Progress,
+        ReindexPlan,
         ReindexReport,
         Report,
         Space,
@@ -36,16 +40,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EMBEDDING_MODELS",
+    "CompactReport",
     "Embedder",
     "EmbeddingModel",
     "EmbeddingService",
+    "Failure",
     "Hit",
+    "Job",
     "KronosMemory",
     "Memory",
     "MemoryStore",
     "NewMemory",
     "Problem",
     "Progress",
+    "ReindexPlan",
     "ReindexReport",
     "Report",
     "Settings",

@@ -1,14 +1,18 @@
 """The command `kronos`: what people and scripts do to a store without writing a program.
 
 It holds no rule of its own: it parses, calls the library and prints. Errors are one red line on
-stderr; exit code 2 for what was asked wrongly, 1 for what failed, 0 otherwise. With `--json` a
-command prints JSON alone. Heavy modules are imported inside the commands.
+stderr. Exit codes: 0 done, or stopped as it was asked to (by a signal or `--max-seconds`) and to be
+resumed; 1 failed; 2 asked wrongly; 3 a reindex that came to its end without a switch, because some
+texts cannot be embedded. With `--json` a command prints JSON alone. Heavy modules are imported
+inside the commands.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +31,7 @@ from kronos.settings import DEFAULT_STORE, Location, default_store
 
 if TYPE_CHECKING:
     from kronos.store import MemoryStore
-    from kronos.types import Hit, Memory, Progress, Stats
+    from kronos.types import Hit, Job, Memory, Progress, ReindexPlan, ReindexReport, Stats
 
 _PROGRESS_AFTER_S = 1.0
 _SHOWN_CHARACTERS = 300
@@ -44,6 +48,13 @@ app = typer.Typer(
 )
 db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, look.")
 app.add_typer(db, name="db")
+reindex = typer.Typer(
+    invoke_without_command=True,
+    help="Embed what is pending, or change the embedding model, as a job that any number of "
+    "workers share: start the same command again, here or elsewhere, and it joins in. A stopped or "
+    "killed run goes on where it was.",
+)
+app.add_typer(reindex, name="reindex")
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -231,23 +242,274 @@ def info(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def reindex(
+def compact(
     store: Store = None,
-    model: Model = None,
+    keep_spaces: Annotated[
+        int | None, typer.Option(help="Retired spaces to keep.  [KRONOS_KEEP_SPACES, else 1]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Embed what is pending, or change the embedding model. A stopped run goes on where it was."""
+    """Drop old spaces that nobody wants, and give the free space back to the disk."""
     from dataclasses import asdict
 
-    # Changing the model needs the new one alone: the old one may be lost.
-    with _open(store, embeds=model is None) as memories, _progress("embedding") as progress:
-        report = memories.reindex(model, progress=progress)
-    space = report.space
+    with _open(store, embeds=False) as memories:
+        report = memories.compact(keep_spaces=keep_spaces)
+    names = ", ".join(f"{space.id} ({space.model})" for space in report.dropped)
     _print(
         asdict(report),
-        f"{report.embedded} texts embedded in {report.seconds:.1f} s; space {space.id} "
-        f"({space.model}, {space.dim} wide) is {space.state}",
+        f"{(report.bytes_before - report.bytes_after) / 1e6:.1f} MB given back, "
+        f"{report.bytes_after / 1e6:.1f} MB left; spaces dropped: {names or 'none'}",
         as_json,
+    )
+
+
+# -- Reindex jobs -------------------------------------------------------------------------------
+
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:N" or "mps".')]
+BatchSize = Annotated[int | None, typer.Option(help="Texts in a worker's hand, at most.")]
+Workers = Annotated[int, typer.Option(help="Threads that share the model.")]
+MaxSeconds = Annotated[float | None, typer.Option(help="Stop after so long; resume later.")]
+Rate = Annotated[float | None, typer.Option(help="Texts a second, at most.")]
+AllowFailed = Annotated[
+    bool, typer.Option("--allow-failed", help="Switch without the texts that cannot be embedded.")
+]
+
+
+@reindex.callback()
+def start(
+    context: typer.Context,
+    store: Store = None,
+    model: Model = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = 1,
+    max_seconds: MaxSeconds = None,
+    rate: Rate = None,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Drop no retired space after the switch.")
+    ] = False,
+    no_activate: Annotated[
+        bool, typer.Option("--no-activate", help="Make the space, and do not switch to it.")
+    ] = False,
+    allow_failed: AllowFailed = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a job, or join it."""
+    if context.invoked_subcommand is not None:
+        return
+    # Changing the model needs the new one alone: the old one may be lost.
+    with _open(store, embeds=model is None, device=device) as memories:
+        if dry_run:
+            _show_plan(memories.plan_reindex(model), as_json)
+            return
+        _work(
+            memories,
+            lambda stop, progress: memories.reindex(
+                model,
+                workers=workers,
+                batch_size=batch_size,
+                rate=rate,
+                max_seconds=max_seconds,
+                activate=not no_activate,
+                allow_failed=allow_failed,
+                keep_old=keep_old,
+                stop=stop,
+                progress=progress,
+            ),
+            as_json,
+        )
+
+
+@reindex.command()
+def status(store: Store = None, as_json: Json = False) -> None:
+    """Show the jobs, and the texts that could not be embedded."""
+    from dataclasses import asdict
+
+    with _open(store, embeds=False) as memories:
+        jobs, failures = memories.jobs(), memories.failures()
+    if as_json:
+        _print_json(
+            {"jobs": [asdict(job) for job in jobs], "failures": [asdict(f) for f in failures]}
+        )
+        return
+    for job in jobs:
+        out.print(escape(_job_line(job)))
+    for failure in failures:
+        ids = ", ".join(failure.memory_ids)
+        out.print(escape(f"failed in space {failure.space_id}: {ids}: {failure.error}"))
+    if not jobs:
+        err.print("no reindex was ever started")
+
+
+@reindex.command()
+def resume(
+    store: Store = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = 1,
+    max_seconds: MaxSeconds = None,
+    rate: Rate = None,
+    allow_failed: AllowFailed = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with the newest unfinished job; texts that failed are tried again."""
+    with _open(store, embeds=False, device=device) as memories:
+        _work(
+            memories,
+            lambda stop, progress: memories.resume_reindex(
+                workers=workers,
+                batch_size=batch_size,
+                rate=rate,
+                max_seconds=max_seconds,
+                allow_failed=allow_failed or None,
+                stop=stop,
+                progress=progress,
+            ),
+            as_json,
+        )
+
+
+@reindex.command()
+def activate(
+    store: Store = None,
+    device: Device = "auto",
+    allow_failed: AllowFailed = False,
+    as_json: Json = False,
+) -> None:
+    """Switch to the space of the newest unfinished job; what it lacks is embedded first."""
+    with _open(store, embeds=False, device=device) as memories:
+        _work(
+            memories,
+            lambda stop, progress: memories.activate_reindex(
+                allow_failed=allow_failed or None, stop=stop, progress=progress
+            ),
+            as_json,
+        )
+
+
+@reindex.command()
+def rollback(store: Store = None, device: Device = "auto", as_json: Json = False) -> None:
+    """Switch back to the space before; only what changed since is embedded."""
+    with _open(store, embeds=False, device=device) as memories:
+        _work(
+            memories,
+            lambda stop, progress: memories.rollback(stop=stop, progress=progress),
+            as_json,
+        )
+
+
+@reindex.command()
+def cancel(store: Store = None, as_json: Json = False) -> None:
+    """End the newest unfinished job; `kronos compact` drops what it made."""
+    from dataclasses import asdict
+
+    with _open(store, embeds=False) as memories:
+        job = memories.cancel_reindex()
+    _print(asdict(job), _job_line(job), as_json)
+
+
+def _work(
+    memories: MemoryStore,
+    run: Callable[[threading.Event, Callable[[Progress], None] | None], ReindexReport],
+    as_json: bool,
+) -> None:
+    """Run a job until it is over or a signal comes, and say how it ended."""
+    from dataclasses import asdict
+
+    with _stopped_by_signals() as stop, _job_progress(as_json) as progress:
+        report = run(stop, progress)
+    space = report.space
+    if as_json:
+        _print_json({"event": "end", **asdict(report)})
+    else:
+        out.print(
+            escape(
+                f"{report.embedded} texts embedded in {report.seconds:.1f} s, {report.pending} "
+                f"memories pending, {report.failed} of them failed; space {space.id} "
+                f"({space.model}, {space.dim} wide) is {space.state}, the job is {report.state}"
+            )
+        )
+        if report.state == "open":
+            err.print("stopped: `kronos reindex resume` goes on")
+    if report.state == "failed":
+        err.print(
+            "not activated: `kronos reindex status` shows the texts, `kronos reindex activate "
+            "--allow-failed` goes on without them"
+        )
+        raise typer.Exit(3)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """The first SIGTERM or SIGINT lets the batch be finished; a second SIGINT interrupts."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _job_progress(as_json: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar, or with `--json` an object a line."""
+    if not as_json:
+        with _progress("embedding") as show:
+            yield show
+        return
+    started = time.monotonic()
+    first: list[int] = []
+
+    def write(progress: Progress) -> None:
+        first[:] = first or [progress.done]
+        seconds = time.monotonic() - started
+        rate = (progress.done - first[0]) / seconds if seconds else 0.0
+        left = None if progress.total is None else progress.total - progress.done
+        _print_json(
+            {
+                "event": "progress",
+                "done": progress.done,
+                "total": progress.total,
+                "seconds": round(seconds, 3),
+                "rate": round(rate, 1),
+                "seconds_left": None if left is None or not rate else round(left / rate, 1),
+            }
+        )
+        sys.stdout.flush()
+
+    yield write
+
+
+def _show_plan(plan: ReindexPlan, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    tokens = "" if plan.tokens is None else f" (about {plan.tokens:,} tokens)"
+    _print(
+        asdict(plan),
+        f"{plan.memories} memories are pending for {plan.model} ({plan.dim} wide): {plan.texts} "
+        f"texts to embed{tokens}, about {plan.seconds:.0f} s with one worker and "
+        f"{plan.disk_bytes / 1e6:.1f} MB more on disk",
+        as_json,
+    )
+
+
+def _job_line(job: Job) -> str:
+    error = f"; {job.last_error}" if job.last_error else ""
+    return (
+        f"job {job.id}: {job.state}, {job.done} of {job.total} memories, {job.pending} pending, "
+        f"{job.failed} failed, {job.workers} workers, {job.rate:.0f} a second, attempt "
+        f"{job.attempts}, last heard of {job.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC; space "
+        f"{job.space.id} ({job.space.model}) is {job.space.state}{error}"
     )
 
 
@@ -331,7 +593,12 @@ def _migrate(store: str | None, change: Callable[[Any], Path | None], as_json: b
 
 @contextmanager
 def _open(
-    store: str | None, *, model: str | None = None, create: bool = False, embeds: bool = True
+    store: str | None,
+    *,
+    model: str | None = None,
+    create: bool = False,
+    embeds: bool = True,
+    device: str = "auto",
 ) -> Iterator[MemoryStore]:
     """Open a store with the model it has, so that no command changes the model by accident."""
     from kronos.store import MemoryStore
@@ -344,7 +611,7 @@ def _open(
     if embeds:
         wanted = model or (_model_of(path) if exists else "mini")
     with _progress("embedding for the new model") as progress:
-        memories = MemoryStore.open(path, embedding_model=wanted, progress=progress)
+        memories = MemoryStore.open(path, embedding_model=wanted, device=device, progress=progress)
     with memories:
         yield memories
 
@@ -446,17 +713,25 @@ def _show_stats(stats: Stats) -> None:
     table.add_row("store", escape(f"{stats.path} ({stats.store_id})"))
     table.add_row("memories", f"{stats.memories}")
     table.add_row("last change", f"seq {stats.seq}")
+    active = next((e for e in stats.spaces if e.space.state == "active"), None)
+    if active is not None:
+        waiting = f"; {active.pending} memories wait for it" if active.pending else ""
+        table.add_row("answers", escape(f"{active.space.model}{waiting}"))
     table.add_row("database", f"{stats.database_bytes / 1e6:.1f} MB, schema {stats.schema}")
     for entry in stats.spaces:
         space = entry.space
         asked = f", asked for as {space.alias}" if space.alias else ""
+        revision = f", revision {space.revision[:12]}" if space.revision else ""
         table.add_row(
             f"space {space.id}",
             escape(
-                f"{space.state}: {space.model}{asked}, {space.dim} wide, {entry.vectors} vectors, "
-                f"{entry.pending} pending"
+                f"{space.state}: {space.model}{asked}{revision}, fingerprint "
+                f"{space.fingerprint[:12]}, {space.dim} wide, {entry.vectors} vectors, "
+                f"{entry.pending} pending, {entry.failed} of them failed"
             ),
         )
+    for job in stats.jobs:
+        table.add_row(f"job {job.id}", escape(_job_line(job).partition(": ")[2]))
     out.print(table)
 
 

@@ -19,6 +19,7 @@ default message, so the two cannot drift apart.
     │   ├── ModelLoadError               a model cannot be had, and `strict` forbids the fallback
     │   ├── DeviceError                  the device asked for is absent
     │   ├── EmbedderMismatchError        the store's vectors were made by another embedder
+    │   ├── ReindexError                 a job did not make its space the active one
     │   └── NoEmbedderError              the store holds vectors handed in, and a text came without
     ├── MissingDependencyError           an optional package is not installed
     └── StorageError                     the database or the disk
@@ -107,6 +108,10 @@ class DeviceError(EmbeddingError):
 
 class EmbedderMismatchError(EmbeddingError):
     """The store's vectors were made by another embedder; run `kronos reindex` to change it."""
+
+
+class ReindexError(EmbeddingError):
+    """A reindex ended without a switch; the space before still answers."""
 
 
 class NoEmbedderError(EmbeddingError):

@@ -11,6 +11,7 @@ import asyncio
 import builtins
 import functools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,7 +22,18 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from kronos.errors import StoreClosedError
 from kronos.store import MemoryStore
-from kronos.types import Hit, Memory, Progress, ReindexReport, Report, Stats
+from kronos.types import (
+    CompactReport,
+    Failure,
+    Hit,
+    Job,
+    Memory,
+    Progress,
+    ReindexPlan,
+    ReindexReport,
+    Report,
+    Stats,
+)
 
 if TYPE_CHECKING:
     from kronos.repository import Batch
@@ -62,7 +74,8 @@ class KronosMemory:
         embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
             width is its own.
         on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes
-            them anew before the store opens; "error" raises `EmbedderMismatchError`.
+            them anew before the store opens; "background" does so on a thread while the embedder
+            before answers; "error" raises `EmbedderMismatchError`.
         strict: raise `ModelLoadError` where the hash fallback would take over.
         settings: further options; None reads them from the environment.
         migrate: upgrade a database of an older Kronos, after a backup.
@@ -272,13 +285,124 @@ class KronosMemory:
         return await self._open.work(self._store.check, repair=repair)
 
     async def reindex(
-        self, model: str | None = None, *, progress: ProgressCallback | None = None
+        self,
+        model: str | None = None,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+        activate: bool = True,
+        allow_failed: bool = False,
+        keep_old: bool = False,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
     ) -> ReindexReport:
-        """Embed what is pending, or change the model; see `MemoryStore.reindex`.
+        """Embed what is pending, or change the embedding model; see `MemoryStore.reindex`.
 
-        `progress` is called on a worker thread.
+        `progress` is called on a worker thread. A call that is cancelled lets the job finish its
+        batch; the job stays open.
         """
-        return await self._open.work(self._store.reindex, model, progress=progress)
+        return await self._job(
+            functools.partial(
+                self._store.reindex,
+                model,
+                workers=workers,
+                batch_size=batch_size,
+                rate=rate,
+                max_seconds=max_seconds,
+                activate=activate,
+                allow_failed=allow_failed,
+                keep_old=keep_old,
+                progress=progress,
+            ),
+            stop,
+        )
+
+    async def plan_reindex(self, model: str | None = None) -> ReindexPlan:
+        """Say what `reindex` would do; see `MemoryStore.plan_reindex`."""
+        return await self._open.work(self._store.plan_reindex, model)
+
+    async def resume_reindex(
+        self,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+        allow_failed: bool | None = None,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Go on with the newest unfinished job; see `MemoryStore.resume_reindex`."""
+        return await self._job(
+            functools.partial(
+                self._store.resume_reindex,
+                workers=workers,
+                batch_size=batch_size,
+                rate=rate,
+                max_seconds=max_seconds,
+                allow_failed=allow_failed,
+                progress=progress,
+            ),
+            stop,
+        )
+
+    async def activate_reindex(
+        self,
+        *,
+        allow_failed: bool | None = None,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Switch to the newest unfinished job's space; see `MemoryStore.activate_reindex`."""
+        return await self._job(
+            functools.partial(
+                self._store.activate_reindex, allow_failed=allow_failed, progress=progress
+            ),
+            stop,
+        )
+
+    async def rollback(
+        self,
+        *,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Go back to the space before; see `MemoryStore.rollback`."""
+        return await self._job(functools.partial(self._store.rollback, progress=progress), stop)
+
+    async def cancel_reindex(self) -> Job:
+        """End the newest unfinished job; see `MemoryStore.cancel_reindex`."""
+        return await self._open.work(self._store.cancel_reindex)
+
+    async def jobs(self) -> builtins.list[Job]:
+        """The reindex jobs, the newest first; see `MemoryStore.jobs`."""
+        return await self._open.work(self._store.jobs)
+
+    async def failures(self) -> builtins.list[Failure]:
+        """Texts that could not be embedded; see `MemoryStore.failures`."""
+        return await self._open.work(self._store.failures)
+
+    async def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
+        """Drop what nobody wants any more; see `MemoryStore.compact`."""
+        return await self._open.work(self._store.compact, keep_spaces=keep_spaces)
+
+    async def _job(
+        self, run: Callable[..., ReindexReport], stop: threading.Event | None
+    ) -> ReindexReport:
+        """Run a job on a thread of its own: it may take hours, and the workers are few."""
+        self._open  # noqa: B018 - StoreClosedError
+        stop = stop or threading.Event()
+        executor = ThreadPoolExecutor(1, thread_name_prefix="kronos-job")
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(executor, functools.partial(run, stop=stop))
+        except asyncio.CancelledError:
+            stop.set()
+            raise
+        finally:
+            executor.shutdown(wait=False)
 
 
 class _Threads:

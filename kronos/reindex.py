@@ -1,113 +1,523 @@
 """Bringing a space up to date, and switching to it: the one way by which vectors are made anew.
 
-A model change, an interrupted run and texts that waited for a model are the same thing: some space
-has pending memories. A job embeds them outside any transaction, stores each batch by
-compare-and-set on the text's hash and commits it, so a killed job goes on where it stopped and an
-edit during a job is never overwritten. The active space changes in the transaction that sees
-nothing pending.
+A model change, an interrupted run, a fallback and texts that waited for a model are the same thing:
+some space has pending memories. A job embeds their texts outside any transaction, stores each batch
+by compare-and-set on the texts' hashes and commits it together with its lease, so a killed worker
+costs its batch and no more, and an edit during a job is never overwritten. Any number of workers
+share a job, in this process and in others (`kronos.jobs` says how). The active space changes in the
+transaction that sees nothing pending.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from kronos.embedding.checked import embed_documents
+from kronos.compaction import drop_spaces
+from kronos.embedding.checked import Embedded, embed_each
+from kronos.errors import KronosError, StorageError, StoreBusyError
+from kronos.jobs import Advance, Position
+from kronos.owners import new_owner
 from kronos.repository import Repository
-from kronos.spaces import Pending
-from kronos.types import Progress, ReindexReport
+from kronos.spaces import PendingText, Spaces
+from kronos.types import JobState, Progress, ReindexReport
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.engine import Database
+    from kronos.settings import Settings
     from kronos.types import Embedder, ProgressCallback, Space
+
+T = TypeVar("T")
 
 # The last texts are embedded inside the write transaction, so that steady writers cannot keep a job
 # from its end; so few, that a writer waits well under its busy timeout.
 _LAST_TEXTS = 16
+# A batch takes about so long, whatever the embedder: who is asked to stop stops soon.
+_SECONDS_A_BATCH = 5.0
+_FIRST_BATCH = 64
+_LONGEST_PAUSE_S = 0.5
+_PATIENCE_S = 60.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How this process works on a job."""
+
+    workers: int = 1
+    """Threads; they share the embedder."""
+    batch_size: int = 1000
+    """Texts that a worker has embedded and not yet stored, at most."""
+    rate: float | None = None
+    """Texts a second, at most, of all these workers together."""
+    max_seconds: float | None = None
+    """Take up no more texts after so long."""
+    lease_s: float = 60.0
+    """How long texts in hand stay a worker's own after it was last heard of."""
+    keep_spaces: int = 1
+    """Retired spaces to keep after a switch."""
+
+    @classmethod
+    def of(cls, settings: Settings, **options: Any) -> Work:
+        """The settings' way to work; options that are None do not count."""
+        given = {name: value for name, value in options.items() if value is not None}
+        defaults = {
+            "batch_size": settings.batch_size,
+            "lease_s": settings.lease_s,
+            "keep_spaces": settings.keep_spaces,
+        }
+        return cls(**{**defaults, **given})
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Texts that a worker has claimed."""
+
+    texts: list[PendingText]
+
+    @property
+    def last_hash(self) -> bytes:
+        """What its lease is known by."""
+        return self.texts[-1].content_hash
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """Texts that nobody had claimed when they were read, and how far the job was then."""
+
+    position: Position
+    batch: _Batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A batch, and what became of its texts."""
+
+    batch: _Batch
+    embedded: Embedded
+
+
 class ReindexJob:
-    """Brings one space up to date with the texts."""
+    """One process's share in a job.
 
-    database: Database
-    space: Space
-    embedder: Embedder
-    batch_size: int
-    """Texts that are embedded and committed at once."""
-    clock: Callable[[], datetime]
-    embedded: int = 0
-    """Texts embedded so far by this job object."""
-    _started: float = field(default_factory=time.perf_counter)
+    Args:
+        database: where the job's rows are.
+        job_id: the job.
+        space: the space that it brings up to date.
+        embedder: gives the space's embedder; called when there is something to embed.
+        work: how to work.
+        clock: the time, UTC.
+        stop: set by somebody who wants the job to stop soon; it can be resumed.
+    """
 
-    def run(self, activate: bool = True, progress: ProgressCallback | None = None) -> ReindexReport:
-        """Embed what is pending, batch by batch, and make the space the active one.
+    def __init__(
+        self,
+        database: Database,
+        job_id: int,
+        space: Space,
+        embedder: Callable[[], Embedder],
+        work: Work,
+        *,
+        clock: Callable[[], datetime],
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.database = database
+        self.id = job_id
+        self.space = space
+        self.loaded: list[Embedder] = []
+        """The embedder, once it was asked for."""
+        self.work = work
+        self.embedded = 0
+        """Texts embedded so far by this process."""
+        self.pause = _Limiter(work.rate)
+        self._source = embedder
+        self._loading = threading.Lock()
+        self._clock = clock
+        self._stop = stop or threading.Event()
+        self._halt = threading.Event()
+        self._started = time.monotonic()
+        self._progress: ProgressCallback | None = None
+        self._reporting = threading.Lock()
+
+    def run(self, progress: ProgressCallback | None = None) -> ReindexReport:
+        """Work on the job until it is over, or somebody wants this process to stop.
 
         Args:
-            activate: False leaves the active space as it is.
-            progress: called after every committed batch.
+            progress: called after every committed batch, in the thread that stored it.
 
         Raises:
-            EmbeddingError: the embedder failed; the batches before are committed.
+            EmbeddingError: the embedder fails on any text; what was stored is kept, and the job can
+                be resumed.
+            StorageError: the database failed; likewise.
         """
-        was_active = self.space.state == "active"
-        while not self._finish(activate):
-            self.fill(progress)
-        return ReindexReport(
-            space=self.space,
-            embedded=self.embedded,
-            activated=activate and not was_active,
-            seconds=time.perf_counter() - self._started,
-        )
+        self._progress = progress
+        try:
+            self._work()
+        except KronosError as exc:
+            self._note(exc)
+            raise
+        return self._report()
 
-    def fill(self, progress: ProgressCallback | None = None) -> None:
-        """Go through what is pending once, batch by batch, without a switch. Raises as `run`."""
-        total = self.embedded + self._count_pending()
-        for stored in self._sweep():
-            self.embedded += stored
-            if progress is not None:
-                progress(Progress(self.embedded, max(total, self.embedded)))
+    def _work(self) -> None:
+        with ThreadPoolExecutor(self.work.workers, thread_name_prefix="kronos-reindex") as threads:
+            others = [threads.submit(self._one_worker) for _ in range(self.work.workers - 1)]
+            try:
+                self._one_worker()
+            finally:
+                if self.stopping:
+                    self._halt.set()
+            for other in others:
+                other.result()
 
-    def _count_pending(self) -> int:
-        with self.database.read() as connection:
-            return Repository(connection, self.clock()).spaces.pending_count(self.space.id)
+    def _one_worker(self) -> None:
+        try:
+            _Worker(self).run()
+        except BaseException:
+            self._halt.set()  # the others need not go on to find the same
+            raise
 
-    def _sweep(self) -> Iterator[int]:
-        """Go through the pending memories once, by key; yields how many each batch stored."""
-        after = 0
-        while batch := self._pending(after):
-            yield self._embed_and_store(batch)
-            after = batch[-1].key
+    def _note(self, error: KronosError) -> None:
+        try:
+            with self.writing() as repository:
+                repository.jobs.note_error(self.id, str(error))
+        except KronosError:  # what went wrong first is what matters
+            pass
 
-    def _pending(self, after: int) -> list[Pending]:
-        with self.database.read() as connection:
-            repository = Repository(connection, self.clock())
-            return repository.spaces.pending(self.space.id, after=after, limit=self.batch_size)
-
-    def _embed_and_store(self, batch: Sequence[Pending]) -> int:
-        rows = embed_documents(self.embedder, [item.content for item in batch])
-        with self.database.write() as connection:
-            return Repository(connection, self.clock()).spaces.store_vectors(
-                self.space, batch, rows
+    def _report(self) -> ReindexReport:
+        with self.reading() as repository:
+            now = repository.spaces.get(self.space.id) or self.space
+            return ReindexReport(
+                space=now,
+                state=repository.jobs.position(self.id).state,
+                embedded=self.embedded,
+                pending=repository.spaces.pending_count(now.id),
+                failed=repository.spaces.failed_count(now.id),
+                activated=now.state == "active" != self.space.state,
+                seconds=time.monotonic() - self._started,
             )
 
-    def _finish(self, activate: bool) -> bool:
-        """Embed the few last texts and switch, in one transaction; False when many are pending."""
-        with self.database.write() as connection:
-            repository = Repository(connection, self.clock())
-            pending = repository.spaces.pending_count(self.space.id)
-            if pending > _LAST_TEXTS:
-                return False
-            rest = (
-                repository.spaces.pending(self.space.id, after=0, limit=pending) if pending else []
-            )
-            rows = embed_documents(self.embedder, [item.content for item in rest])
-            stored = repository.spaces.store_vectors(self.space, rest, rows)
-            if activate and self.space.state != "active":
-                self.space = repository.spaces.activate(self.space)
-        self.embedded += stored
+    def embedder(self) -> Embedder:
+        """The space's embedder, loaded once for all workers."""
+        with self._loading:
+            if not self.loaded:
+                self.loaded.append(self._source())
+            return self.loaded[0]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to take up no more texts."""
+        limit = self.work.max_seconds
+        late = limit is not None and time.monotonic() - self._started >= limit
+        return late or self._stop.is_set() or self._halt.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Do nothing for a while, or until somebody wants to stop."""
+        self._stop.wait(min(seconds, _LONGEST_PAUSE_S))
+
+    def reading(self) -> AbstractContextManager[Repository]:
+        """A transaction that reads the rows."""
+        return _repository(self.database.read(), self._clock)
+
+    def writing(self) -> AbstractContextManager[Repository]:
+        """A transaction that changes them."""
+        return _repository(self.database.write(), self._clock)
+
+    def store(
+        self, repository: Repository, texts: Sequence[PendingText], embedded: Embedded
+    ) -> Advance:
+        """Store what became of texts, inside a transaction."""
+        stored = _store(repository.spaces, self.space, texts, embedded)
+        return repository.jobs.advance(self.id, done=stored, embedded=len(embedded.positions))
+
+    def report(self, embedded: int, advance: Advance) -> None:
+        """Say how far the job has come, after a commit."""
+        with self._reporting:
+            self.embedded += embedded
+            if self._progress is not None:
+                self._progress(Progress(advance.done, advance.total))
+
+    def finish(self) -> JobState:
+        """Embed the few last texts, switch, and end the job, in one transaction.
+
+        Returns:
+            The job's state: still "open" when others hold texts, or many are pending.
+        """
+        with self.reading() as repository:
+            some = repository.spaces.pending_texts(self.space.id, limit=1)
+        embedder = self.embedder() if some else None  # loading may take long
+        with self.writing() as repository:
+            jobs = repository.jobs
+            state = jobs.position(self.id).state
+            if state != "open" or jobs.live_leases(self.id):
+                return state
+            texts = repository.spaces.pending_texts(self.space.id, limit=_LAST_TEXTS + 1)
+            if len(texts) > _LAST_TEXTS or (texts and embedder is None):
+                jobs.sweep_again(self.id)
+                return "open"
+            advance, made = None, 0
+            if texts and embedder is not None:
+                embedded = embed_each(embedder, [text.content for text in texts])
+                made = len(embedded.positions)
+                advance = self.store(repository, texts, embedded)
+            state = self._end(repository)
+        if advance is not None:
+            self.report(made, advance)
+        return state
+
+    def _end(self, repository: Repository) -> JobState:
+        spaces, wanted = repository.spaces, repository.jobs.options(self.id)
+        space = spaces.get(self.space.id) or self.space
+        failed = spaces.failed_count(space.id)
+        state: JobState = "done"
+        if space.state != "active":
+            if not wanted["activate"]:
+                state = "ready"
+            elif failed and not wanted["allow_failed"]:
+                state = "failed"
+            else:
+                spaces.activate(space)
+        why = f"{failed} memories hold a text that cannot be embedded" if failed else None
+        repository.jobs.finish(self.id, state, why)
+        return state
+
+    def drop_retired(self) -> None:
+        """Drop the retired spaces beyond those to keep, if the job may."""
+        keep = self.work.keep_spaces
+        with self.reading() as repository:
+            may = not repository.jobs.options(self.id)["keep_old"]
+            some = repository.spaces.droppable(keep)
+        if may and some:
+            drop_spaces(self.database, keep, clock=self._clock)
+
+
+class _Worker:
+    """Claims texts, embeds them, stores their vectors; stores and claims while it embeds."""
+
+    def __init__(self, job: ReindexJob) -> None:
+        self._job = job
+        self._owner = new_owner()
+        # Of two batches one is embedded while the other is stored.
+        self._pace = _Pace(max(1, job.work.batch_size // 2), job.work.rate)
+
+    def run(self) -> None:
+        """Work until the job is over or is to stop."""
+        pause = 0.01
+        with self._renewal(), self._leases():
+            while not self._job.stopping:
+                worked = self._sweep()
+                if self._job.stopping:
+                    break
+                state = _patiently(self._job.finish)
+                if state != "open":
+                    if state == "done":
+                        self._job.drop_retired()
+                    break
+                pause = 0.01 if worked else min(2 * pause, _LONGEST_PAUSE_S)
+                self._job.wait(pause)
+
+    def _sweep(self) -> bool:
+        """Take part in going through the pending texts once; False when none was left to claim."""
+        batch = self._store_and_claim(None, self._look())
+        if batch is None:
+            return False
+        made: _Made | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="kronos-reindex-store") as hands:
+            while batch is not None and not self._job.stopping:
+                # Rows are read here, while nothing else runs: row by row, two busy threads of
+                # Python get in each other's way.
+                sight = self._look()
+                ahead: Future[_Batch | None] = hands.submit(self._store_and_claim, made, sight)
+                made = None
+                made = self._embed(batch)
+                batch = ahead.result()
+        if made is not None:
+            self._store_and_claim(made, None)
         return True
+
+    def _look(self) -> _Sight | None:
+        """The next texts that nobody has claimed; None when there are none, or no more are due."""
+        if self._job.stopping:
+            return None
+        with self._job.reading() as repository:
+            position = repository.jobs.position(self._job.id)
+            if position.state != "open":
+                return None
+            texts = repository.spaces.pending_texts(
+                self._job.space.id, limit=self._pace.size, after=position.cursor
+            )
+        return _Sight(position, _Batch(texts)) if texts else None
+
+    def _embed(self, batch: _Batch) -> _Made:
+        self._job.pause.before(len(batch.texts), self._job)
+        started = time.perf_counter()
+        embedded = embed_each(self._job.embedder(), [text.content for text in batch.texts])
+        self._pace.took(len(batch.texts), time.perf_counter() - started, embedded.fits)
+        return _Made(batch, embedded)
+
+    def _store_and_claim(self, made: _Made | None, sight: _Sight | None) -> _Batch | None:
+        """Store a batch, and claim the next one in the same transaction."""
+        claimed = _patiently(functools.partial(self._write, made, sight))
+        while sight is not None and not claimed:  # another worker has claimed these texts
+            sight = self._look()
+            claimed = _patiently(functools.partial(self._write, None, sight))
+        return None if sight is None else sight.batch
+
+    def _write(self, made: _Made | None, sight: _Sight | None) -> bool:
+        """Whether the texts in sight are this worker's now."""
+        if made is None and sight is None:
+            return False
+        with self._job.writing() as repository:
+            advance = self._store(repository, made)
+            claimed = sight is not None and repository.jobs.claim(
+                self._job.id,
+                sight.position,
+                sight.batch.last_hash,
+                owner=self._owner,
+                lease_s=self._job.work.lease_s,
+            )
+        if made is not None and advance is not None:
+            self._job.report(len(made.embedded.positions), advance)
+        return claimed
+
+    def _store(self, repository: Repository, made: _Made | None) -> Advance | None:
+        # A job that is over has no use for vectors, and its space may be gone.
+        if made is None or repository.jobs.position(self._job.id).state != "open":
+            return None
+        repository.jobs.release(self._job.id, self._owner, made.batch.last_hash)
+        return self._job.store(repository, made.batch.texts, made.embedded)
+
+    @contextmanager
+    def _leases(self) -> Iterator[None]:
+        """Give back what this worker holds, whatever ends it."""
+        try:
+            yield
+        finally:
+            try:
+                with self._job.writing() as repository:
+                    repository.jobs.release(self._job.id, self._owner)
+            except KronosError:  # then the leases end by their time
+                pass
+
+    @contextmanager
+    def _renewal(self) -> Iterator[None]:
+        """Keep this worker's leases while a batch takes long."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(self._job.work.lease_s / 3):
+                try:
+                    with self._job.writing() as repository:
+                        repository.jobs.renew(self._job.id, self._owner, self._job.work.lease_s)
+                except StorageError:  # a busy or full database: the next time, then
+                    continue
+                except KronosError:  # closed
+                    return
+
+        thread = threading.Thread(target=renew, name="kronos-reindex-renew", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+class _Pace:
+    """How many texts to claim at once: so many as take a few seconds, and fit the memory."""
+
+    def __init__(self, most: int, rate: float | None) -> None:
+        self._most = most if rate is None else max(1, min(most, int(rate)))
+        self.size = min(self._most, _FIRST_BATCH)
+
+    def took(self, texts: int, seconds: float, fits: int | None) -> None:
+        """Learn from a batch."""
+        if fits is not None:
+            self._most = max(1, min(self._most, fits))
+        if seconds > 0 and texts >= self.size // 2:
+            wanted = int(texts / seconds * _SECONDS_A_BATCH)
+            self.size = min(max(wanted, self.size // 2), 2 * self.size)
+        self.size = max(1, min(self.size, self._most))
+
+
+class _Limiter:
+    """Keeps all workers of a process together under so many texts a second."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    def before(self, texts: int, job: ReindexJob) -> None:
+        """Wait until so many more texts are due."""
+        if self._rate is None:
+            return
+        with self._lock:
+            due = max(self._free_at, time.monotonic())
+            self._free_at = due + texts / self._rate
+        while not job.stopping and (left := due - time.monotonic()) > 0:
+            job.wait(left)
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Do something again while other writers hold the database: a job has time."""
+    started = time.monotonic()
+    while True:
+        try:
+            return action()
+        except StoreBusyError:
+            if time.monotonic() - started > _PATIENCE_S:
+                raise
+
+
+def catch_up(
+    database: Database,
+    space: Space,
+    embedder: Embedder,
+    *,
+    batch_size: int,
+    clock: Callable[[], datetime],
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Embed what is pending in a space here and now, without a job that others could share.
+
+    For a few texts that another process left pending, and for the hash space of a fallback, which
+    is made as fast as it could be handed out.
+
+    Raises:
+        EmbeddingError: the embedder fails on any text.
+        StorageError: the database failed.
+    """
+    done = 0
+    while True:
+        with _repository(database.read(), clock) as repository:
+            texts = repository.spaces.pending_texts(space.id, limit=batch_size)
+        if not texts:
+            return
+        embedded = embed_each(embedder, [text.content for text in texts])
+        with _repository(database.write(), clock) as repository:
+            done += _store(repository.spaces, space, texts, embedded)
+        if progress is not None:
+            progress(Progress(done, None))
+
+
+def _store(spaces: Spaces, space: Space, texts: Sequence[PendingText], embedded: Embedded) -> int:
+    """Store the vectors that were made, and remember the failures; how many memories got one."""
+    errors = {texts[position].content_hash: why for position, why in embedded.errors.items()}
+    spaces.record_failures(space, errors)
+    made = [texts[position] for position in embedded.positions]
+    return spaces.store_vectors(space, made, embedded.rows)
+
+
+@contextmanager
+def _repository(
+    transaction: AbstractContextManager[Any], clock: Callable[[], datetime]
+) -> Iterator[Repository]:
+    with transaction as connection:
+        yield Repository(connection, clock())

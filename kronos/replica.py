@@ -41,6 +41,8 @@ class Replica:
     def __init__(self, space: Space, *, store_id: str, folder: Path, device: str) -> None:
         self.space = space
         self.lock = threading.Lock()
+        self.complete_seq = 0
+        """At this seq nothing was pending in the space, but for texts that cannot be embedded."""
         self._store_id = store_id
         self._folder = folder
         self._device = device

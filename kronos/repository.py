@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from kronos.db.tables import memories, spaces, store, tombstones, vectors
 from kronos.errors import DuplicateIdError, NotFoundError
+from kronos.jobs import Jobs
 from kronos.spaces import Spaces, checked_blobs, next_seqs, parts
 from kronos.types import Memory, OnConflict, Space
 from kronos.validation import Record, to_datetime, to_microseconds
@@ -94,6 +95,11 @@ class Repository:
         self._connection = connection
         self._now = to_microseconds(now)
         self.spaces = Spaces(connection, self._now)
+
+    @property
+    def jobs(self) -> Jobs:
+        """The reindex jobs."""
+        return Jobs(self._connection, self._now)
 
     # -- The store ------------------------------------------------------------------------------
 

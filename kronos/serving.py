@@ -1,12 +1,15 @@
 """Who answers: the space that is searched and written, its embedder and its index, as one value.
 
-`settle` finds it when a store opens. The rule that a fallback never takes the place of a real model
+`Settler` finds it when a store opens, and again when another process has changed the active space.
+The rule that a fallback never takes the place of a real model
 stands here: when the model that made the store cannot be loaded, a hash space is built beside the
 real one and serves, while the real one stays active and its new texts wait as pending.
 """
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +18,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kronos.embedding.checked import embed_documents, embed_query
+from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
-from kronos.errors import EmbedderMismatchError, NoEmbedderError
-from kronos.reindex import ReindexJob
+from kronos.errors import (
+    EmbedderMismatchError,
+    KronosWarning,
+    ModelLoadError,
+    NoEmbedderError,
+    ReindexError,
+)
+from kronos.jobs import JobOptions
+from kronos.reindex import ReindexJob, Work, catch_up
 from kronos.replica import Replica
 from kronos.repository import Batch, Pulse, Repository
 from kronos.validation import check_embeddings
@@ -27,7 +38,16 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.engine import Database
-    from kronos.types import Embedder, OnModelChange, ProgressCallback, Space, Vectors
+    from kronos.settings import Settings
+    from kronos.spaces import Spaces
+    from kronos.types import (
+        Embedder,
+        OnModelChange,
+        ProgressCallback,
+        ReindexReport,
+        Space,
+        Vectors,
+    )
 
 HANDED_IN = "vectors handed in"
 
@@ -99,119 +119,268 @@ class Serving:
             )
         return self.embedder
 
-    def is_current(self, pulse: Pulse) -> bool:
+    def is_current(self, repository: Repository, pulse: Pulse) -> bool:
         """Whether the active space is still the one that this was set up for."""
-        return pulse.active_space == self.active_space
-
-    def moved_error(self) -> EmbedderMismatchError:
-        """What to raise when it is not."""
-        return EmbedderMismatchError(
-            f"the store's active space is no longer the one that this process opened (it answers "
-            f"from {self.space.model}): another process has changed the model; open the store anew"
-        )
+        if pulse.active_space != self.active_space:
+            return False
+        # A fallback's space may be dropped by whoever has the model.
+        return not self.stands_in or repository.spaces.get(self.space.id) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Settler:
-    """Finds the space for an embedder and brings it up to date."""
+    """Finds who answers: when a store opens, and when its active space has changed."""
 
     database: Database
     folder: Path
     """Where index snapshots are kept."""
     device: str
     """Where indexes live."""
-    batch_size: int
+    settings: Settings
     clock: Callable[[], datetime]
+    load: Callable[[str, int], EmbeddingService]
+    """Loads a model by what a caller asked for, hash vectors being so wide; ModelLoadError when it
+    cannot be had."""
+    embedding_dim: int
+    """The width of hash vectors, and of a new store without an embedder."""
+    strict: bool
+    """Raise where a fallback would take over."""
 
     def settle(
         self,
         embedder: Embedder | None,
         *,
         alias: str | None,
-        embedding_dim: int,
         on_model_change: OnModelChange,
         progress: ProgressCallback | None,
-    ) -> Serving:
+    ) -> tuple[Serving, Callable[[threading.Event], ReindexJob] | None]:
         """Decide who answers, when a store opens.
 
         Args:
             embedder: None serves the active space with vectors that are handed in.
             alias: what the caller asked for.
-            embedding_dim: the width of a new store without an embedder.
-            on_model_change: whether another embedder than the active space's may rebuild it.
+            on_model_change: what to do when another embedder made the active space.
             progress: called while vectors are made.
+
+        Returns:
+            Who answers, and what makes the job that is to run in the background, if there is one.
 
         Raises:
             EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
                 "error".
+            ReindexError: some texts cannot be embedded, or somebody cancelled the job.
         """
-        active, known = self._look(embedder)
+        active, complete = self._look(embedder)
+        if active is None:
+            self._begin(embedder, alias)
+            active, complete = self._look(embedder)
+        assert active is not None
         if embedder is None:
-            return self.serve(active or self._new_space_of_given(embedding_dim), None)
-        degraded = embedder.fallback_reason if isinstance(embedder, EmbeddingService) else None
-        stands_in = degraded is not None and active is not None and active.model != HASH_MODEL
-        if active is not None and active.fingerprint != embedder.fingerprint and not stands_in:
-            _check_change(active, embedder, alias, on_model_change)
-        if known is None or not (stands_in or known.state == "active"):
-            # Opening writes only when there is something to do.
-            known = self.job(embedder, alias=alias).run(not stands_in, progress).space
-        return self.serve(known, embedder, active if stands_in else None, degraded)
+            return self._serve(active, None), None
+        reason = embedder.fallback_reason if isinstance(embedder, EmbeddingService) else None
+        if active.fingerprint == embedder.fingerprint:
+            if not complete:
+                active = self._rebuild(embedder, alias, progress)
+            return self._serve(active, embedder, degraded=reason), None
+        if reason is not None and active.model != HASH_MODEL:
+            return self._stand_in(active, embedder, reason, progress), None
+        if on_model_change == "error":
+            raise _refused_change(active, embedder, alias)
+        if on_model_change == "background":
+            options = JobOptions(activate=True)
+            return self.follow([embedder]), lambda stop: self.job(
+                embedder, alias=alias, options=options, stop=stop
+            )
+        return self._serve(self._rebuild(embedder, alias, progress), embedder), None
 
-    def _look(self, embedder: Embedder | None) -> tuple[Space | None, Space | None]:
-        """The active space, and the embedder's own if nothing is pending in it."""
+    def _look(self, embedder: Embedder | None) -> tuple[Space | None, bool]:
+        """The active space, and whether nothing is pending in it that could be embedded."""
         with self.database.read() as connection:
-            repository = Repository(connection, self.clock())
-            active = repository.spaces.active()
-            for space in repository.spaces.all():
-                if embedder is not None and space.fingerprint == embedder.fingerprint:
-                    return active, None if repository.spaces.pending_count(space.id) else space
-        return active, None
+            spaces = Repository(connection, self.clock()).spaces
+            active = spaces.active()
+            if active is None or embedder is None:
+                return active, False
+            complete = not spaces.pending_count(active.id) or not spaces.pending_texts(
+                active.id, limit=1
+            )
+        return active, complete
 
-    def _new_space_of_given(self, dim: int) -> Space:
+    def _begin(self, embedder: Embedder | None, alias: str | None) -> None:
+        """Give a store that is new its first space, unless another process has."""
         with self.database.write() as connection:
-            repository = Repository(connection, self.clock())
-            space = repository.spaces.find_or_create(
+            spaces = Repository(connection, self.clock()).spaces
+            if spaces.active() is None:
+                spaces.activate(self._find_or_create(spaces, embedder, alias))
+
+    def _find_or_create(
+        self, spaces: Spaces, embedder: Embedder | None, alias: str | None
+    ) -> Space:
+        if embedder is None:
+            dim = self.embedding_dim
+            return spaces.find_or_create(
                 fingerprint=f"given:dim={dim}", model=HANDED_IN, alias=None, dim=dim
             )
-            return repository.spaces.activate(space)
+        return spaces.find_or_create(
+            fingerprint=embedder.fingerprint,
+            model=embedder.model_id,
+            alias=alias,
+            dim=embedder.dim,
+            revision=getattr(embedder, "revision", None),
+        )
 
-    def job(self, embedder: Embedder, *, alias: str | None) -> ReindexJob:
+    def _rebuild(
+        self, embedder: Embedder, alias: str | None, progress: ProgressCallback | None
+    ) -> Space:
+        """Bring an embedder's space up to date and make it the active one, before anything else."""
+        report = self.job(embedder, alias=alias, options=JobOptions(activate=True)).run(progress)
+        if report.space.state != "active":
+            raise _not_all_made(report)
+        return report.space
+
+    def _stand_in(
+        self, active: Space, embedder: Embedder, reason: str, progress: ProgressCallback | None
+    ) -> Serving:
+        """Let hash vectors answer beside the active space, which waits for its model."""
+        space = self._space_of(embedder, HASH_MODEL)
+        catch_up(
+            self.database,
+            space,
+            embedder,
+            batch_size=self.settings.batch_size,
+            clock=self.clock,
+            progress=progress,
+        )
+        return self._serve(space, embedder, active=active, degraded=reason)
+
+    def _space_of(self, embedder: Embedder, alias: str | None) -> Space:
+        with self.database.write() as connection:
+            spaces = Repository(connection, self.clock()).spaces
+            return self._find_or_create(spaces, embedder, alias)
+
+    def job(
+        self,
+        embedder: Embedder,
+        *,
+        alias: str | None,
+        options: JobOptions,
+        work: Work | None = None,
+        stop: threading.Event | None = None,
+    ) -> ReindexJob:
         """A job that brings an embedder's space up to date; the space is made when it is new.
 
         Raises:
             DimensionMismatchError: the embedder's fingerprint is known with another width.
         """
-        with self.database.write() as connection:
-            space = Repository(connection, self.clock()).spaces.find_or_create(
-                fingerprint=embedder.fingerprint,
-                model=embedder.model_id,
-                alias=alias,
-                dim=embedder.dim,
-            )
-        return ReindexJob(self.database, space, embedder, self.batch_size, self.clock)
+        space = self._space_of(embedder, alias)
+        return self.job_of(space, lambda: embedder, options=options, work=work, stop=stop)
 
-    def serve(
+    def job_of(
+        self,
+        space: Space,
+        embedder: Callable[[], Embedder],
+        *,
+        options: JobOptions,
+        work: Work | None = None,
+        stop: threading.Event | None = None,
+    ) -> ReindexJob:
+        """A job that brings a space up to date; its embedder is asked for when it is needed."""
+        with self.database.write() as connection:
+            job_id = Repository(connection, self.clock()).jobs.open(space, options)
+        return ReindexJob(
+            self.database,
+            job_id,
+            space,
+            embedder,
+            work or Work.of(self.settings),
+            clock=self.clock,
+            stop=stop,
+        )
+
+    def follow(self, known: Sequence[Embedder]) -> Serving:
+        """Let the space answer that is the active one now.
+
+        Args:
+            known: embedders that are loaded; empty when this process embeds nothing.
+
+        Raises:
+            EmbedderMismatchError: the space's embedder is a program's own, and not at hand.
+            ModelLoadError: the model cannot be had, and `strict` is set.
+        """
+        with self.database.read() as connection:
+            active = Repository(connection, self.clock()).spaces.active()
+        assert active is not None  # a store that was opened has one for ever
+        if not known or active.model == HANDED_IN:
+            return self._serve(active, None)
+        try:
+            return self._serve(active, self.embedder_of(active, known))
+        except ModelLoadError as exc:
+            if self.strict:
+                raise
+            warnings.warn(
+                f"the store's vectors are those of {active.model}, which cannot be used: hash "
+                f"vectors answer in its place, and new texts wait for it. The reason: {exc}",
+                KronosWarning,
+                stacklevel=2,
+            )
+            return self._stand_in(active, HashEmbedder(self.embedding_dim), str(exc), None)
+
+    def embedder_of(self, space: Space, known: Sequence[Embedder]) -> Embedder:
+        """The embedder that made a space: one that is loaded, or the model that was asked for.
+
+        Raises:
+            EmbedderMismatchError: it is a program's own, and not at hand.
+            ModelLoadError: the model cannot be had, or has other weights by now.
+        """
+        for embedder in known:
+            if embedder.fingerprint == space.fingerprint:
+                return embedder
+        if space.alias is None:
+            raise EmbedderMismatchError(
+                f"the vectors of space {space.id} were made by {space.model}, which a program "
+                "handed in: open the store with embedder= set to it, or change the model with "
+                "`kronos reindex --model`"
+            )
+        service = self.load(space.alias, space.dim)
+        if service.fingerprint != space.fingerprint:
+            raise ModelLoadError(
+                f"{space.alias} has other weights or settings now than those that made space "
+                f"{space.id}: run `kronos reindex --model {space.alias}`"
+            )
+        return service
+
+    def _serve(
         self,
         space: Space,
         embedder: Embedder | None,
+        *,
         active: Space | None = None,
         degraded: str | None = None,
     ) -> Serving:
         """Let a space answer; `active` names the active one when it is another."""
         with self.database.read() as connection:
-            store_id = Repository(connection, self.clock()).store_id()
-        replica = Replica(space, store_id=store_id, folder=self.folder, device=self.device)
+            repository = Repository(connection, self.clock())
+            replica = Replica(
+                space, store_id=repository.store_id(), folder=self.folder, device=self.device
+            )
+            if not repository.spaces.pending_count(space.id):
+                replica.complete_seq = repository.pulse().seq
         return Serving(space, embedder, replica, (active or space).id, degraded)
 
 
-def _check_change(
-    active: Space, embedder: Embedder, alias: str | None, on_model_change: OnModelChange
-) -> None:
-    if on_model_change == "error":
-        same = " (other weights or settings under the same name)"
-        raise EmbedderMismatchError(
-            f"the store's vectors were made by {active.model}, and the embedder at hand is "
-            f"{embedder.model_id}{same if active.model == embedder.model_id else ''}: run "
-            f"`kronos reindex --model {alias or embedder.model_id}`, or open the store with "
-            'on_model_change="rebuild"'
-        )
+def _not_all_made(report: ReindexReport) -> ReindexError:
+    return ReindexError(
+        f"the store's vectors could not all be made anew with {report.space.model} (its job is "
+        f"{report.state}; {report.failed} memories hold a text it cannot embed): `kronos reindex "
+        "status` shows them, `kronos reindex activate --allow-failed` goes on without them; opened "
+        "with the model it had, the store answers as before"
+    )
+
+
+def _refused_change(active: Space, embedder: Embedder, alias: str | None) -> EmbedderMismatchError:
+    same = " (other weights or settings under the same name)"
+    return EmbedderMismatchError(
+        f"the store's vectors were made by {active.model}, and the embedder at hand is "
+        f"{embedder.model_id}{same if active.model == embedder.model_id else ''}: run "
+        f"`kronos reindex --model {alias or embedder.model_id}`, or open the store with "
+        'on_model_change="rebuild" or "background"'
+    )

@@ -32,6 +32,11 @@ class Settings:
     """Items that `add_many` commits at once, and texts that a reindex commits at once."""
     encode_batch_size: int = 32
     """Texts that a model reads at once; no part of what the vectors are."""
+    lease_s: float = 60.0
+    """How long the texts that a reindex worker has in hand stay its own after it was last heard of.
+    A worker renews them three times as often."""
+    keep_spaces: int = 1
+    """Retired spaces that are kept to roll back to; older ones are dropped after a switch."""
     network_timeout_s: float = 0.8
     """How long to look for a network before a missing model counts as not to be had."""
     max_content_bytes: int = 16 * 2**20
@@ -49,6 +54,8 @@ class Settings:
             )
         for option in fields(self):
             value = getattr(self, option.name)
+            if option.name == "keep_spaces" and value == 0 and value is not False:
+                continue
             if option.name != "durability" and not _is_positive_number(value):
                 raise ConfigurationError(
                     f"{option.name} must be a positive number, not {value!r}", field=option.name

@@ -2,12 +2,14 @@
 
 `Spaces` speaks over one open transaction, as `Repository` does. It owns the dimension rule (a
 vector is as wide as its space, and finite) and the rule that a vector stands in a space only while
-it was made from its memory's current text: a memory without one is pending.
+it was made from its memory's current text: a memory without one is pending. The unit of work is a
+text, known by its hash: memories with equal texts get their vectors together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,11 @@ import numpy as np
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     Table,
+    TextClause,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -24,13 +29,14 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 
-from kronos.db.tables import memories, spaces, store, tombstones, vectors
+from kronos.db.tables import failures, jobs, leases, memories, spaces, store, tombstones, vectors
 from kronos.db.vectors import from_rows, to_bytes
 from kronos.errors import DimensionMismatchError, VectorError
-from kronos.types import Space, SpaceStats
+from kronos.types import Failure, Space, SpaceStats
 from kronos.validation import to_datetime
 
 if TYPE_CHECKING:
@@ -39,15 +45,22 @@ if TYPE_CHECKING:
 # SQLite binds at most 32,766 values to a statement; smaller lists compile faster.
 _IDS_A_STATEMENT = 1000
 _ROWS_A_FETCH = 10_000
+_VECTORS_A_STATEMENT = 100
+_TEXTS_A_FETCH = 500
+# Texts of 16 MiB each must not fill the memory.
+_CHARS_AT_ONCE = 2**25
+
+
+UNFINISHED = ("open", "ready", "failed")
+"""The states of a job whose space is still wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A memory whose vector is missing in some space."""
+class PendingText:
+    """A text that some memories hold, all without a vector in some space."""
 
-    key: int
-    content: str
     content_hash: bytes
+    content: str
 
 
 class Spaces:
@@ -61,61 +74,135 @@ class Spaces:
         """All spaces, the oldest first."""
         return [_space(row) for row in self._connection.execute(_SPACES)]
 
+    def get(self, space_id: int) -> Space | None:
+        """A space by its id; None when it was dropped."""
+        return next((space for space in self.all() if space.id == space_id), None)
+
+    def by_fingerprint(self, fingerprint: str) -> Space | None:
+        """The space of an embedder."""
+        return next((space for space in self.all() if space.fingerprint == fingerprint), None)
+
     def active(self) -> Space | None:
         """The space that searches are answered from."""
         return next((space for space in self.all() if space.state == "active"), None)
 
+    def last_retired(self) -> Space | None:
+        """The space that was the active one before."""
+        return max(
+            (s for s in self.all() if s.state != "active" and s.activated_seq is not None),
+            key=lambda space: (space.activated_seq, space.id),
+            default=None,
+        )
+
     def stats(self) -> list[SpaceStats]:
         """All spaces, and how far each has come."""
         return [
-            SpaceStats(space, self.vector_count(space.id), self.pending_count(space.id))
+            SpaceStats(
+                space,
+                self.vector_count(space.id),
+                self.pending_count(space.id),
+                self.failed_count(space.id),
+            )
             for space in self.all()
         ]
 
-    def find_or_create(self, *, fingerprint: str, model: str, alias: str | None, dim: int) -> Space:
+    def find_or_create(
+        self,
+        *,
+        fingerprint: str,
+        model: str,
+        alias: str | None,
+        dim: int,
+        revision: str | None = None,
+    ) -> Space:
         """The space of a fingerprint; a new, building one when there is none.
 
-        The alias is the one that was last asked for: commands reopen the store with it.
+        The alias and the revision are those last asked for: commands reopen the store with them.
 
         Raises:
             DimensionMismatchError: the fingerprint is known with another width.
         """
-        known = next((s for s in self.all() if s.fingerprint == fingerprint), None)
+        known = self.by_fingerprint(fingerprint)
         if known is None:
-            return self._create(fingerprint, model, alias, dim)
+            return self._create(fingerprint, model, alias, dim, revision)
         if known.dim != dim:
             raise DimensionMismatchError(
                 f"space {known.id} ({known.model}) is {known.dim} wide, but the embedder with the "
                 f"same fingerprint makes vectors {dim} wide: one fingerprint must mean one width"
             )
-        if alias not in (None, known.alias):
-            renamed = update(spaces).where(spaces.c.id == known.id).values(alias=alias)
-            self._connection.execute(renamed)
-            return replace(known, alias=alias)
-        return known
+        asked = replace(known, alias=alias or known.alias, revision=revision or known.revision)
+        if asked != known:
+            self._set(known, alias=asked.alias, revision=asked.revision)
+        return asked
 
-    def _create(self, fingerprint: str, model: str, alias: str | None, dim: int) -> Space:
+    def _create(
+        self, fingerprint: str, model: str, alias: str | None, dim: int, revision: str | None
+    ) -> Space:
+        (seq,) = next_seqs(self._connection, 1)
         self._connection.execute(
             insert(spaces).values(
+                id=seq,
                 fingerprint=fingerprint,
                 model=model,
                 alias=alias,
                 dim=dim,
                 state="building",
                 created_at=self._now,
+                pruned_seq=0,
+                revision=revision,
             )
         )
-        return next(space for space in self.all() if space.fingerprint == fingerprint)
+        return next(space for space in self.all() if space.id == seq)
 
     def activate(self, space: Space) -> Space:
         """Make a space the active one and retire the one before; the caller saw zero pending."""
+        (seq,) = next_seqs(self._connection, 1)
         self._connection.execute(
             update(spaces).where(spaces.c.state == "active").values(state="retired")
         )
-        self._connection.execute(
-            update(spaces).where(spaces.c.id == space.id).values(state="active")
+        self._set(space, state="active", activated_seq=seq)
+        return replace(space, state="active", activated_seq=seq)
+
+    def _set(self, space: Space, **values: Any) -> None:
+        self._connection.execute(update(spaces).where(spaces.c.id == space.id).values(**values))
+
+    def droppable(self, keep: int, *, leftovers: bool = False) -> list[Space]:
+        """The spaces that nobody wants any more.
+
+        Args:
+            keep: so many retired spaces are kept, those that were the active one last.
+            leftovers: name those too that never became active and that no job builds: cancelled
+                jobs' and fallbacks'.
+        """
+        wanted = set(
+            self._connection.execute(
+                select(jobs.c.space_id).where(jobs.c.state.in_(UNFINISHED))
+            ).scalars()
         )
-        return replace(space, state="active")
+        idle = [s for s in self.all() if s.state != "active" and s.id not in wanted]
+        retired = sorted(
+            (s for s in idle if s.activated_seq is not None),
+            key=lambda space: (space.activated_seq, space.id),
+            reverse=True,
+        )
+        return retired[keep:] + [s for s in idle if leftovers and s.activated_seq is None]
+
+    def drop_some(self, space: Space, limit: int) -> bool:
+        """Delete some vectors of a space, and with the last of them the space; True when it is."""
+        some = select(vectors.c.memory_key).where(vectors.c.space_id == space.id).limit(limit)
+        gone = self._connection.execute(
+            delete(vectors).where(
+                vectors.c.space_id == space.id, vectors.c.memory_key.in_(some.scalar_subquery())
+            )
+        )
+        if gone.rowcount == limit:
+            return False
+        its_jobs = select(jobs.c.id).where(jobs.c.space_id == space.id).scalar_subquery()
+        self._connection.execute(delete(leases).where(leases.c.job_id.in_(its_jobs)))
+        for table in (jobs, failures, tombstones):
+            self._connection.execute(delete(table).where(table.c.space_id == space.id))
+        self._connection.execute(delete(spaces).where(spaces.c.id == space.id))
+        return True
 
     def vector_count(self, space_id: int) -> int:
         """How many memories have a vector of their current text in a space."""
@@ -131,54 +218,135 @@ class Spaces:
         total = self._connection.execute(select(func.count()).select_from(memories)).scalar_one()
         return int(total) - self.vector_count(space_id)
 
-    def pending(self, space_id: int, *, after: int, limit: int) -> list[Pending]:
-        """The next memories that are pending in a space, by key, from behind `after` on."""
-        statement = (
-            select(memories.c.key, memories.c.content, memories.c.content_hash)
-            .where(memories.c.key > after, ~_has_vector(space_id))
-            .order_by(memories.c.key)
-            .limit(limit)
-        )
-        return [Pending(*row) for row in self._connection.execute(statement)]
+    def pending_texts(self, space_id: int, *, limit: int, after: bytes = b"") -> list[PendingText]:
+        """The next texts that are pending in a space, by hash, without those that failed.
 
-    def store_vectors(self, space: Space, made: Sequence[Pending], rows: Vectors) -> int:
-        """Store vectors of pending memories whose text is still the one they were made from.
+        Args:
+            space_id: the space.
+            limit: how many at most.
+            after: only texts with a hash behind this one.
+
+        Returns:
+            Fewer than `limit` also when the texts are very long.
+        """
+        hashes = memories.c.content_hash
+        statement = (
+            select(hashes, memories.c.content)
+            .where(hashes > after, ~_has_vector(space_id), ~_has_failed(space_id))
+            .order_by(hashes)
+        )
+        found: dict[bytes, PendingText] = {}
+        length = 0
+        with self._connection.execute(statement) as rows:
+            for part in rows.partitions(min(limit, _TEXTS_A_FETCH)):
+                for content_hash, content in part:
+                    if content_hash not in found:
+                        found[content_hash] = PendingText(content_hash, content)
+                        length += len(content)
+                    if len(found) == limit or length > _CHARS_AT_ONCE:
+                        return list(found.values())
+        return list(found.values())
+
+    def pending_text_count(self, space_id: int) -> int:
+        """How many distinct texts are pending in a space, without those that failed."""
+        statement = select(func.count(func.distinct(memories.c.content_hash))).where(
+            ~_has_vector(space_id), ~_has_failed(space_id)
+        )
+        return int(self._connection.execute(statement).scalar_one())
+
+    def pending_since(self, space_id: int, seq: int, *, limit: int) -> int:
+        """How many memories became pending in a space after a seq, counted up to a limit.
+
+        It costs what changed since, not what the store holds: a memory that is pending either is
+        new (its key is the seq of its first write), or an edit left a tombstone.
+        """
+        unmet = [~_has_vector(space_id), ~_has_failed(space_id)]
+        new = select(memories.c.key).where(memories.c.key > seq, *unmet)
+        edited = (
+            select(memories.c.key)
+            .join(tombstones, tombstones.c.memory_key == memories.c.key)
+            .where(tombstones.c.space_id == space_id, tombstones.c.seq > seq, *unmet)
+        )
+        found = new.union(edited).limit(limit).subquery()
+        return int(self._connection.execute(select(func.count()).select_from(found)).scalar_one())
+
+    def store_vectors(self, space: Space, made: Sequence[PendingText], rows: Vectors) -> int:
+        """Store the vectors of texts, for every memory that holds one of them now.
+
+        The compare-and-set: a memory that was edited since its text was read has another hash.
 
         Args:
             space: the space that the vectors belong to.
-            made: the memories as they were read when they were embedded.
-            rows: (n, dim) float32 unit rows, one a memory.
+            made: the texts as they were read when they were embedded.
+            rows: (n, dim) float32 unit rows, one a text.
 
         Returns:
-            How many were stored: the others were edited, deleted or stored meanwhile.
+            How many memories got their vector: others were edited, deleted or served meanwhile.
         """
         blobs = checked_blobs(space, rows)
-        current = self._pending_hashes(space.id, [item.key for item in made])
-        stored = [
-            (item, blob)
-            for item, blob in zip(made, blobs, strict=True)
-            if current.get(item.key) == item.content_hash
-        ]
-        if stored:
-            seqs = next_seqs(self._connection, len(stored))
-            self.drop_rows(tombstones, [item.key for item, _ in stored], space.id)
-            self.insert_vectors(
-                space,
+        if not made:
+            return 0
+        (seq,) = next_seqs(self._connection, 1)
+        values: dict[str, Any] = {"space": space.id, "seq": seq}
+        stored = 0
+        for start in range(0, len(made), _VECTORS_A_STATEMENT):
+            part = range(start, min(start + _VECTORS_A_STATEMENT, len(made)))
+            named = {f"hash{i}": made[at].content_hash for i, at in enumerate(part)}
+            named |= {f"blob{i}": blobs[at] for i, at in enumerate(part)}
+            stored += self._connection.execute(_store(len(part)), {**values, **named}).rowcount
+        self._connection.execute(_FORGET_TOMBSTONES, values)
+        return stored
+
+    # -- Texts that cannot be embedded ----------------------------------------------------------
+
+    def record_failures(self, space: Space, errors: Mapping[bytes, str]) -> None:
+        """Remember why texts, by hash, cannot be embedded in a space: nobody tries them again."""
+        self._forget_failures(space.id, list(errors))
+        if errors:
+            self._connection.execute(
+                insert(failures),
                 [
-                    (item.key, item.content_hash, blob, seq)
-                    for (item, blob), seq in zip(stored, seqs, strict=True)
+                    {
+                        "space_id": space.id,
+                        "content_hash": content_hash,
+                        "error": error,
+                        "failed_at": self._now,
+                    }
+                    for content_hash, error in errors.items()
                 ],
             )
-        return len(stored)
 
-    def _pending_hashes(self, space_id: int, keys: Sequence[int]) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
-        for part in parts(keys):
-            statement = select(memories.c.key, memories.c.content_hash).where(
-                memories.c.key.in_(part), ~_has_vector(space_id)
+    def _forget_failures(self, space_id: int, hashes: Sequence[bytes]) -> None:
+        for part in parts(hashes):
+            self._connection.execute(
+                delete(failures).where(
+                    failures.c.space_id == space_id, failures.c.content_hash.in_(part)
+                )
             )
-            found.update(tuple(row) for row in self._connection.execute(statement))
-        return found
+
+    def retry_failures(self, space_id: int) -> None:
+        """Forget which texts failed in a space, so that they are tried again."""
+        self._connection.execute(delete(failures).where(failures.c.space_id == space_id))
+
+    def failed_count(self, space_id: int) -> int:
+        """How many pending memories have a text that cannot be embedded in a space."""
+        statement = select(func.count()).select_from(_failed(space_id).subquery())
+        return int(self._connection.execute(statement).scalar_one())
+
+    def failures(self, space_id: int, *, limit: int) -> list[Failure]:
+        """The texts that cannot be embedded in a space, the first ones by hash."""
+        held: dict[bytes, list[str]] = {}
+        reasons: dict[bytes, tuple[str, int]] = {}
+        statement = _failed(space_id).order_by(failures.c.content_hash).limit(limit)
+        for id, content_hash, error, failed_at in self._connection.execute(statement):
+            held.setdefault(content_hash, []).append(id)
+            reasons[content_hash] = (error, failed_at)
+        return [
+            Failure(space_id, tuple(ids), reasons[key][0], to_datetime(reasons[key][1]))
+            for key, ids in held.items()
+        ]
+
+    # -- What an index and a check need ---------------------------------------------------------
 
     def misfits(self, space: Space) -> Keys:
         """The keys of a space whose vector has another width or was made from another text."""
@@ -264,7 +432,42 @@ _SPACES = select(
     spaces.c.state,
     spaces.c.created_at,
     spaces.c.pruned_seq,
+    spaces.c.revision,
+    spaces.c.activated_seq,
 ).order_by(spaces.c.id)
+
+
+@functools.cache
+def _store(count: int) -> TextClause:
+    """Store so many vectors: one for every memory that holds the text now and lacks one.
+
+    Many rows a statement: SQLite then works for long without Python's lock, and the thread that
+    embeds goes on meanwhile; row by row the two get in each other's way.
+    """
+    rows = ", ".join(f"(:hash{i}, :blob{i})" for i in range(count))
+    return text(_STORE.format(rows=rows))
+
+
+# WITH stands inside: of a statement that begins with it SQLite's driver counts no rows. CROSS JOIN:
+# SQLite is to look up the memories by their hashes, not the hashes by memory.
+_STORE = """
+    INSERT INTO vectors (space_id, memory_key, seq, content_hash, vector)
+    WITH made (hash, blob) AS (VALUES {rows})
+    SELECT :space, memories.key, :seq, made.hash, made.blob
+    FROM made CROSS JOIN memories
+    WHERE memories.content_hash = made.hash AND NOT EXISTS (
+        SELECT 1 FROM vectors
+        WHERE vectors.space_id = :space AND vectors.memory_key = memories.key
+    )
+"""
+_FORGET_TOMBSTONES = delete(tombstones).where(
+    tombstones.c.space_id == bindparam("space"),
+    tombstones.c.memory_key.in_(
+        select(vectors.c.memory_key).where(
+            vectors.c.space_id == bindparam("space"), vectors.c.seq == bindparam("seq")
+        )
+    ),
+)
 
 
 def next_seqs(connection: Connection, count: int) -> range:
@@ -298,13 +501,24 @@ def parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _has_vector(space_id: int) -> ColumnElement[bool]:
+    # Without a look at the row itself: the index over the two columns answers.
+    return exists().where(vectors.c.space_id == space_id, vectors.c.memory_key == memories.c.key)
+
+
+def _has_failed(space_id: int) -> ColumnElement[bool]:
     return exists().where(
-        vectors.c.space_id == space_id,
-        vectors.c.memory_key == memories.c.key,
-        vectors.c.content_hash == memories.c.content_hash,
+        failures.c.space_id == space_id, failures.c.content_hash == memories.c.content_hash
+    )
+
+
+def _failed(space_id: int) -> Select[Any]:
+    return (
+        select(memories.c.id, memories.c.content_hash, failures.c.error, failures.c.failed_at)
+        .join(failures, failures.c.content_hash == memories.c.content_hash)
+        .where(failures.c.space_id == space_id, ~_has_vector(space_id))
     )
 
 
 def _space(row: Sequence[Any]) -> Space:
-    id, fingerprint, model, alias, dim, state, created_at, pruned_seq = row
-    return Space(id, fingerprint, model, alias, dim, state, to_datetime(created_at), pruned_seq)
+    id, fingerprint, model, alias, dim, state, created_at, *rest = row
+    return Space(id, fingerprint, model, alias, dim, state, to_datetime(created_at), *rest)

@@ -16,27 +16,49 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kronos import doctor, intake
+from kronos.background import Background
+from kronos.compaction import compact
 from kronos.db import schema
 from kronos.db.engine import Database
 from kronos.embedding.checked import check_embedder
+from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
     ConfigurationError,
+    EmbedderMismatchError,
     InputError,
     KronosError,
+    ModelLoadError,
     NotFoundError,
     StoreClosedError,
 )
-from kronos.repository import Batch, Condition, Repository
+from kronos.estimate import estimate
+from kronos.index.snapshot import discard_snapshots
+from kronos.jobs import JobOptions
+from kronos.model_change import ModelChange
+from kronos.reindex import ReindexJob, Work, catch_up
+from kronos.repository import Batch, Condition, Pulse, Repository
 from kronos.search.filters import compile_filter
 from kronos.search.plan import allowed_keys
 from kronos.serving import Serving, Settler
 from kronos.settings import Location, Settings
-from kronos.types import Hit, Memory, Progress, ReindexReport, Report, Stats
+from kronos.types import (
+    CompactReport,
+    Failure,
+    Hit,
+    Job,
+    Memory,
+    Progress,
+    ReindexPlan,
+    ReindexReport,
+    Report,
+    Stats,
+)
 from kronos.validation import (
     Item,
     check_content,
@@ -62,6 +84,19 @@ if TYPE_CHECKING:
         Vectors,
         Where,
     )
+
+
+_TEXTS_IN_A_SEARCH = 64
+"""So many texts that another process left pending are embedded by the search that finds them; more
+are left to a job in the background."""
+
+
+class _Moved(Exception):
+    """Another space is the active one now."""
+
+
+class _Behind(Exception):
+    """The space that serves lacks a few texts."""
 
 
 def utc_now() -> datetime:
@@ -104,7 +139,8 @@ class MemoryStore:
         embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
             width is its own.
         on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes
-            them anew before the store opens; "error" raises `EmbedderMismatchError`.
+            them anew before the store opens; "background" does so on a thread while the embedder
+            before answers; "error" raises `EmbedderMismatchError`.
         strict: raise `ModelLoadError` where the hash fallback would take over.
         settings: further options; None reads them from the environment.
         migrate: upgrade a database of an older Kronos, after a backup.
@@ -126,9 +162,10 @@ class MemoryStore:
         migrate: bool = False,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        if on_model_change not in ("rebuild", "error"):
+        if on_model_change not in ("rebuild", "background", "error"):
             raise ConfigurationError(
-                f'on_model_change must be "rebuild" or "error", not {on_model_change!r}',
+                'on_model_change must be "rebuild", "background" or "error", not '
+                f"{on_model_change!r}",
                 field="on_model_change",
             )
         self.location = Location.of(storage_path)
@@ -144,8 +181,13 @@ class MemoryStore:
         self._clock = clock
         self._database: Database | None = None
         self._current: Serving | None = None
-        # Held by every writer of this process, and while another space takes over.
-        self._writing = threading.RLock()
+        self._background = Background()
+        self._own: Embedder | None = None
+        """The embedder that was asked for, once the store is open."""
+        # The writers of one process queue here, which is fairer than SQLite's own waiting.
+        self._writing = threading.Lock()
+        # Held while the store opens, closes or follows a switch: models load under it.
+        self._settling = threading.RLock()
 
     # -- Opening and closing --------------------------------------------------------------------
 
@@ -169,6 +211,7 @@ class MemoryStore:
             SchemaTooNewError: the database is newer.
             EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
                 "error".
+            ReindexError: some texts cannot be embedded with the new model.
             ModelLoadError: the model cannot be had, and `strict` is set.
         """
         store = cls(storage_path, **options)
@@ -177,16 +220,17 @@ class MemoryStore:
 
     def connect(self, *, progress: ProgressCallback | None = None) -> None:
         """Open the store; does nothing when it is open. Raises as `open` does."""
-        with self._writing:
+        with self._settling:
             if self._database is not None:
                 return
             database = Database(self.location.database, self._settings)
             try:
                 schema.prepare(database, migrate=self._migrate)
-                self._current = self._settler(database).settle(
-                    self._own_embedder(),
-                    alias=None if self._embedder else self._model,
-                    embedding_dim=self._embedding_dim,
+                self._own = self._own_embedder()
+                settler = self._settler(database)
+                self._current, job = settler.settle(
+                    self._own,
+                    alias=None if self._embedder else _absolute(self._model),
                     on_model_change=self._on_model_change,
                     progress=progress,
                 )
@@ -194,13 +238,16 @@ class MemoryStore:
                 database.close()
                 raise
             self._database = database
+            self._background = Background()
+            if job is not None:
+                self._background.start(job)
 
-    def _load(self, model: str, *, strict: bool) -> EmbeddingService:
+    def _load(self, model: str, *, strict: bool, dim: int | None = None) -> EmbeddingService:
         service = EmbeddingService(
             model,
             device=self._device,
             cache_dir=self.location.models,
-            embedding_dim=self._embedding_dim,
+            embedding_dim=dim or self._embedding_dim,
             strict=strict,
             settings=self._settings,
         )
@@ -214,18 +261,26 @@ class MemoryStore:
 
     def _settler(self, database: Database) -> Settler:
         return Settler(
-            database,
-            self.location.index,
-            self._device,
-            self._settings.batch_size,
-            self._clock,
+            database=database,
+            folder=self.location.index,
+            device=self._device,
+            settings=self._settings,
+            clock=self._clock,
+            load=lambda model, dim: self._load(model, strict=True, dim=dim),
+            embedding_dim=self._embedding_dim,
+            strict=self._strict,
         )
 
     def close(self) -> None:
-        """Save the index and close; does nothing when the store is closed."""
-        with self._writing:
+        """Save the index and close; does nothing when the store is closed.
+
+        A job in the background finishes its batch; it goes on when the store is opened again.
+        """
+        self._background.stop()
+        with self._settling, self._writing:
             database, self._database = self._database, None
             serving, self._current = self._current, None
+            self._own = None
             if database is None or serving is None:
                 return
             try:
@@ -263,12 +318,25 @@ class MemoryStore:
             yield Repository(connection, self._clock())
 
     @contextmanager
-    def _writer(self) -> Iterator[Repository]:
+    def _writer(self, serving: Serving | None = None) -> Iterator[Repository]:
+        """A write transaction; with vectors of a space, only while that space serves."""
         with self._writing, self._open_database.write() as connection:
             repository = Repository(connection, self._clock())
-            if not self._serving.is_current(repository.pulse()):
-                raise self._serving.moved_error()
+            if serving and not serving.is_current(repository, repository.pulse()):
+                raise _Moved
             yield repository
+
+    def _follow(self, left: Serving, *loaded: Embedder) -> None:
+        """Let the active space of now answer, whoever made it so.
+
+        Models load outside any lock that readers or writers hold.
+        """
+        with self._settling:
+            if self._serving is not left:
+                return  # another thread was here first
+            own = [] if self._own is None else [self._own]
+            known = [] if left.embedder is None else [left.embedder, *loaded, *own]
+            self._current = self._settler(self._open_database).follow(known)
 
     # -- Adding ---------------------------------------------------------------------------------
 
@@ -374,13 +442,16 @@ class MemoryStore:
 
     def _commit(self, batches: Sequence[Batch]) -> builtins.list[builtins.list[str] | KronosError]:
         """Write embedded batches in one transaction; each one's ids, or why it was refused."""
-        with self._writing:
+        while True:
             serving = self._serving
             moved = [batch for batch in batches if batch.space.id != serving.space.id]
             if moved:  # another space took over since these were embedded
                 serving.encode(moved)
-            with self._writer() as repository:
-                return [*repository.add(batches, serving.space)]
+            try:
+                with self._writer(serving) as repository:
+                    return [*repository.add(batches, serving.space)]
+            except _Moved:
+                self._follow(serving)
 
     def _add(self, batch: Batch) -> builtins.list[str]:
         self._encode([batch])
@@ -468,7 +539,8 @@ class MemoryStore:
         Raises:
             InputError: an argument is refused; its `field` names it.
             NoEmbedderError: the query is a text, and the store has no embedder.
-            EmbedderMismatchError: another process has changed the store's model.
+            EmbedderMismatchError: the query is a vector, and meanwhile the store's model changed;
+                or it changed to an embedder that only its own program has.
         """
         question = self._ask(query)
         return self._search(
@@ -501,10 +573,14 @@ class MemoryStore:
         limit = check_limit(limit)
         floor = -math.inf if min_score is None else check_number(min_score, field="min_score")
         scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
-        found = self._nearest(question, limit, scope, condition)
-        while found is None:  # the active space is not the one that the question was embedded for
-            question = self._ask_again(question)
-            found = self._nearest(question, limit, scope, condition)
+        while True:
+            try:
+                found = self._nearest(question, limit, scope, condition)
+                break
+            except _Moved:
+                question = self._ask_anew(question)
+            except _Behind:
+                self._catch_up(question.serving)
         name = question.serving.space.model
         return [
             Hit(memory, score, name, rank)
@@ -514,21 +590,55 @@ class MemoryStore:
 
     def _nearest(
         self, question: Question, limit: int, scope: str | None, condition: Condition | None
-    ) -> builtins.list[tuple[Memory, float]] | None:
-        serving = question.serving
-        with serving.replica.lock, self._reader() as repository:
+    ) -> builtins.list[tuple[Memory, float]]:
+        serving, replica = question.serving, question.serving.replica
+        with replica.lock, self._reader() as repository:
             pulse = repository.pulse()
-            if not serving.is_current(pulse):
-                return None
+            if not serving.is_current(repository, pulse):
+                raise _Moved
+            if replica.complete_seq < pulse.seq and serving.embedder is not None:
+                self._check_complete(serving, repository, pulse)
             allowed = allowed_keys(repository, scope, condition)
-            return serving.replica.nearest(
+            return replica.nearest(
                 repository, pulse.seq, question.vector, limit=limit, allowed=allowed
             )
 
-    def _ask_again(self, question: Question) -> Question:
-        with self._writing:  # a switch in this process ends before we look
-            if self._serving is question.serving:
-                raise question.serving.moved_error()
+    def _check_complete(self, serving: Serving, repository: Repository, pulse: Pulse) -> None:
+        """See whether a process with another embedder wrote texts that this space lacks."""
+        replica = serving.replica
+        few = _TEXTS_IN_A_SEARCH
+        pending = repository.spaces.pending_since(
+            serving.space.id, replica.complete_seq, limit=few + 1
+        )
+        if not pending:
+            replica.complete_seq = pulse.seq
+        elif pending <= few or serving.stands_in:
+            raise _Behind
+        else:
+            self._background.start(lambda stop: self._catch_up_job(serving, stop))
+
+    def _catch_up(self, serving: Serving) -> None:
+        catch_up(
+            self._open_database,
+            serving.space,
+            serving.require_embedder("open it with the model that it has"),
+            batch_size=self._settings.batch_size,
+            clock=self._clock,
+        )
+
+    def _catch_up_job(self, serving: Serving, stop: threading.Event) -> ReindexJob:
+        settler = self._settler(self._open_database)
+        embedder = serving.require_embedder("open it with the model that it has")
+        return settler.job(embedder, alias=None, options=JobOptions(), stop=stop)
+
+    def _ask_anew(self, question: Question) -> Question:
+        """Embed a question for the space that serves now."""
+        self._follow(question.serving)
+        if not isinstance(question.query, str):
+            raise EmbedderMismatchError(
+                f"the query is a vector for {question.serving.space.model}, but meanwhile the "
+                f"store's model became {self._serving.space.model}: embed it with that one"
+            )
         return self._ask(question.query)
 
     # -- Changing -------------------------------------------------------------------------------
@@ -590,13 +700,20 @@ class MemoryStore:
         return replace(change, serving=serving, vector=serving.embed([change.values["content"]]))
 
     def _update(self, change: Change) -> Memory:
-        with self._writing:
+        while True:
             if change.serving not in (None, self._serving):  # another space took over
                 change = self._encode_change(change)
-            with self._writer() as repository:
-                return repository.update(
-                    change.id, change.values, space=self._serving.space, vector=change.vector
-                )
+            serving = change.serving
+            try:
+                with self._writer(serving) as repository:
+                    return repository.update(
+                        change.id,
+                        change.values,
+                        space=None if serving is None else serving.space,
+                        vector=change.vector,
+                    )
+            except _Moved:
+                self._follow(self._serving if serving is None else serving)
 
     def delete(
         self,
@@ -636,37 +753,196 @@ class MemoryStore:
     # -- The store itself -----------------------------------------------------------------------
 
     def reindex(
-        self, model: str | None = None, *, progress: ProgressCallback | None = None
+        self,
+        model: str | None = None,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+        activate: bool = True,
+        allow_failed: bool = False,
+        keep_old: bool = False,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
     ) -> ReindexReport:
         """Embed what is pending, or change the embedding model.
 
         The new vectors are made beside the old ones in committed batches; searches and writes go on
-        meanwhile. An interrupted run goes on where it stopped.
+        meanwhile. It is a job that other processes may share: whoever calls this with the same
+        model joins in. A run that was stopped or killed goes on where it was.
 
         Args:
             model: a preset, a model's name, a folder or "hash"; None keeps the model.
+            workers: threads that share the model.
+            batch_size: texts that a worker has in hand, at most; None is the settings'.
+            rate: texts a second, at most, of this call's workers together.
+            max_seconds: take up no more texts after so long; the job stays open.
+            activate: make the new space the active one at the end.
+            allow_failed: do so even if there are texts that the model cannot embed.
+            keep_old: drop no retired space after the switch.
+            stop: set it to stop soon; the job stays open.
             progress: called after every committed batch.
 
         Raises:
             ModelLoadError: the model cannot be had; nothing was changed.
             NoEmbedderError: no model is named, and the store has no embedder.
-            EmbeddingError: the embedder failed on a text; what was embedded before is kept.
+            EmbeddingError: the embedder fails on any text; what was embedded before is kept.
+            InputError: a number is out of its range.
         """
-        serving = self._serving
+        work = self._work(workers, batch_size, rate, max_seconds)
         embedder, alias = self._target(model)
+        options = JobOptions(activate=activate, allow_failed=allow_failed, keep_old=keep_old)
         settler = self._settler(self._open_database)
-        job = settler.job(embedder, alias=alias)
-        job.fill(progress)
-        with self._writing:  # this process's writers wait for the last few texts and the switch
-            report = job.run(activate=model is not None or not serving.stands_in, progress=progress)
-            if report.space.id != serving.space.id:
-                self._current = settler.serve(report.space, embedder)
+        job = settler.job(embedder, alias=alias, options=options, work=work, stop=stop)
+        return self._run(job, progress)
+
+    def _work(
+        self,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+    ) -> Work:
+        for name, value in (("rate", rate), ("max_seconds", max_seconds)):
+            if value is not None and check_number(value, field=name) <= 0:
+                raise InputError(f"{name} must be a number above 0, not {value!r}", field=name)
+        return Work.of(
+            self._settings,
+            workers=check_limit(workers, field="workers"),
+            batch_size=None if batch_size is None else check_limit(batch_size, field="batch_size"),
+            rate=rate,
+            max_seconds=max_seconds,
+        )
+
+    def _run(self, job: ReindexJob, progress: ProgressCallback | None) -> ReindexReport:
+        report = job.run(progress)
+        serving = self._serving
+        with self._reader() as repository:
+            moved = not serving.is_current(repository, repository.pulse())
+        if moved:
+            self._follow(serving, *job.loaded)
         return report
 
     def _target(self, model: str | None) -> tuple[Embedder, str | None]:
+        serving = self._serving
         if model is not None:
-            return self._load(model, strict=True), model
-        return self._serving.require_embedder("name a model"), self._serving.space.alias
+            return self._load(model, strict=True), _absolute(model)
+        if serving.stands_in:  # what answers in its place never becomes the active one
+            raise ModelLoadError(
+                f"the store's own model cannot be used, so nothing can be embedded with it: "
+                f"{serving.degraded}. Name another model to change to"
+            )
+        return serving.require_embedder("name a model"), serving.space.alias
+
+    @property
+    def _change(self) -> ModelChange:
+        at_hand = [self._own, self._serving.embedder]
+        known = [embedder for embedder in at_hand if embedder is not None]
+        return ModelChange(self._settler(self._open_database), known)
+
+    def plan_reindex(self, model: str | None = None) -> ReindexPlan:
+        """Say what `reindex` would do; the model is loaded and tried, and nothing is written.
+
+        Args:
+            model: as for `reindex`.
+
+        Raises:
+            ModelLoadError: the model cannot be had.
+            NoEmbedderError: no model is named, and the store has no embedder.
+        """
+        embedder, _ = self._target(model)
+        return estimate(self._open_database, embedder, clock=self._clock)
+
+    def resume_reindex(
+        self,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+        allow_failed: bool | None = None,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Go on with the newest unfinished job, with what was asked of it; see `reindex`.
+
+        Texts that failed are tried again.
+
+        Raises:
+            NotFoundError: no job is unfinished.
+            ModelLoadError: the job's model cannot be had.
+            EmbedderMismatchError: the job's embedder is a program's own, and not at hand.
+        """
+        work = self._work(workers, batch_size, rate, max_seconds)
+        return self._run(self._change.resume(work, allow_failed=allow_failed, stop=stop), progress)
+
+    def activate_reindex(
+        self,
+        *,
+        allow_failed: bool | None = None,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Make the space of the newest unfinished job the active one; what it lacks is embedded.
+
+        Args:
+            allow_failed: also without the texts that its model cannot embed.
+            stop: as for `reindex`.
+            progress: as for `reindex`.
+
+        Raises:
+            NotFoundError: no job is unfinished.
+        """
+        job = self._change.activate(self._work(), allow_failed=allow_failed, stop=stop)
+        return self._run(job, progress)
+
+    def rollback(
+        self, *, stop: threading.Event | None = None, progress: ProgressCallback | None = None
+    ) -> ReindexReport:
+        """Go back to the space that was the active one before; embeds only what changed since.
+
+        Raises:
+            NotFoundError: no retired space was kept.
+            ModelLoadError: something changed, and the space's model cannot be had.
+        """
+        return self._run(self._change.rollback(self._work(), stop=stop), progress)
+
+    def cancel_reindex(self) -> Job:
+        """End the newest unfinished job, wherever its workers are; `compact` drops what it made.
+
+        Raises:
+            NotFoundError: no job is unfinished.
+        """
+        return self._change.cancel()
+
+    def jobs(self) -> builtins.list[Job]:
+        """The reindex jobs, the newest first; the oldest finished ones are forgotten."""
+        return self._change.jobs()
+
+    def failures(self) -> builtins.list[Failure]:
+        """Texts that an embedder could not embed, at most 100 a space, and why."""
+        return self._change.failures()
+
+    def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
+        """Drop the spaces that nobody wants any more, and give the free space back to the disk.
+
+        Those are retired spaces beyond `keep_spaces`, what cancelled jobs made, and what a fallback
+        made that serves no longer. Others may read and write meanwhile.
+
+        Args:
+            keep_spaces: so many retired spaces are kept to roll back to; None is the settings'.
+
+        Raises:
+            InputError: `keep_spaces` is no number from 0 on.
+        """
+        keep = self._settings.keep_spaces
+        if keep_spaces is not None:
+            keep = check_limit(keep_spaces, field="keep_spaces", least=0)
+        report = compact(self._open_database, keep, clock=self._clock)
+        for space in report.dropped:
+            discard_snapshots(self.location.index, space.id)
+        return report
 
     def stats(self) -> Stats:
         """Count what the store holds, and say who answers."""
@@ -682,6 +958,7 @@ class MemoryStore:
                 dim=serving.space.dim,
                 max_tokens=getattr(serving.embedder, "max_tokens", None),
                 spaces=tuple(repository.spaces.stats()),
+                jobs=tuple(repository.jobs.all(unfinished=True)),
                 index_size=len(serving.replica),
                 index_kind=serving.replica.kind,
                 database_bytes=self._open_database.size_bytes(),
@@ -705,3 +982,10 @@ class MemoryStore:
         with serving.replica.lock, self._reader() as repository:
             problems += doctor.wrong_index(repository, serving.replica, repair=repair)
         return Report(tuple(problems))
+
+
+def _absolute(model: str | None) -> str | None:
+    """A model as another process, in another folder, may ask for it."""
+    if model is None or model in EMBEDDING_MODELS or not Path(model).expanduser().is_dir():
+        return model
+    return str(Path(model).expanduser().absolute())

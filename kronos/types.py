@@ -26,10 +26,11 @@ JsonValue: TypeAlias = Any
 Metadata: TypeAlias = Mapping[str, JsonValue]
 Where: TypeAlias = Mapping[str, Any]
 OnConflict: TypeAlias = Literal["error", "replace", "ignore"]
-OnModelChange: TypeAlias = Literal["rebuild", "error"]
+OnModelChange: TypeAlias = Literal["rebuild", "background", "error"]
 Durability: TypeAlias = Literal["full", "normal"]
 SearchMode: TypeAlias = Literal["dense"]
 SpaceState: TypeAlias = Literal["building", "active", "retired"]
+JobState: TypeAlias = Literal["open", "ready", "failed", "done", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,10 @@ class Space:
     created_at: datetime
     pruned_seq: int = 0
     """Tombstones up to this seq are gone: an index that is older replays from zero."""
+    revision: str | None = None
+    """The commit of the model's repository; None where there is none, e.g. for a folder."""
+    activated_seq: int | None = None
+    """The seq at which it last became the active one; None before the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,77 @@ class SpaceStats:
     """Memories whose vector in this space was made from their current text."""
     pending: int
     """Memories whose vector is missing or was made from an older text."""
+    failed: int = 0
+    """Pending memories whose text the embedder could not embed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A text that an embedder could not embed."""
+
+    space_id: int
+    memory_ids: tuple[str, ...]
+    """The memories that hold it."""
+    error: str
+    failed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A reindex job, as its rows are at one moment."""
+
+    id: int
+    space: Space
+    state: JobState
+    """"open": to be worked on; "ready": complete, and not activated because it was asked not to;
+    "failed": worked through, and not activated because of failed texts; "done"; "cancelled"."""
+    activate: bool
+    """Make the space the active one at the end."""
+    allow_failed: bool
+    """Do so even if there are texts that cannot be embedded."""
+    keep_old: bool
+    """Drop no retired space at the end."""
+    total: int
+    """Memories that were pending when the job began, and those that came since."""
+    done: int
+    """Memories that have a vector through this job."""
+    embedded: int
+    """Texts that were embedded for that; equal texts count once."""
+    pending: int
+    """Memories that have no vector in the space now."""
+    failed: int
+    """Those of them whose text cannot be embedded."""
+    workers: int
+    """Workers that hold a lease now."""
+    attempts: int
+    """How often the job was started or resumed."""
+    rate: float
+    """Memories a second in the last attempt."""
+    created_at: datetime
+    started_at: datetime
+    """When the last attempt began."""
+    heartbeat_at: datetime
+    """When a worker last was heard of."""
+    finished_at: datetime | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexPlan:
+    """What a reindex would do; nothing was written."""
+
+    model: str
+    dim: int
+    memories: int
+    """Memories that are pending in the model's space."""
+    texts: int
+    """Distinct texts among them: so many are embedded."""
+    tokens: int | None
+    """Tokens that the model would read, from a sample; None for an embedder without tokens."""
+    seconds: float
+    """From a sample that was embedded, with one worker."""
+    disk_bytes: int
+    """Bytes that the new vectors take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +213,8 @@ class Stats:
     max_tokens: int | None
     """Tokens of a text that the embedder reads; it drops the rest. None: no limit."""
     spaces: tuple[SpaceStats, ...]
+    jobs: tuple[Job, ...]
+    """Reindex jobs that are not finished."""
     index_size: int
     """Vectors in this process's index."""
     index_kind: str
@@ -184,14 +262,31 @@ class ProgressCallback(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReindexReport:
-    """What a reindex did."""
+    """What a run of a reindex job did."""
 
     space: Space
+    state: JobState
+    """How the job stands; "open" when the run was stopped before the end."""
     embedded: int
-    """Texts embedded by this run (earlier, interrupted runs not counted)."""
+    """Texts embedded by this run; equal texts count once, other runs and workers do not."""
+    pending: int
+    """Memories that still have no vector in the space."""
+    failed: int
+    """Those of them whose text cannot be embedded."""
     activated: bool
-    """True when this run made its space the active one."""
+    """True when this run, or another worker meanwhile, made the space the active one."""
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """What `compact` gave back."""
+
+    dropped: tuple[Space, ...]
+    """Spaces whose vectors are gone."""
+    bytes_before: int
+    """Of the database on disk, its write-ahead log included."""
+    bytes_after: int
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -225,10 +225,12 @@ def check_number(value: object, *, field: str) -> float:
     return float(value)
 
 
-def check_limit(value: object, *, field: str = "limit") -> int:
-    """Check how many results are wanted: a whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{field} must be a whole number from 1 on, not {value!r}", field=field)
+def check_limit(value: object, *, field: str = "limit", least: int = 1) -> int:
+    """Check how many of something are wanted: a whole number from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(
+            f"{field} must be a whole number from {least} on, not {value!r}", field=field
+        )
     return min(value, 2**31 - 1)
 
 
@@ -375,15 +377,32 @@ def check_embeddings(
     named = list(zip(embeddings, names, strict=True))
     for row, (embedding, name) in zip(rows, named, strict=True):
         row[:] = _as_vector(embedding, dim, space, name)
-    return scale_to_unit(rows, [name for _, name in named])
+    return scale_to_unit(rows, lambda position: named[position][1])
 
 
-def scale_to_unit(rows: Vectors, names: Sequence[str]) -> Vectors:
+def unusable_rows(rows: Vectors) -> dict[int, str]:
+    """What is wrong with vectors, (n, dim) float32, by their positions; nothing with the others."""
+    return _unusable(_norms(rows))
+
+
+def _unusable(norms: Any) -> dict[int, str]:
+    return {
+        position: "has length 0" if norms[position] == 0 else "holds NaN or inf"
+        for position in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist()
+    }
+
+
+def _norms(rows: Vectors) -> Any:
+    # float64: squares of finite float32 values may overflow in float32.
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+
+
+def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:
     """Scale vectors to unit length; rows that have it already stay bit-identical.
 
     Args:
         rows: (n, dim) float32.
-        names: what each row is called in errors.
+        name: what the row at a position is called in an error.
 
     Returns:
         (n, dim) float32, C-contiguous.
@@ -391,13 +410,11 @@ def scale_to_unit(rows: Vectors, names: Sequence[str]) -> Vectors:
     Raises:
         VectorError: a row holds NaN or inf, or has length 0.
     """
-    # float64: squares of finite float32 values may overflow in float32.
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    for position in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist():
-        found = "has length 0" if norms[position] == 0 else "holds NaN or inf"
+    norms = _norms(rows)
+    for position, found in _unusable(norms).items():
         raise VectorError(
-            f"{names[position]} {found}; a finite vector that points somewhere is needed",
-            field=names[position],
+            f"{name(position)} {found}; a finite vector that points somewhere is needed",
+            field=name(position),
         )
     scale = np.where(np.abs(norms - 1) <= _UNIT_TOLERANCE, 1.0, norms)
     return np.ascontiguousarray(rows / scale[:, None], np.float32)

@@ -15,7 +15,7 @@ HOMES = {
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],
     "huggingface_hub": ["embedding/"],
-    "sqlalchemy": ["db/", "repository.py", "spaces.py", "search/"],
+    "sqlalchemy": ["db/", "repository.py", "jobs.py", "spaces.py", "search/"],
     "alembic": ["db/schema.py"],
     "pickle": [],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ class Kronos:
 
     def json(self, *words: str) -> Any:
         return json.loads(self(*words, "--json"))
+
+    def lines(self, *words: str, code: int = 0) -> list[Any]:
+        """What a command prints that prints one object a line."""
+        return [json.loads(line) for line in self(*words, "--json", code=code).splitlines()]
 
     def error(self, *words: str, code: int) -> str:
         """What a failing command prints: one line on stderr, nothing on stdout."""
@@ -93,7 +98,7 @@ def test_a_store_keeps_its_model_and_reindex_changes_it(kronos: Kronos) -> None:
     kronos("add", "the cat sat on the mat", "--model", "hash")
     kronos("add", "-", stdin="interest rates rose again")
     assert kronos.json("search", "cat")[0]["embedder"] == "hash"
-    report = kronos.json("reindex", "--model", "mini")
+    report = kronos.lines("reindex", "--model", "mini")[-1]
     assert (report["embedded"], report["activated"]) == (2, True)
     best = kronos.json("search", "a kitten rested on the rug", "-l", "1")[0]
     assert best["embedder"] == "sentence-transformers/all-MiniLM-L6-v2"
@@ -180,3 +185,81 @@ def test_a_closed_pipe_ends_quietly(kronos: Kronos) -> None:
         text=True,
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_reindex_is_looked_at_before_and_after(kronos: Kronos) -> None:
+    for text in ("the cat sat on the mat", "interest rates rose again", "the cat sat on the mat"):
+        kronos("add", text, "--model", "hash")
+    plan = kronos.json("reindex", "--model", "mini", "--dry-run")
+    assert (plan["memories"], plan["texts"], plan["dim"]) == (3, 2, 384)
+    assert 10 < plan["tokens"] < 30
+    assert plan["seconds"] > 0
+    assert "3 memories are pending" in kronos("reindex", "--model", "mini", "--dry-run")
+    assert kronos.json("reindex", "status") == {"jobs": [], "failures": []}
+    assert len(kronos.json("info")["spaces"]) == 1, "nothing was written"
+
+    *progress, end = kronos.lines("reindex", "--model", "mini", "--no-activate")
+    assert [line["event"] for line in progress] == ["progress"] * len(progress)
+    assert (progress[-1]["done"], progress[-1]["total"]) == (3, 3)
+    assert (end["state"], end["embedded"], end["activated"]) == ("ready", 2, False)
+    assert kronos.json("search", "cat", "-l", "1")[0]["embedder"] == "hash"
+    (job, *_) = kronos.json("reindex", "status")["jobs"]
+    assert (job["state"], job["done"], job["total"], job["workers"]) == ("ready", 3, 3, 0)
+    assert "ready, 3 of 3 memories" in kronos("info")
+
+    assert "is active" in kronos("reindex", "activate")
+    assert kronos.json("search", "kitten", "-l", "1")[0]["embedder"].endswith("MiniLM-L6-v2")
+    back = kronos.lines("reindex", "rollback")[-1]
+    assert (back["embedded"], back["activated"], back["space"]["model"]) == (0, True, "hash")
+    assert "is active" in kronos("reindex", "rollback")
+    assert "no reindex is unfinished" in kronos.error("reindex", "cancel", code=1)
+    assert "no reindex is unfinished" in kronos.error("reindex", "resume", code=1)
+    assert "rate must be a number above 0" in kronos.error(
+        "reindex", "--model", "hash", "--rate", "-1", code=2
+    )
+    assert "workers must be" in kronos.error("reindex", "--model", "hash", "--workers", "0", code=2)
+
+
+def test_a_job_that_is_stopped_ends_well_and_is_resumed(kronos: Kronos, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"content": f"text number {i}"}) + "\n" for i in range(300))
+    )
+    kronos("import", "texts.jsonl", "--model", "hash")
+    # So slowly that the signal comes in the middle.
+    words = ["reindex", "--model", "mini", "--rate", "40", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", MAIN, *words],
+        cwd=kronos.folder,
+        env=kronos.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        *_, end = [json.loads(line) for line in process.stdout]
+        assert process.wait() == 0
+    assert first["event"] == "progress"
+    assert 0 < end["embedded"] < 300
+    assert (end["state"], end["pending"]) == ("open", 300 - end["embedded"])
+    assert kronos.json("search", "number", "-l", "1")[0]["embedder"] == "hash"
+    stopped = kronos.lines("reindex", "resume", "--max-seconds", "0.001")[-1]
+    assert stopped["state"] == "open"
+    rest = kronos.lines("reindex", "resume")[-1]
+    assert (rest["state"], rest["activated"], rest["pending"]) == ("done", True, 0)
+    assert end["embedded"] + stopped["embedded"] + rest["embedded"] == 300
+
+    kronos("reindex", "--model", "hash", "--max-seconds", "0.0001")
+    cancelled = kronos.json("reindex", "cancel")
+    assert cancelled["state"] == "cancelled"
+    assert "cancelled by hand" in kronos("reindex", "status")
+
+
+def test_compact_says_what_it_gave_back(kronos: Kronos) -> None:
+    kronos("add", "the cat sat on the mat", "--model", "hash")
+    kronos.lines("reindex", "--model", "mini")
+    assert kronos.json("compact")["dropped"] == []
+    (dropped,) = kronos.json("compact", "--keep-spaces", "0")["dropped"]
+    assert dropped["model"] == "hash"
+    assert "no space to roll back to" in kronos.error("reindex", "rollback", code=1)
+    assert "keep_spaces must be" in kronos.error("compact", "--keep-spaces", "-1", code=2)

@@ -28,7 +28,8 @@ from kronos.settings import Settings
 
 VERBS = [
     "add", "add_many", "get", "find", "update", "delete", "search", "list", "count", "stats",
-    "check", "reindex", "connect", "close",
+    "check", "reindex", "plan_reindex", "resume_reindex", "activate_reindex", "cancel_reindex",
+    "rollback", "jobs", "failures", "compact", "connect", "close",
 ]  # fmt: skip
 
 

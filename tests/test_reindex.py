@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,21 +109,49 @@ def test_an_interrupted_rebuild_goes_on_where_it_stopped(open_store: Opener) -> 
         assert_all_vectors_are_of(store, Turned())
 
 
-def test_reindex_switches_a_running_store(open_store: Opener, tmp_path: Path) -> None:
+def test_an_open_store_follows_the_switch_of_another_one(open_store: Opener) -> None:
+    searcher, writer, editor = open_store(), open_store(), open_store()
+    (id, *_) = searcher.add_many(TEXTS)
+    other = open_store()
+    report = other.reindex("hash")
+    assert (report.embedded, report.activated) == (0, False)
+    with open_store(embedding_dim=128):
+        pass
+    # Each learns of it at its next call, and loads the new embedder by itself.
+    hit = searcher.search(TEXTS[7])[0]
+    assert hit.content == TEXTS[7]
+    assert hit.score == pytest.approx(1, abs=1e-5)
+    writer.add("a text that was written after the switch")
+    editor.update(id, content="a text that was edited after the switch")
+    other.add_many(["one more", "and another one"])
+    for store in (searcher, writer, editor, other):
+        assert store.stats().dim == 128
+        assert_all_vectors_are_of(store, HashEmbedder(128))
+        assert store.check().ok
+
+
+def test_a_switch_to_an_embedder_of_another_program_is_an_error_that_names_it(
+    open_store: Opener,
+) -> None:
     store = open_store()
     store.add_many(TEXTS)
-    report = store.reindex("hash")
-    assert (report.embedded, report.activated) == (0, False)
-    wider = MemoryStore.open(
-        store.location.folder, embedding_model="hash", embedding_dim=128, on_model_change="rebuild"
-    )
-    with wider:
-        assert wider.stats().dim == 128
-    # The other store object learns that its space is no longer the active one, and mixes nothing.
-    with pytest.raises(EmbedderMismatchError, match="open the store anew"):
-        store.search("cats")
-    with pytest.raises(EmbedderMismatchError, match="open the store anew"):
-        store.add("more")
+    with open_store(embedder=Turned(name="company")):
+        pass
+    for call in (lambda: store.search("cats"), lambda: store.add("more")):
+        with pytest.raises(EmbedderMismatchError, match=r"made by company.*embedder="):
+            call()
+    assert store.count() == len(TEXTS), "what needs no embedder goes on"
+
+
+def test_a_query_vector_is_never_used_in_another_space(open_store: Opener) -> None:
+    store = open_store(embedder=Turned(name="one"))
+    store.add_many(TEXTS)
+    vector = Turned().embed_queries(["cats"])[0]
+    assert store.search(vector)
+    with open_store(embedding_model="hash", embedding_dim=64):
+        pass  # another embedder of the same width
+    with pytest.raises(EmbedderMismatchError, match="the query is a vector for one"):
+        store.search(vector)
 
 
 def test_reindex_to_a_real_model_and_back(open_store: Opener) -> None:
@@ -200,7 +227,7 @@ def test_a_stale_vector_is_never_stored_under_an_edited_text(open_store: Opener)
             fingerprint="other", model="other", alias=None, dim=64
         )
     with store._reader() as repository:
-        pending = repository.spaces.pending(space.id, after=0, limit=10)
+        pending = repository.spaces.pending_texts(space.id, limit=10)
     store.update(id, content="the new text")
     rows = np.eye(1, 64, dtype=np.float32)
     with store._open_database.write() as connection:

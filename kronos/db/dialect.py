@@ -33,6 +33,8 @@ from kronos.settings import Settings
 # No file system block, no log page: with less than this left, a disk counts as full.
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
+# 4 MiB: other writers wait no longer than for one of these.
+_PAGES_A_VACUUM = 1024
 
 
 class _Code(IntEnum):
@@ -150,11 +152,14 @@ class SQLite:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
         connection.execute("PRAGMA foreign_keys=ON")
         # `kronos.db.schema` refuses another program's file: until then it stays as it is.
-        (ours,) = connection.execute(
-            "SELECT count(*) = 0 OR total(name IN ('store', 'alembic_version')) = 2"
+        empty, ours = connection.execute(
+            "SELECT count(*) = 0, total(name IN ('store', 'alembic_version')) = 2"
             " FROM sqlite_master"
         ).fetchone()
-        if ours:
+        if empty:
+            # What `vacuum` needs to give pages back bit by bit; on a full one it would be a write.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        if empty or ours:
             self._enter_wal(connection)
 
     def _enter_wal(self, connection: sqlite3.Connection) -> None:
@@ -229,6 +234,30 @@ class SQLite:
     def size_bytes(self) -> int:
         """The bytes of the database on disk, its write-ahead log included."""
         return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
+
+    def vacuum(self) -> None:
+        """Give the free pages of the file back to the disk, while others read and write.
+
+        A database that was made before pages could be given back bit by bit is written anew once,
+        which takes as much space again and keeps writers waiting.
+
+        Raises:
+            StorageError: the database or the disk failed.
+        """
+        try:
+            with closing(self.connect()) as connection:
+                if connection.execute("PRAGMA auto_vacuum").fetchone() == (0,):
+                    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                    connection.execute("VACUUM")
+                (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+                for _ in range(0, free, _PAGES_A_VACUUM):
+                    # Not `execute`, which takes one step of a statement, and with it one page.
+                    connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_A_VACUUM})")
+                # What was given back stands in the log until it is copied; a reader of an older
+                # state may keep the log from being cut, then the next writer's end will do it.
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as exc:
+            raise self.fault(exc) from exc
 
     def backup(self, connection: Connection, target: Path) -> None:
         """Copy the database as a connection sees it into a new file, which is there whole or not.

@@ -121,6 +121,16 @@ class Database:
         """The bytes of the database on disk, its write-ahead log included."""
         return self.dialect.size_bytes()
 
+    def vacuum(self) -> None:
+        """Give the space of deleted rows back to the disk, while others read and write.
+
+        Raises:
+            StorageError: the database or the disk failed; nothing is lost.
+        """
+        if self._closed:
+            raise StoreClosedError
+        self.dialect.vacuum()
+
     def close(self) -> None:
         """Close every connection; does nothing when the database is closed."""
         self._closed = True

@@ -10,7 +10,12 @@ Laws of the rows, kept by `kronos.repository`:
   `vectors` is the embedding of the memory's current text (`content_hash` says so): a unit vector,
   float32 little-endian, as wide as its space. A row of `tombstones` says that an index of this
   space may still hold the key and must forget it.
-- At most one space is active.
+- At most one space is active. A space's `id` is the seq of its creation, so a dropped space's id
+  never comes back; `activated_seq` is the seq of its last activation, null before the first.
+- A row of `failures` says that the space's embedder cannot embed the text with this hash.
+- At most one job a space is unfinished. Its texts are worked through in the order of their hashes,
+  so that equal texts are one piece of work: those up to `cursor` have been handed out, each range
+  of hashes with a lease; `sweep` counts how often the cursor went back to the beginning.
 
 Times are microseconds since 1970 UTC.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -77,6 +83,8 @@ memories = Table(
     PrimaryKeyConstraint("key"),
     UniqueConstraint("id"),
     Index("ix_memories_namespace_key", "namespace", "key"),
+    # A reindex works through the texts in the order of their hashes.
+    Index("ix_memories_content_hash", "content_hash"),
 )
 
 spaces = Table(
@@ -90,6 +98,8 @@ spaces = Table(
     Column("state", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("pruned_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("revision", Text),
+    Column("activated_seq", BigInteger),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("fingerprint"),
     CheckConstraint("state IN ('building', 'active', 'retired')", name="state"),
@@ -126,4 +136,58 @@ tombstones = Table(
     Column("seq", BigInteger, nullable=False),
     PrimaryKeyConstraint("space_id", "memory_key"),
     Index("ix_tombstones_space_id_seq", "space_id", "seq"),
+)
+
+failures = Table(
+    "failures",
+    metadata,
+    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("failed_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("space_id", "content_hash"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Integer, nullable=False),
+    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("activate", Boolean, nullable=False),
+    Column("allow_failed", Boolean, nullable=False),
+    Column("keep_old", Boolean, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("done", BigInteger, nullable=False),
+    Column("embedded", BigInteger, nullable=False),
+    Column("done_before", BigInteger, nullable=False),
+    Column("cursor", LargeBinary, nullable=False),
+    Column("sweep", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("heartbeat_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("last_error", Text),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint("state IN ('open', 'ready', 'failed', 'done', 'cancelled')", name="state"),
+)
+# At most one unfinished job a space, held by the database itself.
+_UNFINISHED = text("state IN ('open', 'ready', 'failed')")
+Index(
+    "uq_jobs_unfinished",
+    jobs.c.space_id,
+    unique=True,
+    sqlite_where=_UNFINISHED,
+    postgresql_where=_UNFINISHED,
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("job_id", Integer, ForeignKey("jobs.id"), nullable=False),
+    Column("last_hash", LargeBinary, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("job_id", "last_hash"),
 )

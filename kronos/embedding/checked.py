@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kronos.embedding.sentence import is_out_of_memory
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
     ConfigurationError,
@@ -16,10 +18,12 @@ from kronos.errors import (
     VectorError,
 )
 from kronos.types import Embedder
-from kronos.validation import scale_to_unit
+from kronos.validation import scale_to_unit, unusable_rows
 
 if TYPE_CHECKING:
     from kronos.types import Vectors
+
+_HARMLESS = "Kronos asks whether the embedder still works."
 
 
 def check_embedder(embedder: object) -> Embedder:
@@ -73,13 +77,90 @@ def embed_query(embedder: Embedder, text: str) -> Vectors:
     return row
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What became of some texts."""
+
+    rows: Vectors
+    """(m, dim) float32 unit rows of those that could be embedded."""
+    positions: list[int]
+    """Their positions among the texts, ascending."""
+    errors: dict[int, str]
+    """Why the others could not, by position."""
+    fits: int | None
+    """How many the embedder took at once after its memory ran out; None when it did not."""
+
+
+def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
+    """Embed texts as far as they can be: one that fails costs the others nothing.
+
+    What fails is halved until the texts at fault stand alone; so a batch that is too large for the
+    memory is done in parts.
+
+    Args:
+        embedder: what embeds.
+        texts: distinct texts to be stored.
+
+    Raises:
+        EmbeddingError: the embedder fails on any text, not on these: it is broken or out of reach.
+        DimensionMismatchError: likewise, it makes vectors of another width than its `dim`.
+    """
+    rows = np.zeros((len(texts), embedder.dim), np.float32)
+    errors: dict[int, str] = {}
+    fits = 0
+    short_of_memory = False
+    todo = [range(len(texts))]
+    while todo:
+        part = todo.pop()
+        try:
+            made = _call(embedder, embedder.embed_documents, [texts[i] for i in part])
+        except KronosError as exc:
+            short_of_memory |= is_out_of_memory(exc.__cause__)
+            if len(part) > 1:
+                middle = part[len(part) // 2]
+                todo += [range(middle, part.stop), range(part.start, middle)]
+            else:
+                _require_sound(embedder, exc)
+                errors[part.start] = str(exc)
+            continue
+        fits = max(fits, len(part))
+        unusable = unusable_rows(made)
+        if len(unusable) == len(part):
+            _require_sound(embedder, None)
+        errors.update((part[at], f"its vector {why}") for at, why in unusable.items())
+        rows[part.start : part.stop] = made
+    positions = [position for position in range(len(texts)) if position not in errors]
+    usable = scale_to_unit(rows[positions], str)
+    return Embedded(usable, positions, errors, fits if short_of_memory else None)
+
+
+def _require_sound(embedder: Embedder, failure: KronosError | None) -> None:
+    """Raise when an embedder fails on a harmless text too: then the text before is not at fault."""
+    try:
+        _embed(embedder, embedder.embed_documents, [_HARMLESS])
+    except KronosError as exc:
+        raise failure or exc from exc
+
+
 def _embed(
     embedder: Embedder, method: Callable[[Sequence[str]], Vectors], texts: Sequence[str]
 ) -> Vectors:
     if not texts:
         return np.empty((0, embedder.dim), np.float32)
+    rows = _call(embedder, method, texts)
     try:
-        rows = np.asarray(method(texts), dtype=np.float32)
+        return scale_to_unit(rows, lambda position: f"the vector of {texts[position][:60]!r}")
+    except VectorError as exc:
+        raise EmbeddingError(f"the embedder {embedder.model_id} failed: {exc}") from exc
+
+
+def _call(
+    embedder: Embedder, method: Callable[[Sequence[str]], Vectors], texts: Sequence[str]
+) -> Vectors:
+    """Call a method of an embedder: (n, dim) float32, not looked at any further."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = np.asarray(method(texts), dtype=np.float32)
     except KronosError:
         raise
     except Exception as exc:  # a caller's own embedder may raise anything
@@ -89,7 +170,4 @@ def _embed(
             f"the embedder {embedder.model_id} returned shape {rows.shape}, expected "
             f"({len(texts)}, {embedder.dim})"
         )
-    try:
-        return scale_to_unit(rows, [f"the vector of {text[:60]!r}" for text in texts])
-    except VectorError as exc:
-        raise EmbeddingError(f"the embedder {embedder.model_id} failed: {exc}") from exc
+    return rows

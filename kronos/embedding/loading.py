@@ -38,6 +38,7 @@ _SAME = 0.999
 head score high too."""
 # A row of the table that transformers logs; poolers are no part of a sentence's vector.
 _MISSING_TENSOR = re.compile(r"^(?!pooler\.)(\S.*?) *\| *\S*MISSING", re.MULTILINE)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Loading sets what is global in transformers and torch, and quiet() what is global in logging.
 _LOADING = threading.Lock()
 
@@ -160,6 +161,7 @@ def load_folder(folder: Path, model_id: str, device: str, batch_size: int) -> Se
             model_id=model_id,
             fingerprint=model_fingerprint(folder, asdict(reading)),
             dim=int(model.encode([_UNRELATED[0]], show_progress_bar=False).shape[1]),
+            revision=_revision(folder),
             batch_size=batch_size,
         )
         _check_vectors(embedder)
@@ -229,6 +231,12 @@ class _Collector(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._messages.append(record.getMessage())
         logger.debug("%s: %s", record.name, record.getMessage())
+
+
+def _revision(folder: Path) -> str | None:
+    """The commit that a folder of the Hugging Face cache holds: `snapshots/<commit>`."""
+    is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if is_snapshot else None
 
 
 def _check_tokenizer(model: Any) -> None:

@@ -73,6 +73,7 @@ class SentenceEmbedder:
         model_id: its name, for people.
         fingerprint: what tells it from models whose vectors cannot be compared.
         dim: the width of its vectors.
+        revision: the commit of its repository; None where there is none.
         batch_size: texts that it reads at once; halved as often as memory asks for it.
     """
 
@@ -84,6 +85,7 @@ class SentenceEmbedder:
         model_id: str,
         fingerprint: str,
         dim: int,
+        revision: str | None = None,
         batch_size: int = 32,
     ) -> None:
         self._model = model
@@ -91,6 +93,7 @@ class SentenceEmbedder:
         self._model_id = model_id
         self._fingerprint = fingerprint
         self._dim = dim
+        self._revision = revision
         self._batch_size = batch_size
         self._warned = False
         # Tokenizers keep their truncation and padding between calls.
@@ -110,6 +113,11 @@ class SentenceEmbedder:
     def dim(self) -> int:
         """The width of a vector, as the loaded model makes it."""
         return self._dim
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the model's repository; None where there is none, e.g. for a folder."""
+        return self._revision
 
     @property
     def max_tokens(self) -> int | None:
@@ -137,6 +145,17 @@ class SentenceEmbedder:
         """Embed questions, behind the model's prompt for queries. Else as `embed_documents`."""
         return self._embed(self._model.encode_query, texts, self._reading.query_prompt)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens of these documents the model reads, without what it drops."""
+        tokenizer = getattr(self._model, "tokenizer", None)
+        if not callable(tokenizer) or not texts:
+            return 0
+        shown = [self._reading.document_prompt + text[: self._reading.max_chars] for text in texts]
+        with self._lock:
+            rows = tokenizer(shown, truncation=False, verbose=False)["input_ids"]
+        most = self._reading.max_tokens or _NO_LIMIT
+        return sum(min(len(row), most) for row in rows)
+
     def _embed(self, encode: Callable[..., Any], texts: Sequence[str], prompt: str) -> Vectors:
         if not texts:
             return np.empty((0, self._dim), np.float32)
@@ -150,7 +169,7 @@ class SentenceEmbedder:
                 f"({len(texts)}, {self._dim})"
             )
         try:
-            return scale_to_unit(rows, [f"the vector of text {i}" for i in range(len(texts))])
+            return scale_to_unit(rows, lambda position: f"the vector of text {position}")
         except VectorError as exc:
             raise EmbeddingError(f"{self._model_id} failed: {exc}") from exc
 
@@ -185,7 +204,7 @@ class SentenceEmbedder:
             rows = encode(texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False)
             return np.asarray(rows, np.float32)
         except Exception as exc:
-            if _is_out_of_memory(exc):
+            if is_out_of_memory(exc):
                 raise MemoryError(str(exc)) from exc
             raise EmbeddingError(
                 f"{self._model_id} failed on {len(texts)} texts: {type(exc).__name__}: {exc}"
@@ -223,7 +242,8 @@ class SentenceEmbedder:
         return len(tokens) > self._reading.max_tokens
 
 
-def _is_out_of_memory(exc: Exception) -> bool:
+def is_out_of_memory(exc: BaseException | None) -> bool:
+    """Whether an error of torch or of Python says that memory ran out."""
     # torch has an error of its own for CUDA; on a CPU and on MPS it is a bare RuntimeError.
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
         return True

@@ -156,6 +156,17 @@ class EmbeddingService:
         return embedder.max_tokens if isinstance(embedder, SentenceEmbedder) else None
 
     @property
+    def revision(self) -> str | None:
+        """The commit of the model's repository; None where there is none, e.g. for a folder."""
+        embedder = self._loaded()
+        return embedder.revision if isinstance(embedder, SentenceEmbedder) else None
+
+    def count_tokens(self, texts: Sequence[str]) -> int | None:
+        """How many tokens of these texts the model reads; None for an embedder without tokens."""
+        embedder = self._loaded()
+        return embedder.count_tokens(texts) if isinstance(embedder, SentenceEmbedder) else None
+
+    @property
     def device(self) -> str:
         """Where vectors are made and `embed` puts them, e.g. "cpu" or "cuda:0"."""
         embedder = self._loaded()

@@ -14,6 +14,10 @@ from kronos.settings import Settings
 
 Plant = Callable[..., None]
 
+HEAD = schema.head()
+NEXT, AFTER_NEXT = (f"{int(HEAD) + step:04}" for step in (1, 2))
+"""Revisions that tests plant."""
+
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[Database]:
@@ -32,7 +36,7 @@ def database(empty: Database) -> Database:
 
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
-    """Adds a revision to a copy of the history: plant("0002", upgrade="op.drop_table('store')")."""
+    """Adds a revision to a copy of the history: plant(NEXT, upgrade="op.drop_table('store')")."""
     # The folder's name holds what ConfigParser would take for a variable.
     folder = tmp_path / "100% %(here)s" / "migrations"
     shutil.copytree(schema.migrations_path(), folder)

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, create_engine, insert, text
 from kronos.db import schema, tables
 from kronos.db.engine import Database
 from kronos.settings import Settings
-from tests.db.conftest import Plant
+from tests.db.conftest import AFTER_NEXT, HEAD, NEXT, Plant
 from tests.db.make_asset import ASSETS, ROWS, contents, fill
 
 REVISIONS = [revision.id for revision in schema.history()]
@@ -61,7 +61,10 @@ def test_the_migrations_lead_to_the_tables_word_by_word(database: Database) -> N
     with engine.connect() as made, database.read() as migrated:
         tables.metadata.create_all(made)
         assert _statements(migrated) == _statements(made)
-        assert "CONSTRAINT fk_vectors_memory_key" in _statements(made)["vectors"]
+        assert any(
+            line.startswith("CONSTRAINT fk_vectors_memory_key")
+            for line in _statements(made)["vectors"]
+        )
     engine.dispose()
 
 
@@ -101,10 +104,8 @@ def test_data_is_carried_through_a_rebuild_of_the_table_that_others_refer_to(
 ) -> None:
     fill(database)
     column = "sa.Column('mood', sa.Text(), server_default='calm')"
-    plant(
-        "0002", upgrade=f"{REBUILD}add_column({column})", downgrade=f"{REBUILD}drop_column('mood')"
-    )
-    _carry(database, ["0001", "0002"])
+    plant(NEXT, upgrade=f"{REBUILD}add_column({column})", downgrade=f"{REBUILD}drop_column('mood')")
+    _carry(database, [HEAD, NEXT])
     with database.read() as connection:
         assert connection.execute(text("SELECT DISTINCT mood FROM memories")).scalars().all() == [
             "calm"
@@ -116,12 +117,12 @@ def test_a_rebuild_does_not_empty_the_children_of_a_cascade(
 ) -> None:
     fill(database)
     plant(
-        "0002",
+        NEXT,
         upgrade="op.execute('CREATE TABLE notes (memory_key INTEGER REFERENCES memories (key) "
         "ON DELETE CASCADE)')\n"
         "op.execute('INSERT INTO notes SELECT key FROM memories')",
     )
-    plant("0003", upgrade=f"{REBUILD}add_column(sa.Column('mood', sa.Text()))")
+    plant(AFTER_NEXT, upgrade=f"{REBUILD}add_column(sa.Column('mood', sa.Text()))")
     schema.upgrade(database)
     with database.write() as connection:
         count = text("SELECT count(*) FROM notes")
@@ -171,9 +172,17 @@ def _write_something_new(database: Database) -> None:
         connection.execute(insert(tables.vectors), [vector])
 
 
-def _statements(connection: Connection) -> dict[str, str]:
-    """What SQLite remembers of the tables and indexes, constraint names included."""
+def _statements(connection: Connection) -> dict[str, list[str]]:
+    """What SQLite remembers of the tables and indexes, constraint names included.
+
+    A table that a migration rebuilt has its name in quotes and its constraints in another order.
+    """
     rows = connection.execute(
         text("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL AND name != 'alembic_version'")
     )
-    return {name: sql for name, sql in rows}
+    found = {}
+    for name, sql in rows:
+        lines = [line.strip().rstrip(",") for line in sql.replace('"', "").splitlines()]
+        columns = [line for line in lines if not line.startswith("CONSTRAINT")]
+        found[name] = columns + sorted(set(lines) - set(columns))
+    return found

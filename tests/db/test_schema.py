@@ -24,7 +24,7 @@ from kronos.errors import (
     StoreBusyError,
 )
 from kronos.settings import Settings
-from tests.db.conftest import Plant
+from tests.db.conftest import AFTER_NEXT, HEAD, NEXT, Plant
 from tests.db.make_asset import ROWS, contents, fill
 
 FAILING = "op.create_table('half', sa.Column('x', sa.Integer()))\nraise RuntimeError('planted')"
@@ -62,19 +62,19 @@ def test_opening_again_changes_nothing(database: Database) -> None:
 def test_an_older_database_is_refused_with_the_command_that_upgrades_it(
     database: Database, plant: Plant
 ) -> None:
-    plant("0002")
+    plant(NEXT)
     with pytest.raises(SchemaOutdatedError) as caught:
         schema.prepare(database)
     message = str(caught.value)
-    assert "has schema 0001, this Kronos needs 0002" in message
+    assert f"has schema {HEAD}, this Kronos needs {NEXT}" in message
     assert f"kronos db upgrade --store {shlex.quote(str(database.path.parent))}" in message
-    assert schema.current(database) == "0001"
+    assert schema.current(database) == HEAD
 
 
 def test_an_older_database_is_upgraded_on_demand(database: Database, plant: Plant) -> None:
-    plant("0002", upgrade="op.create_table('more', sa.Column('x', sa.Integer()))")
+    plant(NEXT, upgrade="op.create_table('more', sa.Column('x', sa.Integer()))")
     schema.prepare(database, migrate=True)
-    assert schema.current(database) == "0002"
+    assert schema.current(database) == NEXT
     assert len(backups(database)) == 1
 
 
@@ -200,14 +200,14 @@ def test_an_upgrade_leaves_a_backup_that_is_a_store_at_the_old_schema(
 ) -> None:
     fill(database)
     before = dump(database.path)
-    plant("0002", upgrade="op.drop_table('tombstones')")
+    plant(NEXT, upgrade="op.drop_table('tombstones')")
     backup = schema.upgrade(database)
     assert backup is not None
     assert backups(database) == [backup]
-    assert backup.name.startswith("kronos.db.backup-0001-")
+    assert backup.name.startswith(f"kronos.db.backup-{HEAD}-")
     assert dump(backup) == before
     restored = Database(backup, Settings())
-    assert schema.current(restored) == "0001"
+    assert schema.current(restored) == HEAD
     assert contents(restored) == ROWS
     restored.close()
 
@@ -219,15 +219,15 @@ def test_a_failing_upgrade_changes_nothing_and_names_the_backup(
     database.close()
     database = Database(database.path, Settings())
     before = database.path.read_bytes()
-    plant("0002", upgrade="op.create_table('whole', sa.Column('x', sa.Integer()))")
-    plant("0003", upgrade=FAILING)
+    plant(NEXT, upgrade="op.create_table('whole', sa.Column('x', sa.Integer()))")
+    plant(AFTER_NEXT, upgrade=FAILING)
     with pytest.raises(
-        MigrationError, match=r"migrating from schema 0001 to 0003 failed: planted"
+        MigrationError, match=rf"migrating from schema {HEAD} to {AFTER_NEXT} failed: planted"
     ) as caught:
         schema.upgrade(database)
     (backup,) = backups(database)
     assert str(backup) in str(caught.value)
-    assert schema.current(database) == "0001"
+    assert schema.current(database) == HEAD
     assert contents(database) == ROWS
     database.close()
     assert database.path.read_bytes() == before
@@ -235,11 +235,13 @@ def test_a_failing_upgrade_changes_nothing_and_names_the_backup(
 
 def test_a_failing_downgrade_changes_nothing(database: Database, plant: Plant) -> None:
     fill(database)
-    plant("0002", downgrade=FAILING)
+    plant(NEXT, downgrade=FAILING)
     schema.upgrade(database)
-    with pytest.raises(MigrationError, match="migrating from schema 0002 to base failed: planted"):
+    with pytest.raises(
+        MigrationError, match=f"migrating from schema {NEXT} to base failed: planted"
+    ):
         schema.downgrade(database, "base")
-    assert schema.current(database) == "0002"
+    assert schema.current(database) == NEXT
     assert contents(database) == ROWS
 
 
@@ -247,7 +249,7 @@ def test_a_migration_that_leaves_rows_without_their_parents_is_undone(
     database: Database, plant: Plant
 ) -> None:
     fill(database)
-    plant("0002", upgrade="op.execute('DELETE FROM memories')")
+    plant(NEXT, upgrade="op.execute('DELETE FROM memories')")
     with pytest.raises(MigrationError, match="vectors refers to a missing row of memories"):
         schema.upgrade(database)
     assert contents(database) == ROWS
@@ -257,7 +259,7 @@ def test_no_migration_begins_without_its_backup(
     database: Database, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(database)
-    plant("0002", upgrade="op.drop_table('tombstones')")
+    plant(NEXT, upgrade="op.drop_table('tombstones')")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -267,12 +269,12 @@ def test_no_migration_begins_without_its_backup(
         schema.upgrade(database)
     assert [file.name for file in database.path.parent.iterdir() if ".part" in file.name] == []
     assert backups(database) == []
-    assert schema.current(database) == "0001"
+    assert schema.current(database) == HEAD
     assert contents(database) == ROWS
 
 
 def test_a_busy_database_is_not_migrated(database: Database, plant: Plant) -> None:
-    plant("0002")
+    plant(NEXT)
     with database.write(), pytest.raises(StoreBusyError):
         schema.upgrade(database)
     assert backups(database) == []
@@ -306,10 +308,10 @@ def test_the_wrong_direction_is_refused_before_anything_happens(
 ) -> None:
     with pytest.raises(ConfigurationError, match="use downgrade to reach base"):
         schema.upgrade(database, "base")
-    plant("0002")
-    with pytest.raises(ConfigurationError, match="use upgrade to reach 0002"):
-        schema.downgrade(database, "0002")
-    assert schema.current(database) == "0001"
+    plant(NEXT)
+    with pytest.raises(ConfigurationError, match=f"use upgrade to reach {NEXT}"):
+        schema.downgrade(database, NEXT)
+    assert schema.current(database) == HEAD
     assert backups(database) == []
 
 

@@ -1,0 +1,70 @@
+"""What a reindex would do: how many texts, how many tokens, how long, how much disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from kronos.embedding.checked import embed_each
+from kronos.repository import Repository
+from kronos.types import ReindexPlan
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from kronos.db.engine import Database
+    from kronos.types import Embedder
+
+_SAMPLE_TEXTS = 256
+_SAMPLE_SECONDS = 3.0
+_PAGE_BYTES = 4096
+
+
+def estimate(
+    database: Database, embedder: Embedder, *, clock: Callable[[], datetime]
+) -> ReindexPlan:
+    """Say what a reindex would do; a sample is embedded, and nothing is written.
+
+    Raises:
+        EmbeddingError: the embedder fails on any text.
+    """
+    with database.read() as connection:
+        spaces = Repository(connection, clock()).spaces
+        space = spaces.by_fingerprint(embedder.fingerprint)
+        space_id = 0 if space is None else space.id  # nothing stands in space 0
+        memories = spaces.pending_count(space_id)
+        texts = spaces.pending_text_count(space_id)
+        sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
+    seconds, seen = _time_sample(embedder, sample)
+    count = getattr(embedder, "count_tokens", None)
+    tokens = count(sample) if callable(count) else None
+    return ReindexPlan(
+        model=embedder.model_id,
+        dim=embedder.dim,
+        memories=memories,
+        texts=texts,
+        tokens=None if tokens is None else round(tokens / max(1, len(sample)) * texts),
+        seconds=seconds / max(1, seen) * texts,
+        disk_bytes=memories * _row_bytes(embedder.dim),
+    )
+
+
+def _time_sample(embedder: Embedder, sample: Sequence[str]) -> tuple[float, int]:
+    """Embed a sample in growing parts until it says enough: seconds, and for how many texts."""
+    started, seen = time.perf_counter(), 0
+    if sample:
+        embed_each(embedder, sample[:1])  # the first call of a model is slow
+        started = time.perf_counter()
+    part = 8
+    while seen < len(sample) and time.perf_counter() - started < _SAMPLE_SECONDS:
+        embed_each(embedder, sample[seen : seen + part])
+        seen, part = min(seen + part, len(sample)), 2 * part
+    return time.perf_counter() - started, seen
+
+
+def _row_bytes(dim: int) -> int:
+    """What a vector takes on disk: a row of a table with pages of 4 KiB, and three indexes."""
+    row, page = 4 * dim + 60, _PAGE_BYTES - 24
+    taken = _PAGE_BYTES / (page // row) if row <= page else _PAGE_BYTES * -(-row // page)
+    return round(taken) + 60
