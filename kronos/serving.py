@@ -303,8 +303,7 @@ class Settler:
             known: embedders that are loaded; empty when this process embeds nothing.
 
         Raises:
-            EmbedderMismatchError: the space's embedder is a program's own, and not at hand.
-            ModelLoadError: the model cannot be had, and `strict` is set.
+            ModelLoadError: its embedder cannot be had, and `strict` is set.
         """
         with self.database.read() as connection:
             active = Repository(connection, self.clock()).spaces.active()
@@ -328,14 +327,14 @@ class Settler:
         """The embedder that made a space: one that is loaded, or the model that was asked for.
 
         Raises:
-            EmbedderMismatchError: it is a program's own, and not at hand.
-            ModelLoadError: the model cannot be had, or has other weights by now.
+            ModelLoadError: the model cannot be had, or has other weights by now, or the embedder is
+                a program's own.
         """
         for embedder in known:
             if embedder.fingerprint == space.fingerprint:
                 return embedder
         if space.alias is None:
-            raise EmbedderMismatchError(
+            raise ModelLoadError(
                 f"the vectors of space {space.id} were made by {space.model}, which a program "
                 "handed in: open the store with embedder= set to it, or change the model with "
                 "`kronos reindex --model`"

@@ -539,8 +539,7 @@ class MemoryStore:
         Raises:
             InputError: an argument is refused; its `field` names it.
             NoEmbedderError: the query is a text, and the store has no embedder.
-            EmbedderMismatchError: the query is a vector, and meanwhile the store's model changed;
-                or it changed to an embedder that only its own program has.
+            EmbedderMismatchError: the query is a vector, and meanwhile the store's model changed.
         """
         question = self._ask(query)
         return self._search(
@@ -871,8 +870,7 @@ class MemoryStore:
 
         Raises:
             NotFoundError: no job is unfinished.
-            ModelLoadError: the job's model cannot be had.
-            EmbedderMismatchError: the job's embedder is a program's own, and not at hand.
+            ModelLoadError: the job's model cannot be had, or is a program's own embedder.
         """
         work = self._work(workers, batch_size, rate, max_seconds)
         return self._run(self._change.resume(work, allow_failed=allow_failed, stop=stop), progress)

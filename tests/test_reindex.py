@@ -130,17 +130,21 @@ def test_an_open_store_follows_the_switch_of_another_one(open_store: Opener) -> 
         assert store.check().ok
 
 
-def test_a_switch_to_an_embedder_of_another_program_is_an_error_that_names_it(
+def test_after_a_switch_to_an_embedder_of_another_program_hash_vectors_stand_in(
     open_store: Opener,
 ) -> None:
-    store = open_store()
+    store, strict = open_store(), open_store(strict=True)
     store.add_many(TEXTS)
     with open_store(embedder=Turned(name="company")):
         pass
-    for call in (lambda: store.search("cats"), lambda: store.add("more")):
-        with pytest.raises(EmbedderMismatchError, match=r"made by company.*embedder="):
-            call()
-    assert store.count() == len(TEXTS), "what needs no embedder goes on"
+    with pytest.warns(KronosWarning, match=r"those of company.*embedder="):
+        assert store.search("cats")[0].embedder == "hash"
+    with pytest.raises(ModelLoadError, match=r"made by company.*embedder="):
+        strict.search("cats")
+    new = store.add("a text about bread")
+    with open_store(embedder=Turned(name="company")) as other:
+        hit = other.search("a text about bread", limit=1)[0]
+        assert (hit.id, hit.embedder) == (new, "company")
 
 
 def test_a_query_vector_is_never_used_in_another_space(open_store: Opener) -> None:
