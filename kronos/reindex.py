@@ -14,7 +14,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,9 +40,11 @@ T = TypeVar("T")
 # The last texts are embedded inside the write transaction, so that steady writers cannot keep a job
 # from its end; so few, that a writer waits well under its busy timeout.
 _LAST_TEXTS = 16
-# A batch takes about so long, whatever the embedder: who is asked to stop stops soon.
-_SECONDS_A_BATCH = 5.0
-_FIRST_BATCH = 64
+# A part takes about so long, whatever the embedder: who is asked to stop stops soon.
+_SECONDS_A_PART = 5.0
+_FIRST_PART = 64
+# So many parts are claimed at once, and sorted by length.
+_PARTS_A_CLAIM = 4
 _LONGEST_PAUSE_S = 0.5
 _PATIENCE_S = 60.0
 
@@ -77,8 +79,8 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """Texts that a worker has claimed."""
+class _Claim:
+    """Texts that are one worker's, in the order of their hashes."""
 
     texts: list[PendingText]
 
@@ -87,20 +89,41 @@ class _Batch:
         """What its lease is known by."""
         return self.texts[-1].content_hash
 
+    def parts(self, size: Callable[[], int]) -> Iterator[_Part]:
+        """Cut the texts into what is embedded and stored at once, asking each time how many.
+
+        Long texts first and texts of one length together: a model pads those that it reads at once
+        to the longest of them.
+        """
+        rest = sorted(self.texts, key=lambda text: len(text.content), reverse=True)
+        while rest:
+            most = size()
+            part, rest = rest[:most], rest[most:]
+            yield _Part(part, None if rest else self.last_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Texts that are embedded and stored at once."""
+
+    texts: list[PendingText]
+    lease: bytes | None
+    """The lease that ends with this part, if it is the last of its claim."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
     """Texts that nobody had claimed when they were read, and how far the job was then."""
 
     position: Position
-    batch: _Batch
+    claim: _Claim
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A batch, and what became of its texts."""
+    """A part, and what became of its texts."""
 
-    batch: _Batch
+    part: _Part
     embedded: Embedded
 
 
@@ -303,7 +326,7 @@ class _Worker:
     def __init__(self, job: ReindexJob) -> None:
         self._job = job
         self._owner = new_owner()
-        # Of two batches one is embedded while the other is stored.
+        # Of two parts one is embedded while the other is stored.
         self._pace = _Pace(max(1, job.work.batch_size // 2), job.work.rate)
 
     def run(self) -> None:
@@ -324,22 +347,36 @@ class _Worker:
 
     def _sweep(self) -> bool:
         """Take part in going through the pending texts once; False when none was left to claim."""
-        batch = self._store_and_claim(None, self._look())
-        if batch is None:
+        claim = self._store_and_claim(None, self._look())
+        if claim is None:
             return False
         made: _Made | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="kronos-reindex-store") as hands:
-            while batch is not None and not self._job.stopping:
-                # Rows are read here, while nothing else runs: row by row, two busy threads of
-                # Python get in each other's way.
-                sight = self._look()
-                ahead: Future[_Batch | None] = hands.submit(self._store_and_claim, made, sight)
-                made = None
-                made = self._embed(batch)
-                batch = ahead.result()
+            while claim is not None:
+                claim, made = self._work_through(claim, made, hands)
         if made is not None:
             self._store_and_claim(made, None)
         return True
+
+    def _work_through(
+        self, claim: _Claim, made: _Made | None, hands: ThreadPoolExecutor
+    ) -> tuple[_Claim | None, _Made | None]:
+        """Embed a claim part by part, and store each part while the next one is embedded.
+
+        Returns:
+            The next claim, and the last part, which is not stored yet.
+        """
+        upcoming: _Claim | None = None
+        for part in claim.parts(lambda: self._pace.size):
+            if self._job.stopping:
+                return None, made
+            # Rows are read here, while nothing else runs: row by row, two busy threads of Python
+            # get in each other's way.
+            sight = self._look() if part.lease else None
+            ahead = hands.submit(self._store_and_claim, made, sight)
+            made = self._embed(part)
+            upcoming = ahead.result()
+        return upcoming, made
 
     def _look(self) -> _Sight | None:
         """The next texts that nobody has claimed; None when there are none, or no more are due."""
@@ -350,24 +387,26 @@ class _Worker:
             if position.state != "open":
                 return None
             texts = repository.spaces.pending_texts(
-                self._job.space.id, limit=self._pace.size, after=position.cursor
+                self._job.space.id,
+                limit=self._pace.size * _PARTS_A_CLAIM,
+                after=position.cursor,
             )
-        return _Sight(position, _Batch(texts)) if texts else None
+        return _Sight(position, _Claim(texts)) if texts else None
 
-    def _embed(self, batch: _Batch) -> _Made:
-        self._job.pause.before(len(batch.texts), self._job)
+    def _embed(self, part: _Part) -> _Made:
+        self._job.pause.before(len(part.texts), self._job)
         started = time.perf_counter()
-        embedded = embed_each(self._job.embedder(), [text.content for text in batch.texts])
-        self._pace.took(len(batch.texts), time.perf_counter() - started, embedded.fits)
-        return _Made(batch, embedded)
+        embedded = embed_each(self._job.embedder(), [text.content for text in part.texts])
+        self._pace.took(len(part.texts), time.perf_counter() - started, embedded.fits)
+        return _Made(part, embedded)
 
-    def _store_and_claim(self, made: _Made | None, sight: _Sight | None) -> _Batch | None:
-        """Store a batch, and claim the next one in the same transaction."""
+    def _store_and_claim(self, made: _Made | None, sight: _Sight | None) -> _Claim | None:
+        """Store a part, and claim the next texts in the same transaction."""
         claimed = _patiently(functools.partial(self._write, made, sight))
         while sight is not None and not claimed:  # another worker has claimed these texts
             sight = self._look()
             claimed = _patiently(functools.partial(self._write, None, sight))
-        return None if sight is None else sight.batch
+        return None if sight is None else sight.claim
 
     def _write(self, made: _Made | None, sight: _Sight | None) -> bool:
         """Whether the texts in sight are this worker's now."""
@@ -378,7 +417,7 @@ class _Worker:
             claimed = sight is not None and repository.jobs.claim(
                 self._job.id,
                 sight.position,
-                sight.batch.last_hash,
+                sight.claim.last_hash,
                 owner=self._owner,
                 lease_s=self._job.work.lease_s,
             )
@@ -390,8 +429,9 @@ class _Worker:
         # A job that is over has no use for vectors, and its space may be gone.
         if made is None or repository.jobs.position(self._job.id).state != "open":
             return None
-        repository.jobs.release(self._job.id, self._owner, made.batch.last_hash)
-        return self._job.store(repository, made.batch.texts, made.embedded)
+        if made.part.lease is not None:
+            repository.jobs.release(self._job.id, self._owner, made.part.lease)
+        return self._job.store(repository, made.part.texts, made.embedded)
 
     @contextmanager
     def _leases(self) -> Iterator[None]:
@@ -430,18 +470,18 @@ class _Worker:
 
 
 class _Pace:
-    """How many texts to claim at once: so many as take a few seconds, and fit the memory."""
+    """How many texts to embed at once: so many as take a few seconds, and fit the memory."""
 
     def __init__(self, most: int, rate: float | None) -> None:
         self._most = most if rate is None else max(1, min(most, int(rate)))
-        self.size = min(self._most, _FIRST_BATCH)
+        self.size = min(self._most, _FIRST_PART)
 
     def took(self, texts: int, seconds: float, fits: int | None) -> None:
-        """Learn from a batch."""
+        """Learn from a part."""
         if fits is not None:
             self._most = max(1, min(self._most, fits))
         if seconds > 0 and texts >= self.size // 2:
-            wanted = int(texts / seconds * _SECONDS_A_BATCH)
+            wanted = int(texts / seconds * _SECONDS_A_PART)
             self.size = min(max(wanted, self.size // 2), 2 * self.size)
         self.size = max(1, min(self.size, self._most))
 
