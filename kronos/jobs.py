@@ -10,7 +10,6 @@ them. There is no other coordinator.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +52,8 @@ class Position:
     state: JobState
     sweep: int
     cursor: bytes
+    remaining: int
+    """Memories to come, as far as the job has counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +185,11 @@ class Jobs:
     def position(self, job_id: int) -> Position:
         """How far the texts have been handed out."""
         row = self._connection.execute(
-            select(jobs.c.state, jobs.c.sweep, jobs.c.cursor).where(jobs.c.id == job_id)
+            select(jobs.c.state, jobs.c.sweep, jobs.c.cursor, jobs.c.total - jobs.c.done).where(
+                jobs.c.id == job_id
+            )
         ).one_or_none()
-        return Position("cancelled", 0, b"") if row is None else Position(*row)
+        return Position("cancelled", 0, b"", 0) if row is None else Position(*row)
 
     def claim(
         self, job_id: int, seen: Position, last_hash: bytes, *, owner: str, lease_s: float
@@ -266,10 +269,12 @@ class Jobs:
     # -- Looking --------------------------------------------------------------------------------
 
     def options(self, job_id: int) -> dict[str, bool]:
-        """What is wanted of a job."""
+        """What is wanted of a job; of one whose space is gone: nothing."""
         row = self._connection.execute(
             select(jobs.c.activate, jobs.c.allow_failed, jobs.c.keep_old).where(jobs.c.id == job_id)
-        ).one()
+        ).one_or_none()
+        if row is None:
+            return {"activate": False, "allow_failed": False, "keep_old": True}
         return dict(row._mapping)
 
     def all(self, *, unfinished: bool = False) -> list[Job]:
@@ -292,17 +297,18 @@ class Jobs:
             space=space,
             pending=self._spaces.pending_count(space.id),
             failed=self._spaces.failed_count(space.id),
-            workers=len(set(self._owners(row["id"]))),
+            workers=len(self.owners(row["id"])),
             rate=made / seconds if seconds > 0 else 0.0,
             **row,
         )
 
-    def _owners(self, job_id: int) -> Sequence[str]:
+    def owners(self, job_id: int) -> set[str]:
+        """The workers that hold a lease of a job."""
         statement = select(leases.c.owner).where(
             leases.c.job_id == job_id, leases.c.expires_at > _in(0)
         )
-        owners = self._connection.execute(statement).scalars().all()
-        return [owner for owner in owners if not is_gone(owner)]
+        found = self._connection.execute(statement).scalars().all()
+        return {owner for owner in found if not is_gone(owner)}
 
 
 def _in(seconds: float) -> int:

@@ -43,8 +43,12 @@ _LAST_TEXTS = 16
 # A part takes about so long, whatever the embedder: who is asked to stop stops soon.
 _SECONDS_A_PART = 5.0
 _FIRST_PART = 64
-# So many parts are claimed at once, and sorted by length.
-_PARTS_A_CLAIM = 4
+# What a model reads at once by default: a last batch that is half full costs as much as a full one.
+_READ_AT_ONCE = 32
+# So many parts are claimed at once, and sorted by length; fewer towards the end, when this share of
+# what remains is less, so that all workers end together.
+_PARTS_A_CLAIM = 8
+_SHARE_A_CLAIM = 4
 _LONGEST_PAUSE_S = 0.5
 _PATIENCE_S = 60.0
 
@@ -273,6 +277,8 @@ class ReindexJob:
             The job's state: still "open" when others hold texts, or many are pending.
         """
         with self.reading() as repository:
+            if repository.jobs.owners(self.id):
+                return repository.jobs.position(self.id).state
             some = repository.spaces.pending_texts(self.space.id, limit=1)
         embedder = self.embedder() if some else None  # loading may take long
         with self.writing() as repository:
@@ -388,7 +394,7 @@ class _Worker:
                 return None
             texts = repository.spaces.pending_texts(
                 self._job.space.id,
-                limit=self._pace.size * _PARTS_A_CLAIM,
+                limit=self._pace.claim(position.remaining),
                 after=position.cursor,
             )
         return _Sight(position, _Claim(texts)) if texts else None
@@ -476,6 +482,10 @@ class _Pace:
         self._most = most if rate is None else max(1, min(most, int(rate)))
         self.size = min(self._most, _FIRST_PART)
 
+    def claim(self, remaining: int) -> int:
+        """How many texts to claim."""
+        return max(self.size, min(_PARTS_A_CLAIM * self.size, remaining // _SHARE_A_CLAIM))
+
     def took(self, texts: int, seconds: float, fits: int | None) -> None:
         """Learn from a part."""
         if fits is not None:
@@ -484,6 +494,8 @@ class _Pace:
             wanted = int(texts / seconds * _SECONDS_A_PART)
             self.size = min(max(wanted, self.size // 2), 2 * self.size)
         self.size = max(1, min(self.size, self._most))
+        if self.size > _READ_AT_ONCE:
+            self.size -= self.size % _READ_AT_ONCE
 
 
 class _Limiter:

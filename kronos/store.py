@@ -38,7 +38,7 @@ from kronos.errors import (
     StoreClosedError,
 )
 from kronos.estimate import estimate
-from kronos.index.snapshot import discard_snapshots
+from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
 from kronos.reindex import ReindexJob, Work, catch_up
@@ -938,8 +938,9 @@ class MemoryStore:
         if keep_spaces is not None:
             keep = check_limit(keep_spaces, field="keep_spaces", least=0)
         report = compact(self._open_database, keep, clock=self._clock)
-        for space in report.dropped:
-            discard_snapshots(self.location.index, space.id)
+        with self._reader() as repository:
+            left = {space.id for space in repository.spaces.all()}
+        discard_other_snapshots(self.location.index, left)
         return report
 
     def stats(self) -> Stats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -32,14 +33,26 @@ def test_a_snippet_runs_and_prints_what_it_says(tmp_path: Path, snippet: str, ou
 
 
 def test_the_commands_named_are_those_that_exist() -> None:
-    from kronos.cli import app, db
+    from kronos.cli import app, db, reindex
 
     def names(commands: object) -> set[str]:
         return {c.name or c.callback.__name__ for c in commands}  # type: ignore[attr-defined]
 
-    (listed,) = re.findall(r"`kronos ([^`]*import \|[^`]*)` and `kronos db ([^`]*)`", README)
-    assert set(listed[0].split(" | ")) == names(app.registered_commands)
-    assert set(listed[1].split(" | ")) == names(db.registered_commands)
+    section = README.split("## Commands")[1].split("## ")[0]
+    own, jobs, schema = re.findall(r"`(?:kronos |kronos db )?(\w+ \| [^`]*)`", section)
+    assert set(own.split(" | ")) == names(app.registered_commands)
+    assert set(jobs.split(" | ")) == names(reindex.registered_commands)
+    assert set(schema.split(" | ")) == names(db.registered_commands)
+
+
+def test_the_reindex_commands_shown_take_the_options_shown() -> None:
+    from kronos.cli import start
+
+    shown = set(re.findall(r"kronos reindex .*?--model", README))
+    assert shown
+    options = set(re.findall(r"--([a-z-]+)", " ".join(re.findall(r"^kronos .*", README, re.M))))
+    known = {name.replace("_", "-") for name in inspect.signature(start).parameters}
+    assert options <= {*known, "json"}
 
 
 def test_the_settings_named_are_those_that_exist() -> None:

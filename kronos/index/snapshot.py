@@ -21,7 +21,7 @@ import re
 import struct
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -131,14 +131,26 @@ def discard_snapshots(folder: Path, space_id: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def discard_other_snapshots(folder: Path, space_ids: Collection[int]) -> None:
+    """Delete the snapshots of all spaces but these: those spaces are gone. Raises as above."""
+    with _storage_errors(folder):
+        for match in _named(folder):
+            if int(match["space"]) not in space_ids:
+                (folder / match[0]).unlink(missing_ok=True)
+
+
 def _snapshots(folder: Path, space_id: int) -> list[Path]:
     """A space's snapshots, oldest first."""
+    return [folder / match[0] for match in _named(folder) if match["space"] == str(space_id)]
+
+
+def _named(folder: Path) -> list[re.Match[str]]:
+    """The names of all snapshots, taken apart."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
-    matches = filter(None, map(_NAME.fullmatch, names))
-    return [folder / match[0] for match in matches if match["space"] == str(space_id)]
+    return [match for match in map(_NAME.fullmatch, names) if match]
 
 
 def _publish(path: Path, envelope: bytes, payload: bytes) -> None:
