@@ -64,7 +64,7 @@ def _time_sample(embedder: Embedder, sample: Sequence[str]) -> tuple[float, int]
 
 
 def _row_bytes(dim: int) -> int:
-    """What a vector takes on disk: a row of a table with pages of 4 KiB, and three indexes."""
+    """What a vector takes on disk: a row of a table, and three indexes."""
     row, page = 4 * dim + 60, _PAGE_BYTES - 24
     taken = _PAGE_BYTES / (page // row) if row <= page else _PAGE_BYTES * -(-row // page)
     return round(taken) + 60

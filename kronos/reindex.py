@@ -14,7 +14,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -353,15 +353,14 @@ class _Worker:
 
     def _sweep(self) -> bool:
         """Take part in going through the pending texts once; False when none was left to claim."""
-        claim = self._store_and_claim(None, self._look())
+        claim = self._claim(self._look())
         if claim is None:
             return False
         made: _Made | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="kronos-reindex-store") as hands:
             while claim is not None:
                 claim, made = self._work_through(claim, made, hands)
-        if made is not None:
-            self._store_and_claim(made, None)
+        self._store(made)
         return True
 
     def _work_through(
@@ -372,17 +371,18 @@ class _Worker:
         Returns:
             The next claim, and the last part, which is not stored yet.
         """
-        upcoming: _Claim | None = None
+        upcoming: Future[_Claim | None] | None = None
         for part in claim.parts(lambda: self._pace.size):
             if self._job.stopping:
                 return None, made
-            # Rows are read here, while nothing else runs: row by row, two busy threads of Python
-            # get in each other's way.
-            sight = self._look() if part.lease else None
-            ahead = hands.submit(self._store_and_claim, made, sight)
+            storing = hands.submit(self._store, made)
+            if part.lease is not None:
+                # Rows are read in this thread, before it embeds: row by row, two busy threads of
+                # Python get in each other's way.
+                upcoming = hands.submit(self._claim, self._look())
             made = self._embed(part)
-            upcoming = ahead.result()
-        return upcoming, made
+            storing.result()
+        return None if upcoming is None else upcoming.result(), made
 
     def _look(self) -> _Sight | None:
         """The next texts that nobody has claimed; None when there are none, or no more are due."""
@@ -406,38 +406,40 @@ class _Worker:
         self._pace.took(len(part.texts), time.perf_counter() - started, embedded.fits)
         return _Made(part, embedded)
 
-    def _store_and_claim(self, made: _Made | None, sight: _Sight | None) -> _Claim | None:
-        """Store a part, and claim the next texts in the same transaction."""
-        claimed = _patiently(functools.partial(self._write, made, sight))
-        while sight is not None and not claimed:  # another worker has claimed these texts
+    def _claim(self, sight: _Sight | None) -> _Claim | None:
+        """Take texts that were in sight, or the next ones if another worker was faster."""
+        while sight is not None:
+            if _patiently(functools.partial(self._take, sight)):
+                return sight.claim
             sight = self._look()
-            claimed = _patiently(functools.partial(self._write, None, sight))
-        return None if sight is None else sight.claim
+        return None
 
-    def _write(self, made: _Made | None, sight: _Sight | None) -> bool:
-        """Whether the texts in sight are this worker's now."""
-        if made is None and sight is None:
-            return False
+    def _take(self, sight: _Sight) -> bool:
         with self._job.writing() as repository:
-            advance = self._store(repository, made)
-            claimed = sight is not None and repository.jobs.claim(
+            return repository.jobs.claim(
                 self._job.id,
                 sight.position,
                 sight.claim.last_hash,
                 owner=self._owner,
                 lease_s=self._job.work.lease_s,
             )
-        if made is not None and advance is not None:
-            self._job.report(len(made.embedded.positions), advance)
-        return claimed
 
-    def _store(self, repository: Repository, made: _Made | None) -> Advance | None:
-        # A job that is over has no use for vectors, and its space may be gone.
-        if made is None or repository.jobs.position(self._job.id).state != "open":
-            return None
-        if made.part.lease is not None:
-            repository.jobs.release(self._job.id, self._owner, made.part.lease)
-        return self._job.store(repository, made.part.texts, made.embedded)
+    def _store(self, made: _Made | None) -> None:
+        """Store a part, and with the last of a claim end its lease, in one transaction."""
+        if made is None:
+            return
+        advance = _patiently(functools.partial(self._write, made))
+        if advance is not None:
+            self._job.report(len(made.embedded.positions), advance)
+
+    def _write(self, made: _Made) -> Advance | None:
+        with self._job.writing() as repository:
+            # A job that is over has no use for vectors, and its space may be gone.
+            if repository.jobs.position(self._job.id).state != "open":
+                return None
+            if made.part.lease is not None:
+                repository.jobs.release(self._job.id, self._owner, made.part.lease)
+            return self._job.store(repository, made.part.texts, made.embedded)
 
     @contextmanager
     def _leases(self) -> Iterator[None]:

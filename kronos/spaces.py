@@ -8,7 +8,6 @@ text, known by its hash: memories with equal texts get their vectors together.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from sqlalchemy import (
     Connection,
     Select,
     Table,
-    TextClause,
     and_,
     bindparam,
     delete,
@@ -29,10 +27,10 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     update,
 )
 
+from kronos.db.dialect import fill_in_vectors
 from kronos.db.tables import failures, jobs, leases, memories, spaces, store, tombstones, vectors
 from kronos.db.vectors import from_rows, to_bytes
 from kronos.errors import DimensionMismatchError, VectorError
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 # SQLite binds at most 32,766 values to a statement; smaller lists compile faster.
 _IDS_A_STATEMENT = 1000
 _ROWS_A_FETCH = 10_000
-_VECTORS_A_STATEMENT = 100
 _TEXTS_A_FETCH = 500
 # Texts of 16 MiB each must not fill the memory.
 _CHARS_AT_ONCE = 2**25
@@ -287,14 +284,9 @@ class Spaces:
         if not made:
             return 0
         (seq,) = next_seqs(self._connection, 1)
-        values: dict[str, Any] = {"space": space.id, "seq": seq}
-        stored = 0
-        for start in range(0, len(made), _VECTORS_A_STATEMENT):
-            part = range(start, min(start + _VECTORS_A_STATEMENT, len(made)))
-            named = {f"hash{i}": made[at].content_hash for i, at in enumerate(part)}
-            named |= {f"blob{i}": blobs[at] for i, at in enumerate(part)}
-            stored += self._connection.execute(_store(len(part)), {**values, **named}).rowcount
-        self._connection.execute(_FORGET_TOMBSTONES, values)
+        rows_made = [(text.content_hash, blob) for text, blob in zip(made, blobs, strict=True)]
+        stored = fill_in_vectors(self._connection, space.id, seq, rows_made)
+        self._connection.execute(_FORGET_TOMBSTONES, {"space": space.id, "seq": seq})
         return stored
 
     # -- Texts that cannot be embedded ----------------------------------------------------------
@@ -437,29 +429,6 @@ _SPACES = select(
 ).order_by(spaces.c.id)
 
 
-@functools.cache
-def _store(count: int) -> TextClause:
-    """Store so many vectors: one for every memory that holds the text now and lacks one.
-
-    Many rows a statement: SQLite then works for long without Python's lock, and the thread that
-    embeds goes on meanwhile; row by row the two get in each other's way.
-    """
-    rows = ", ".join(f"(:hash{i}, :blob{i})" for i in range(count))
-    return text(_STORE.format(rows=rows))
-
-
-# WITH stands inside: of a statement that begins with it SQLite's driver counts no rows. CROSS JOIN:
-# SQLite is to look up the memories by their hashes, not the hashes by memory.
-_STORE = """
-    INSERT INTO vectors (space_id, memory_key, seq, content_hash, vector)
-    WITH made (hash, blob) AS (VALUES {rows})
-    SELECT :space, memories.key, :seq, made.hash, made.blob
-    FROM made CROSS JOIN memories
-    WHERE memories.content_hash = made.hash AND NOT EXISTS (
-        SELECT 1 FROM vectors
-        WHERE vectors.space_id = :space AND vectors.memory_key = memories.key
-    )
-"""
 _FORGET_TOMBSTONES = delete(tombstones).where(
     tombstones.c.space_id == bindparam("space"),
     tombstones.c.memory_key.in_(

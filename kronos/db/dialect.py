@@ -8,10 +8,12 @@ the names that stand here.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
@@ -33,6 +35,7 @@ from kronos.settings import Settings
 # No file system block, no log page: with less than this left, a disk counts as full.
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
+_ROWS_A_STATEMENT = 250
 # 4 MiB: other writers wait no longer than for one of these.
 _PAGES_A_VACUUM = 1024
 
@@ -307,6 +310,49 @@ def json_type(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElemen
 def json_value(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[Any]:
     """The number or text at a path of a JSON column, as SQL compares it; see `json_type`."""
     return func.json_extract(column, _json_path(path))
+
+
+def fill_in_vectors(
+    connection: Connection, space_id: int, seq: int, rows: Sequence[tuple[bytes, bytes]]
+) -> int:
+    """Store the vectors of texts: one for every memory that holds the text now and lacks one.
+
+    Args:
+        connection: in a write transaction.
+        space_id: the space that the vectors belong to.
+        seq: the number of this change.
+        rows: a text's hash and its vector.
+
+    Returns:
+        How many memories got one.
+    """
+    stored = 0
+    for start in range(0, len(rows), _ROWS_A_STATEMENT):
+        part = rows[start : start + _ROWS_A_STATEMENT]
+        values = tuple(value for row in part for value in row)
+        done = connection.exec_driver_sql(_fill_in(len(part)), (*values, space_id, seq, space_id))
+        stored += done.rowcount
+    return stored
+
+
+@functools.lru_cache(maxsize=16)
+def _fill_in(count: int) -> str:
+    # Many rows a statement: SQLite then works for long without Python's lock, and a thread that
+    # embeds goes on meanwhile. Past SQLAlchemy's parameters, which take longer than the insert.
+    return _FILL_IN.format(rows=", ".join(["(?, ?)"] * count))
+
+
+# WITH stands inside: of a statement that begins with it the driver counts no rows. CROSS JOIN: look
+# up the memories by their hashes, not the hashes by memory.
+_FILL_IN = """
+    INSERT INTO vectors (space_id, memory_key, seq, content_hash, vector)
+    WITH made (hash, blob) AS (VALUES {rows})
+    SELECT ?, memories.key, ?, made.hash, made.blob
+    FROM made CROSS JOIN memories
+    WHERE memories.content_hash = made.hash AND NOT EXISTS (
+        SELECT 1 FROM vectors WHERE vectors.space_id = ? AND vectors.memory_key = memories.key
+    )
+"""
 
 
 def _json_path(path: tuple[str, ...]) -> str:

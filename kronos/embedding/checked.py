@@ -105,7 +105,7 @@ def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
         EmbeddingError: the embedder fails on any text, not on these: it is broken or out of reach.
         DimensionMismatchError: likewise, it makes vectors of another width than its `dim`.
     """
-    rows = np.zeros((len(texts), embedder.dim), np.float32)
+    made: dict[int, Vectors] = {}
     errors: dict[int, str] = {}
     fits = 0
     short_of_memory = False
@@ -113,7 +113,7 @@ def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
     while todo:
         part = todo.pop()
         try:
-            made = _call(embedder, embedder.embed_documents, [texts[i] for i in part])
+            rows = _call(embedder, embedder.embed_documents, [texts[i] for i in part])
         except KronosError as exc:
             short_of_memory |= is_out_of_memory(exc.__cause__)
             if len(part) > 1:
@@ -124,14 +124,18 @@ def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
                 errors[part.start] = str(exc)
             continue
         fits = max(fits, len(part))
-        unusable = unusable_rows(made)
+        unusable = unusable_rows(rows)
         if len(unusable) == len(part):
             _require_sound(embedder, None)
         errors.update((part[at], f"its vector {why}") for at, why in unusable.items())
-        rows[part.start : part.stop] = made
+        made[part.start] = rows if not unusable else np.delete(rows, list(unusable), axis=0)
     positions = [position for position in range(len(texts)) if position not in errors]
-    usable = scale_to_unit(rows[positions], str)
-    return Embedded(usable, positions, errors, fits if short_of_memory else None)
+    # One part, as a rule; else in the order of the texts.
+    parts = [np.empty((0, embedder.dim), np.float32), *(made[start] for start in sorted(made))]
+    usable = parts[1] if len(parts) == 2 else np.concatenate(parts)
+    return Embedded(
+        scale_to_unit(usable, str), positions, errors, fits if short_of_memory else None
+    )
 
 
 def _require_sound(embedder: Embedder, failure: KronosError | None) -> None:
