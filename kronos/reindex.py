@@ -59,8 +59,8 @@ class Work:
 
     workers: int = 1
     """Threads; they share the embedder."""
-    batch_size: int = 1000
-    """Texts that a worker has embedded and not yet stored, at most."""
+    batch_size: int = 2000
+    """Texts that a worker has embedded and not yet stored, at most; a kill costs no more."""
     rate: float | None = None
     """Texts a second, at most, of all these workers together."""
     max_seconds: float | None = None
@@ -75,7 +75,7 @@ class Work:
         """The settings' way to work; options that are None do not count."""
         given = {name: value for name, value in options.items() if value is not None}
         defaults = {
-            "batch_size": settings.batch_size,
+            "batch_size": 2 * settings.batch_size,  # one is embedded while the other is stored
             "lease_s": settings.lease_s,
             "keep_spaces": settings.keep_spaces,
         }

@@ -29,7 +29,7 @@ class Settings:
     busy_timeout_s: float = 5.0
     """How long a writer waits for another one before `StoreBusyError`."""
     batch_size: int = 1000
-    """Items that `add_many` commits at once, and texts that a reindex commits at once."""
+    """Items that `add_many` commits at once, and texts that a reindex commits at once, at most."""
     encode_batch_size: int = 32
     """Texts that a model reads at once; no part of what the vectors are."""
     lease_s: float = 60.0

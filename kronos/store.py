@@ -9,6 +9,7 @@ the hits are read from SQL. `KronosMemory` drives the same phases (`_prepare`, `
 from __future__ import annotations
 
 import builtins
+import logging
 import math
 import os
 import threading
@@ -35,6 +36,7 @@ from kronos.errors import (
     KronosError,
     ModelLoadError,
     NotFoundError,
+    StorageError,
     StoreClosedError,
 )
 from kronos.estimate import estimate
@@ -86,6 +88,8 @@ if TYPE_CHECKING:
     )
 
 
+logger = logging.getLogger("kronos")
+
 _TEXTS_IN_A_SEARCH = 64
 """So many texts that another process left pending are embedded by the search that finds them; more
 are left to a job in the background."""
@@ -96,7 +100,11 @@ class _Moved(Exception):
 
 
 class _Behind(Exception):
-    """The space that serves lacks a few texts."""
+    """The space that serves lacks texts."""
+
+    def __init__(self, texts: int) -> None:
+        super().__init__()
+        self.texts = texts
 
 
 def utc_now() -> datetime:
@@ -572,14 +580,16 @@ class MemoryStore:
         limit = check_limit(limit)
         floor = -math.inf if min_score is None else check_number(min_score, field="min_score")
         scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
+        wait = True
         while True:
             try:
-                found = self._nearest(question, limit, scope, condition)
+                found = self._nearest(question, limit, scope, condition, complete=wait)
                 break
             except _Moved:
                 question = self._ask_anew(question)
-            except _Behind:
-                self._catch_up(question.serving)
+            except _Behind as behind:
+                self._catch_up(question.serving, behind.texts)
+                wait = False  # whatever came of it: this search has waited enough
         name = question.serving.space.model
         return [
             Hit(memory, score, name, rank)
@@ -588,14 +598,20 @@ class MemoryStore:
         ]
 
     def _nearest(
-        self, question: Question, limit: int, scope: str | None, condition: Condition | None
+        self,
+        question: Question,
+        limit: int,
+        scope: str | None,
+        condition: Condition | None,
+        *,
+        complete: bool,
     ) -> builtins.list[tuple[Memory, float]]:
         serving, replica = question.serving, question.serving.replica
         with replica.lock, self._reader() as repository:
             pulse = repository.pulse()
             if not serving.is_current(repository, pulse):
                 raise _Moved
-            if replica.complete_seq < pulse.seq and serving.embedder is not None:
+            if complete and replica.complete_seq < pulse.seq and serving.embedder is not None:
                 self._check_complete(serving, repository, pulse)
             allowed = allowed_keys(repository, scope, condition)
             return replica.nearest(
@@ -605,25 +621,28 @@ class MemoryStore:
     def _check_complete(self, serving: Serving, repository: Repository, pulse: Pulse) -> None:
         """See whether a process with another embedder wrote texts that this space lacks."""
         replica = serving.replica
-        few = _TEXTS_IN_A_SEARCH
         pending = repository.spaces.pending_since(
-            serving.space.id, replica.complete_seq, limit=few + 1
+            serving.space.id, replica.complete_seq, limit=_TEXTS_IN_A_SEARCH + 1
         )
-        if not pending:
-            replica.complete_seq = pulse.seq
-        elif pending <= few or serving.stands_in:
-            raise _Behind
-        else:
-            self._background.start(lambda stop: self._catch_up_job(serving, stop))
+        if pending:
+            raise _Behind(pending)
+        replica.complete_seq = pulse.seq
 
-    def _catch_up(self, serving: Serving) -> None:
-        catch_up(
-            self._open_database,
-            serving.space,
-            serving.require_embedder("open it with the model that it has"),
-            batch_size=self._settings.batch_size,
-            clock=self._clock,
-        )
+    def _catch_up(self, serving: Serving, texts: int) -> None:
+        """Embed what another process left pending: a few at once, many in the background."""
+        try:
+            if texts > _TEXTS_IN_A_SEARCH and not serving.stands_in:
+                self._background.start(lambda stop: self._catch_up_job(serving, stop))
+                return
+            catch_up(
+                self._open_database,
+                serving.space,
+                serving.require_embedder("open it with the model that it has"),
+                batch_size=self._settings.batch_size,
+                clock=self._clock,
+            )
+        except StorageError as exc:  # busy, full, read-only: a search never fails for that
+            logger.warning("texts of another process wait to be embedded: %s", exc)
 
     def _catch_up_job(self, serving: Serving, stop: threading.Event) -> ReindexJob:
         settler = self._settler(self._open_database)
@@ -774,7 +793,8 @@ class MemoryStore:
         Args:
             model: a preset, a model's name, a folder or "hash"; None keeps the model.
             workers: threads that share the model.
-            batch_size: texts that a worker has in hand, at most; None is the settings'.
+            batch_size: texts that a worker has in hand, at most, half of them embedded while the
+                others are stored; None is twice the settings'.
             rate: texts a second, at most, of this call's workers together.
             max_seconds: take up no more texts after so long; the job stays open.
             activate: make the new space the active one at the end.

@@ -571,6 +571,20 @@ def test_what_a_degraded_process_writes_is_found_by_one_that_has_the_model(
     assert [entry.pending for entry in healthy.stats().spaces if entry.space.dim == 384] == [0]
 
 
+def test_a_search_does_not_fail_because_it_cannot_embed_what_is_pending(
+    open_store: Opener, lose_models: Callable[[], None]
+) -> None:
+    healthy = open_store(embedding_model="mini", settings=Settings(busy_timeout_s=0.1))
+    old = healthy.add("The cat sat on the mat.")
+    lose_models()
+    with pytest.warns(KronosWarning):
+        lost = open_store(embedding_model="mini")
+    new = lost.add("Rye bread needs a sour dough.")
+    with lost._open_database.write():  # another writer is at work
+        assert [hit.id for hit in healthy.search("a loaf")] == [old]
+    assert healthy.search("a loaf")[0].id == new
+
+
 def test_a_degraded_store_lives_on_when_its_hash_space_is_dropped(
     open_store: Opener, lose_models: Callable[[], None]
 ) -> None:

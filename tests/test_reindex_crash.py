@@ -31,6 +31,7 @@ KILLS = 200
 STORES = 10
 TEXTS = 1000
 BATCH = 60
+"""Texts that a worker has in hand: two transactions' worth."""
 ROOT = Path(__file__).parents[1]
 
 # Forks a worker for every line "folder dim" and prints its process number: Python and the imports
@@ -67,7 +68,7 @@ class Nursery:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY, str(BATCH)],
+            [sys.executable, "-c", NURSERY, str(BATCH // 2)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
