@@ -468,19 +468,20 @@ def _job_progress(as_json: bool) -> Iterator[Callable[[Progress], None] | None]:
             yield show
         return
     started = time.monotonic()
-    first: list[int] = []
+    first: list[tuple[float, int]] = []  # loading the model is no part of the rate
 
     def write(progress: Progress) -> None:
-        first[:] = first or [progress.done]
-        seconds = time.monotonic() - started
-        rate = (progress.done - first[0]) / seconds if seconds else 0.0
+        now = time.monotonic()
+        first[:] = first or [(now, progress.done)]
+        since, before = now - first[0][0], progress.done - first[0][1]
+        rate = before / since if since > 0 else 0.0
         left = None if progress.total is None else progress.total - progress.done
         _print_json(
             {
                 "event": "progress",
                 "done": progress.done,
                 "total": progress.total,
-                "seconds": round(seconds, 3),
+                "seconds": round(now - started, 3),
                 "rate": round(rate, 1),
                 "seconds_left": None if left is None or not rate else round(left / rate, 1),
             }
@@ -726,7 +727,7 @@ def _show_stats(stats: Stats) -> None:
             f"space {space.id}",
             escape(
                 f"{space.state}: {space.model}{asked}{revision}, fingerprint "
-                f"{space.fingerprint[:12]}, {space.dim} wide, {entry.vectors} vectors, "
+                f"{space.fingerprint[:16]}, {space.dim} wide, {entry.vectors} vectors, "
                 f"{entry.pending} pending, {entry.failed} of them failed"
             ),
         )
