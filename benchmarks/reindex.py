@@ -203,7 +203,7 @@ def back(folder: Path, expected: dict[str, Any], mini: EmbeddingService) -> None
     with MemoryStore.open(
         folder, embedder=mini, on_model_change="background", embedding_dim=256
     ) as waiting:
-        waiting._background.wait()  # MiniLM again: that was the rollback, paid at opening
+        waiting._jobs.wait()  # MiniLM again: that was the rollback, paid at opening
         print(f"  opened with the old model: {waiting.jobs()[0].embedded} texts embedded")
         waiting.reindex("hash")
         for number, memory in enumerate(page):

@@ -1,13 +1,17 @@
-"""Giving back what nobody wants any more: the vectors of old spaces, and their bytes on disk.
+"""Giving back what nobody wants: old spaces, all that is left of deleted memories, bytes on disk.
 
 Only what can be made anew is dropped, in transactions so small that other writers hardly wait.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kronos.errors import KronosWarning
+from kronos.index.snapshot import discard_other_snapshots
 from kronos.repository import Repository
 from kronos.types import CompactReport
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.engine import Database
+    from kronos.replica import Replica
     from kronos.types import Space
 
 _VECTORS_A_TRANSACTION = 2000
@@ -50,12 +55,21 @@ def drop_spaces(
                 dropped.append(unwanted[0])
 
 
-def compact(database: Database, keep: int, *, clock: Callable[[], datetime]) -> CompactReport:
-    """Drop the spaces that nobody wants, and give the free space of the file back to the disk.
+def compact(
+    database: Database,
+    keep: int,
+    replica: Replica,
+    folder: Path,
+    *,
+    clock: Callable[[], datetime],
+) -> CompactReport:
+    """Drop what nobody wants, and give the free space of the file back to the disk.
 
     Args:
         database: what to compact; others may read and write meanwhile.
         keep: so many retired spaces are kept.
+        replica: the index that serves; it gives back what deleted vectors took.
+        folder: where the snapshots lie.
         clock: the time, UTC.
 
     Raises:
@@ -63,5 +77,31 @@ def compact(database: Database, keep: int, *, clock: Callable[[], datetime]) -> 
     """
     before = database.size_bytes()
     dropped = drop_spaces(database, keep, leftovers=True, clock=clock)
-    database.vacuum()
+    with replica.saving, replica.lock, database.read() as connection:
+        repository = Repository(connection, clock())
+        head = repository.pulse().seq
+        replica.compact(repository, head)
+    _forget_the_deleted(database, head, replica.space.id, folder, clock)
+    if not database.vacuum():
+        warnings.warn(
+            "another process reads an older state, so the write-ahead log still holds what was "
+            "deleted: run `kronos compact` again when it has ended",
+            KronosWarning,
+            stacklevel=2,
+        )
     return CompactReport(tuple(dropped), before, database.size_bytes())
+
+
+def _forget_the_deleted(
+    database: Database, seq: int, serving: int, folder: Path, clock: Callable[[], datetime]
+) -> None:
+    """Prune the tombstones up to a seq, and every snapshot that may hold what they stand for.
+
+    The snapshot of the space that serves is of that seq; one of another space would be read only
+    after a switch, and then be replayed from SQL.
+    """
+    with database.write() as connection:
+        spaces = Repository(connection, clock()).spaces
+        for space in spaces.all():
+            spaces.prune(space.id, seq)
+    discard_other_snapshots(folder, {serving})

@@ -4,12 +4,17 @@ It takes up what SQL committed above the seq it has applied, inside the reader's
 the index and the rows that are read beside it are of one moment. Any doubt (a damaged snapshot,
 another store, space or width, a count that does not agree, a seq beyond the database's or below the
 tombstones that are left) means replay from zero. Deleting every snapshot loses nothing.
+
+When a snapshot is due is the `SnapshotPolicy`'s to say; `save` writes one while searches go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +23,8 @@ from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
     discard_snapshots,
+    discard_strays,
+    newest_seq,
     read_newest,
     write_snapshot,
 )
@@ -27,8 +34,27 @@ if TYPE_CHECKING:
     from kronos.repository import Repository
     from kronos.types import Keys, Memory, Space, VectorIndex, Vectors
 
-# A replay of fewer changes from SQL costs less than writing a snapshot.
-_CHANGES_WORTH_A_SNAPSHOT = 1000
+_LARGE_SHARE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """When an index is worth saving.
+
+    A snapshot is as long as the whole index, so between two of them a share of it must have
+    changed, or some time must have passed: else each batch of a large store would cost a rewrite.
+    """
+
+    changes: int
+    """A replay of fewer changes from SQL costs less than a snapshot."""
+    interval_s: float
+    """After so long that many changes are enough, however large the index is."""
+
+    def is_due(self, changes: int, size: int, seconds: float) -> bool:
+        """Whether to save an index of some size, so many changes and seconds after the last one."""
+        if changes < self.changes:
+            return False
+        return changes * _LARGE_SHARE >= size or seconds >= self.interval_s
 
 
 class Replica:
@@ -38,9 +64,13 @@ class Replica:
     thread can have moved the index beyond what the transaction sees.
     """
 
-    def __init__(self, space: Space, *, store_id: str, folder: Path, device: str) -> None:
+    def __init__(
+        self, space: Space, *, store_id: str, folder: Path, device: str, policy: SnapshotPolicy
+    ) -> None:
         self.space = space
         self.lock = threading.Lock()
+        self.saving = threading.Lock()
+        """Held while snapshots are written or discarded; whoever needs both takes it first."""
         self.complete_seq = 0
         """At this seq nothing was pending in the space, but for texts that cannot be embedded."""
         self._store_id = store_id
@@ -48,8 +78,10 @@ class Replica:
         self._device = device
         self._index: VectorIndex | None = None
         self._applied = 0
+        self._policy = policy
         self._unsaved = 0
         """Changes applied since the last snapshot."""
+        self._saved_at = time.monotonic()
 
     def __len__(self) -> int:
         return 0 if self._index is None else len(self._index)
@@ -77,6 +109,8 @@ class Replica:
         if self._index is None:
             self._index = self._load(repository, head) or self._new_index()
         if self._applied != head:
+            if self._applied < repository.spaces.pruned_seq(self.space.id):
+                self._index, self._applied = self._new_index(), 0  # nobody knows what to forget
             try:
                 self._apply(self._index, repository)
             except BaseException:
@@ -122,21 +156,60 @@ class Replica:
         ranked = zip(keys[0].tolist(), scores[0].tolist(), strict=True)
         return [(memories[key], score) for key, score in ranked if key in memories][:limit]
 
+    @property
+    def save_is_due(self) -> bool:
+        """Whether a snapshot is due by the policy."""
+        seconds = time.monotonic() - self._saved_at
+        return self._policy.is_due(self._unsaved, len(self), seconds)
+
     def save(self) -> None:
-        """Publish a snapshot, when enough has changed to be worth it.
+        """Publish a snapshot, when enough has changed to be worth it; searches go on meanwhile.
 
         A snapshot is a copy: where it cannot be written, a warning says so and nothing is lost.
         """
-        with self.lock:
-            if self._index is None or self._unsaved < _CHANGES_WORTH_A_SNAPSHOT:
-                return
-            header = SnapshotHeader(self._identity(), self._applied, len(self._index))
-            try:
-                write_snapshot(self._folder, header, self._index.to_bytes())
-            except StorageError as exc:
-                self._warn(f"no index snapshot was saved, so the next open is slower: {exc}")
-            else:
-                self._unsaved = 0
+        with self.saving:
+            with self.lock:
+                self._forgo_what_others_saved()
+                if self._index is None or self._unsaved < self._policy.changes:
+                    return
+                header = SnapshotHeader(self._identity(), self._applied, len(self._index))
+                payload = self._index.to_bytes()
+                unsaved, self._unsaved, self._saved_at = self._unsaved, 0, time.monotonic()
+            if not self._publish(header, payload):
+                with self.lock:
+                    self._unsaved += unsaved
+
+    def _forgo_what_others_saved(self) -> None:
+        """Count from another process's snapshot, when that is a newer one."""
+        newest = newest_seq(self._folder, self.space.id)
+        if newest is not None and self._applied - newest < self._unsaved:
+            self._unsaved = max(self._applied - newest, 0)
+
+    def _publish(self, header: SnapshotHeader, payload: bytes) -> bool:
+        try:
+            return write_snapshot(self._folder, header, payload) is not None
+        except StorageError as exc:
+            self._warn(f"no index snapshot was saved, so the next open is slower: {exc}")
+            return False
+
+    def compact(self, repository: Repository, head: int) -> None:
+        """Give back the memory of deleted vectors, and leave no snapshot that holds one.
+
+        Called with `saving` held.
+
+        Args:
+            repository: over a transaction.
+            head: the last seq that it sees.
+
+        Raises:
+            StorageError: older snapshots cannot be deleted.
+        """
+        payload = self.catch_up(repository, head).to_bytes()
+        self._index = _index_class().from_bytes(payload, self.space.dim, device=self._device)
+        self._unsaved = 0
+        header = SnapshotHeader(self._identity(), head, len(self._index))
+        if header.count < self._policy.changes or not self._publish(header, payload):
+            discard_snapshots(self._folder, self.space.id)
 
     def discard(self) -> None:
         """Forget the index and its snapshots; the next `catch_up` replays from zero."""
@@ -146,18 +219,21 @@ class Replica:
     def _forget(self) -> None:
         self._index = None
         self._applied = self._unsaved = 0
+        self._saved_at = time.monotonic()
 
     def _load(self, repository: Repository, head: int) -> VectorIndex | None:
         """The index of the newest snapshot, caught up; None, after a warning, on any doubt."""
         try:
+            with contextlib.suppress(StorageError):  # a folder that can only be read
+                discard_strays(self._folder)
             found = read_newest(self._folder, self._identity())
             if found is None:
                 return None
             header, payload = found
-            if not self.space.pruned_seq <= header.seq <= head:
+            pruned = repository.spaces.pruned_seq(self.space.id)
+            if not pruned <= header.seq <= head:
                 raise SnapshotError(
-                    f"the snapshot is at seq {header.seq}, and the database knows "
-                    f"{self.space.pruned_seq} to {head}"
+                    f"the snapshot is at seq {header.seq}, the database knows {pruned} to {head}"
                 )
             index = _index_class().from_bytes(payload, self.space.dim, device=self._device)
             self._applied = header.seq

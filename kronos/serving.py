@@ -30,7 +30,7 @@ from kronos.errors import (
 )
 from kronos.jobs import JobOptions
 from kronos.reindex import ReindexJob, Work, catch_up
-from kronos.replica import Replica
+from kronos.replica import Replica, SnapshotPolicy
 from kronos.repository import Batch, Pulse, Repository
 from kronos.validation import check_embeddings
 
@@ -153,7 +153,7 @@ class Settler:
         alias: str | None,
         on_model_change: OnModelChange,
         progress: ProgressCallback | None,
-    ) -> tuple[Serving, Callable[[threading.Event], ReindexJob] | None]:
+    ) -> tuple[Serving, Callable[[threading.Event], Callable[[], object]] | None]:
         """Decide who answers, when a store opens.
 
         Args:
@@ -163,7 +163,7 @@ class Settler:
             progress: called while vectors are made.
 
         Returns:
-            Who answers, and what makes the job that is to run in the background, if there is one.
+            Who answers, and what makes the task that is to run in the background, if there is one.
 
         Raises:
             EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
@@ -188,8 +188,9 @@ class Settler:
             raise _refused_change(active, embedder, alias)
         if on_model_change == "background":
             options = JobOptions(activate=True)
-            return self.follow([embedder]), lambda stop: self.job(
-                embedder, alias=alias, options=options, stop=stop
+            return (
+                self.follow([embedder]),
+                lambda stop: self.job(embedder, alias=alias, options=options, stop=stop).run,
             )
         return self._serve(self._rebuild(embedder, alias, progress), embedder), None
 
@@ -359,7 +360,13 @@ class Settler:
         with self.database.read() as connection:
             repository = Repository(connection, self.clock())
             replica = Replica(
-                space, store_id=repository.store_id(), folder=self.folder, device=self.device
+                space,
+                store_id=repository.store_id(),
+                folder=self.folder,
+                device=self.device,
+                policy=SnapshotPolicy(
+                    self.settings.snapshot_changes, self.settings.snapshot_interval_s
+                ),
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq

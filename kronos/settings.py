@@ -37,6 +37,10 @@ class Settings:
     A worker renews them three times as often."""
     keep_spaces: int = 1
     """Retired spaces that are kept to roll back to; older ones are dropped after a switch."""
+    snapshot_changes: int = 1000
+    """An index is saved after so many changes, once they are a tenth of it."""
+    snapshot_interval_s: float = 300.0
+    """After so many seconds since the last time, those many changes are enough."""
     network_timeout_s: float = 0.8
     """How long to look for a network before a missing model counts as not to be had."""
     max_content_bytes: int = 16 * 2**20

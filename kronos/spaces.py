@@ -201,6 +201,33 @@ class Spaces:
         self._connection.execute(delete(spaces).where(spaces.c.id == space.id))
         return True
 
+    def pruned_seq(self, space_id: int) -> int:
+        """Tombstones up to this seq are gone: an index that has applied less replays from zero."""
+        found = self._connection.execute(_PRUNED, {"space": space_id}).scalar()
+        return 0 if found is None else int(found)
+
+    def prune(self, space_id: int, seq: int) -> int:
+        """Forget which memories are gone, for an index that is at a seq; older ones start anew.
+
+        A tombstone of a memory that still lives stays: it says that its vector is pending.
+
+        Returns:
+            How many tombstones went.
+        """
+        living = exists().where(memories.c.key == tombstones.c.memory_key)
+        gone = self._connection.execute(
+            delete(tombstones).where(
+                tombstones.c.space_id == space_id, tombstones.c.seq <= seq, ~living
+            )
+        )
+        if gone.rowcount:
+            self._connection.execute(
+                update(spaces)
+                .where(spaces.c.id == space_id, spaces.c.pruned_seq < seq)
+                .values(pruned_seq=seq)
+            )
+        return gone.rowcount
+
     def vector_count(self, space_id: int) -> int:
         """How many memories have a vector of their current text in a space."""
         statement = select(func.count()).where(vectors.c.space_id == space_id)
@@ -429,6 +456,7 @@ _SPACES = select(
 ).order_by(spaces.c.id)
 
 
+_PRUNED = select(spaces.c.pruned_seq).where(spaces.c.id == bindparam("space"))
 _FORGET_TOMBSTONES = delete(tombstones).where(
     tombstones.c.space_id == bindparam("space"),
     tombstones.c.memory_key.in_(

@@ -40,7 +40,6 @@ from kronos.errors import (
     StoreClosedError,
 )
 from kronos.estimate import estimate
-from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
 from kronos.reindex import ReindexJob, Work, catch_up
@@ -76,6 +75,7 @@ from kronos.validation import (
 )
 
 if TYPE_CHECKING:
+    from kronos.replica import Replica
     from kronos.types import (
         Embedder,
         Metadata,
@@ -189,7 +189,7 @@ class MemoryStore:
         self._clock = clock
         self._database: Database | None = None
         self._current: Serving | None = None
-        self._background = Background()
+        self._jobs, self._snapshots = Background("job"), Background("snapshot")
         self._own: Embedder | None = None
         """The embedder that was asked for, once the store is open."""
         # The writers of one process queue here, which is fairer than SQLite's own waiting.
@@ -246,9 +246,9 @@ class MemoryStore:
                 database.close()
                 raise
             self._database = database
-            self._background = Background()
+            self._jobs, self._snapshots = Background("job"), Background("snapshot")
             if job is not None:
-                self._background.start(job)
+                self._jobs.start(job)
 
     def _load(self, model: str, *, strict: bool, dim: int | None = None) -> EmbeddingService:
         service = EmbeddingService(
@@ -284,7 +284,8 @@ class MemoryStore:
 
         A job in the background finishes its batch; it goes on when the store is opened again.
         """
-        self._background.stop()
+        self._jobs.stop()
+        self._snapshots.stop()
         with self._settling, self._writing:
             database, self._database = self._database, None
             serving, self._current = self._current, None
@@ -584,6 +585,7 @@ class MemoryStore:
         while True:
             try:
                 found = self._nearest(question, limit, scope, condition, complete=wait)
+                self._save_when_due(question.serving.replica)
                 break
             except _Moved:
                 question = self._ask_anew(question)
@@ -618,6 +620,10 @@ class MemoryStore:
                 repository, pulse.seq, question.vector, limit=limit, allowed=allowed
             )
 
+    def _save_when_due(self, replica: Replica) -> None:
+        if replica.save_is_due and not self._snapshots.busy:
+            self._snapshots.start(lambda _: replica.save)
+
     def _check_complete(self, serving: Serving, repository: Repository, pulse: Pulse) -> None:
         """See whether a process with another embedder wrote texts that this space lacks."""
         replica = serving.replica
@@ -632,7 +638,7 @@ class MemoryStore:
         """Embed what another process left pending: a few at once, many in the background."""
         try:
             if texts > _TEXTS_IN_A_SEARCH and not serving.stands_in:
-                self._background.start(lambda stop: self._catch_up_job(serving, stop))
+                self._jobs.start(lambda stop: self._catch_up_job(serving, stop).run)
                 return
             catch_up(
                 self._open_database,
@@ -943,10 +949,12 @@ class MemoryStore:
         return self._change.failures()
 
     def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
-        """Drop the spaces that nobody wants any more, and give the free space back to the disk.
+        """Drop what nobody wants any more, and give the free space back to the disk.
 
-        Those are retired spaces beyond `keep_spaces`, what cancelled jobs made, and what a fallback
-        made that serves no longer. Others may read and write meanwhile.
+        That are retired spaces beyond `keep_spaces`, what cancelled jobs made, what a fallback made
+        that serves no longer, and all that is left of deleted memories: no byte of their texts,
+        metadata and vectors stands in the store's files then, but in backups that were taken.
+        Others may read and write meanwhile.
 
         Args:
             keep_spaces: so many retired spaces are kept to roll back to; None is the settings'.
@@ -957,11 +965,8 @@ class MemoryStore:
         keep = self._settings.keep_spaces
         if keep_spaces is not None:
             keep = check_limit(keep_spaces, field="keep_spaces", least=0)
-        report = compact(self._open_database, keep, clock=self._clock)
-        with self._reader() as repository:
-            left = {space.id for space in repository.spaces.all()}
-        discard_other_snapshots(self.location.index, left)
-        return report
+        replica = self._serving.replica
+        return compact(self._open_database, keep, replica, self.location.index, clock=self._clock)
 
     def stats(self) -> Stats:
         """Count what the store holds, and say who answers."""

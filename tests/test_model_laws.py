@@ -170,7 +170,7 @@ class ModelMachine(RuleBasedStateMachine):
     def kill_and_reopen(self, model: str, second: bool) -> None:
         # What a kill leaves behind: the committed rows, and no snapshot of the last changes.
         before, store = self.active(), self.pick(second)
-        store._background.stop()
+        store._jobs.stop()
         store._open_database.close()
         store._database = None
         self.open_again(before, model, second, "rebuild")
@@ -181,7 +181,7 @@ class ModelMachine(RuleBasedStateMachine):
             self.second = store
         else:
             self.first = store
-        store._background.wait()
+        store._jobs.wait()
         if model in self.lost and before.model != "hash":
             assert self.active() == before, "a fallback took the place of a model"
             assert store.stats().degraded or before.model == store.stats().embedder

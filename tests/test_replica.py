@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kronos import MemoryStore, NewMemory, VectorIndex
+from kronos import MemoryStore, NewMemory, Settings, VectorIndex
 from kronos.errors import KronosWarning
+from kronos.replica import SnapshotPolicy
 from tests.conftest import Opener
 
 DIM = 16
@@ -260,3 +263,124 @@ def test_check_finds_vectors_that_do_not_fit_and_makes_them_pending(open_store: 
     assert store.reindex().embedded == 1
     assert store.check().problems == ()
     assert store.search("text 0")[0].content == "text 0"
+
+
+def test_a_snapshot_is_written_in_the_background_once_enough_changed(
+    open_store: Opener,
+) -> None:
+    settings = Settings(snapshot_changes=100, snapshot_interval_s=3600)
+    store = open_store(embedding_model=None, embedding_dim=DIM, settings=settings)
+    fill(store, 99)
+    assert_right(store)
+    assert snapshots(store) == []
+    fill(store, 1, seed=1)
+    assert_right(store)
+    store._snapshots.wait()
+    (first,) = snapshots(store)
+    fill(store, 1500, seed=2)
+    assert_right(store)
+    store._snapshots.wait()
+    (second,) = snapshots(store)
+    assert second.name > first.name
+    fill(store, 120, seed=3)  # fewer than a tenth of what it holds, and no hour has passed
+    assert_right(store)
+    store._snapshots.wait()
+    assert snapshots(store) == [second]
+    store.close()
+    assert snapshots(store) != [second]
+
+
+def test_a_policy_weighs_changes_size_and_time() -> None:
+    policy = SnapshotPolicy(changes=100, interval_s=60)
+    assert not policy.is_due(99, 0, 1e9)
+    assert policy.is_due(100, 1000, 0)
+    assert not policy.is_due(100, 1001, 59)
+    assert policy.is_due(100, 10**6, 60)
+
+
+def test_a_process_saves_nothing_that_another_one_has_saved(
+    open_vectors: Callable[[], MemoryStore],
+) -> None:
+    one, two = open_vectors(), open_vectors()
+    fill(one)
+    assert_right(one)
+    assert_right(two)
+    one._snapshots.wait()
+    two._snapshots.wait()
+    (saved,) = snapshots(one)
+    written = saved.stat().st_mtime_ns
+    one.close()
+    two.close()
+    assert [p.stat().st_mtime_ns for p in snapshots(one)] == [written]
+
+
+def test_an_index_that_is_older_than_the_tombstones_left_starts_anew(
+    open_vectors: Callable[[], MemoryStore],
+) -> None:
+    one, two = open_vectors(), open_vectors()
+    ids = fill(one)
+    assert_right(two)
+    one.delete(ids[::2])
+    one.compact()
+    with one._reader() as repository:
+        assert not len(repository.spaces.tombstones_since(one._serving.space.id, 0))
+    fill(one, 10, seed=5)
+    assert_right(two)
+    assert len(two._serving.replica) == COUNT // 2 + 10
+    assert_right(one)
+    # What it would save now is older than what stands there.
+    two.close()
+    assert_right(open_vectors())
+
+
+def test_a_snapshot_from_before_the_deletes_that_were_forgotten_is_not_read(
+    open_vectors: Callable[[], MemoryStore], tmp_path: Path
+) -> None:
+    one = open_vectors()
+    ids = fill(one)
+    assert_right(one)
+    one._snapshots.wait()
+    (old,) = snapshots(one)
+    shutil.copy(old, tmp_path / old.name)
+    one.delete(ids[::2])
+    one.compact()
+    one.close()
+    for path in snapshots(one):
+        path.unlink()
+    shutil.copy(tmp_path / old.name, old)
+    with pytest.warns(KronosWarning, match="rebuilt"):
+        assert_right(open_vectors())
+
+
+def test_compact_gives_back_the_memory_of_deleted_vectors(
+    open_store: Opener,
+) -> None:
+    script = """
+import os, sys
+import numpy as np
+from kronos import MemoryStore, NewMemory
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+rng = np.random.default_rng(0)
+store = MemoryStore.open(sys.argv[1], embedding_model=None, embedding_dim=1024)
+rows = rng.standard_normal((1000, 1024)).astype(np.float32)
+ids = []
+for part in range(20):
+    ids += store.add_many(NewMemory(f"{part} {i}", embedding=r + part) for i, r in enumerate(rows))
+store.search(rows[0])
+before = resident()
+store.delete(ids[200:])
+store.compact()
+after = resident()
+assert len(store.search(rows[0], limit=300)) == 200
+print(before - after)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    folder = str(open_store().location.folder.parent / "large")
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder], capture_output=True, text=True, check=True
+    )
+    # 19,800 vectors of 4 KiB
+    assert int(done.stdout) > 0.5 * 19_800 * 4096

@@ -154,6 +154,8 @@ class SQLite:
     def _configure(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
         connection.execute("PRAGMA foreign_keys=ON")
+        # What is deleted inside a page is overwritten at once; whole free pages go in `vacuum`.
+        connection.execute("PRAGMA secure_delete=FAST")
         # `kronos.db.schema` refuses another program's file: until then it stays as it is.
         empty, ours = connection.execute(
             "SELECT count(*) = 0, total(name IN ('store', 'alembic_version')) = 2"
@@ -238,11 +240,14 @@ class SQLite:
         """The bytes of the database on disk, its write-ahead log included."""
         return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
 
-    def vacuum(self) -> None:
+    def vacuum(self) -> bool:
         """Give the free pages of the file back to the disk, while others read and write.
 
         A database that was made before pages could be given back bit by bit is written anew once,
         which takes as much space again and keeps writers waiting.
+
+        Returns:
+            Whether the write-ahead log was emptied.
 
         Raises:
             StorageError: the database or the disk failed.
@@ -258,7 +263,8 @@ class SQLite:
                     connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_A_VACUUM})")
                 # What was given back stands in the log until it is copied; a reader of an older
                 # state may keep the log from being cut, then the next writer's end will do it.
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return not busy
         except sqlite3.Error as exc:
             raise self.fault(exc) from exc
 

@@ -121,15 +121,19 @@ class Database:
         """The bytes of the database on disk, its write-ahead log included."""
         return self.dialect.size_bytes()
 
-    def vacuum(self) -> None:
+    def vacuum(self) -> bool:
         """Give the space of deleted rows back to the disk, while others read and write.
+
+        Returns:
+            Whether nothing of them is left in the write-ahead log: a reader of an older state
+            keeps it.
 
         Raises:
             StorageError: the database or the disk failed; nothing is lost.
         """
         if self._closed:
             raise StoreClosedError
-        self.dialect.vacuum()
+        return self.dialect.vacuum()
 
     def close(self) -> None:
         """Close every connection; does nothing when the database is closed."""

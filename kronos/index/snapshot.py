@@ -1,8 +1,10 @@
 """Snapshots: an index on disk, so that a process need not replay a whole space from SQL.
 
 A snapshot is published by one rename, whole and synced, and only if it is newer than what is there.
-Reading verifies every byte, and whose index it is, before anything else sees one. It is a copy:
-deleting it at any moment loses nothing. What the payload means is known to the index kinds alone.
+It bears its seq in its name, so an older one can never stand in front of it, whoever publishes it
+when. One process writes at a time: the folder is locked meanwhile, and another one passes. Reading
+verifies every byte, and whose index it is, before anything else sees one. It is a copy: deleting it
+at any moment loses nothing. What the payload means is known to the index kinds alone.
 
     magic · format version · length of the header          16 bytes
     header: JSON, with the payload's length and checksum
@@ -28,13 +30,20 @@ from typing import BinaryIO
 
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _PREFIX = struct.Struct("<8sII")
 _MAGIC = b"KRONOSIX"
 _FORMAT = 1
 _MAX_HEADER = 2**16
 _NAME = re.compile(r"space-(?P<space>\d+)-(?P<seq>\d{20})\.kronos")
+_TEMPORARY = re.compile(r"space-\d+-\d{20}\.kronos\.[0-9a-f]{32}\.tmp")
 _STRAY_AFTER_S = 3600.0
-"""A temporary file that nobody wrote to for so long has lost its writer."""
+"""Where a folder cannot be locked: a temporary file that nobody wrote to for so long has lost its
+writer."""
 _READ_ATTEMPTS = 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -63,7 +72,7 @@ class SnapshotHeader:
     """Keys in the index."""
 
 
-def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path:
+def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path | None:
     """Publish a snapshot, and delete the older ones of its space.
 
     Args:
@@ -72,7 +81,8 @@ def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path
         payload: the index's `to_bytes()`.
 
     Returns:
-        The space's newest snapshot: another process's, when that is as new or newer.
+        The space's newest snapshot: another process's, when that is as new or newer. None: another
+        process writes one now.
 
     Raises:
         StorageFullError: the disk is full.
@@ -83,13 +93,49 @@ def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path
     path = folder / f"space-{space_id}-{header.seq:020d}.kronos"
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        newest = _snapshots(folder, space_id)[-1:]
-        # The names of one space sort as their seqs do.
-        if newest and newest[0].name >= path.name:
-            return newest[0]
-        _publish(path, _envelope(header, payload), payload)
-    _tidy(folder, space_id)
-    return path
+        with _alone(folder) as alone:
+            if not alone:
+                return None
+            _discard_strays(folder)
+            newest = _snapshots(folder, space_id)[-1:]
+            # The names of one space sort as their seqs do.
+            if not newest or newest[0].name < path.name:
+                _publish(path, _envelope(header, payload), payload)
+                newest = [path]
+            with contextlib.suppress(OSError):  # the next writer deletes it
+                for older in _snapshots(folder, space_id)[:-1]:
+                    older.unlink(missing_ok=True)
+    return newest[0]
+
+
+def newest_seq(folder: Path, space_id: int) -> int | None:
+    """The seq of a space's newest snapshot, as its name says; None when there is none."""
+    try:
+        found = _snapshots(folder, space_id)[-1:]
+    except OSError:
+        return None
+    return int(found[0].stem.rpartition("-")[2]) if found else None
+
+
+def strays(folder: Path) -> list[Path]:
+    """What writers that are gone left behind; none while somebody writes."""
+    try:
+        with _alone(folder) as alone:
+            return _strays(folder) if alone else []
+    except OSError:
+        return []
+
+
+def discard_strays(folder: Path) -> None:
+    """Delete what writers that are gone left behind.
+
+    Raises:
+        ReadOnlyStoreError: the folder cannot be written.
+        StorageError: the disk failed.
+    """
+    with _storage_errors(folder), contextlib.suppress(FileNotFoundError), _alone(folder) as alone:
+        if alone:
+            _discard_strays(folder)
 
 
 def read_newest(folder: Path, expected: SnapshotIdentity) -> tuple[SnapshotHeader, bytes] | None:
@@ -180,14 +226,43 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _tidy(folder: Path, space_id: int) -> None:
-    """Delete what is superseded or stray; what cannot be deleted now, the next writer deletes."""
-    with contextlib.suppress(OSError):
-        for path in _snapshots(folder, space_id)[:-1]:
-            path.unlink(missing_ok=True)
-        for path in folder.glob("space-*.kronos.*.tmp"):
-            if path.stat().st_mtime < time.time() - _STRAY_AFTER_S:
-                path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock: False when another process or thread has it.
+
+    The system drops it with its process, however that ends. Where folders cannot be locked
+    everybody counts as alone: then work may be done twice, and no harm by it.
+    """
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system without locks
+        return True
+    return True
+
+
+def _strays(folder: Path) -> list[Path]:
+    found = [folder / name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]
+    if fcntl is None:
+        return [path for path in found if path.stat().st_mtime < time.time() - _STRAY_AFTER_S]
+    return found
+
+
+def _discard_strays(folder: Path) -> None:
+    for path in _strays(folder):
+        path.unlink(missing_ok=True)
 
 
 def _envelope(header: SnapshotHeader, payload: bytes) -> bytes:

@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,11 @@ from kronos.index.exact import ExactIndex
 from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
+    _alone,
     discard_snapshots,
+    discard_strays,
     read_newest,
+    strays,
     write_snapshot,
 )
 
@@ -34,7 +36,9 @@ IDENTITY = SnapshotIdentity(
 
 def save(folder: Path, seq: int, payload: bytes = b"payload", space_id: int = 3) -> Path:
     identity = replace(IDENTITY, space_id=space_id)
-    return write_snapshot(folder, SnapshotHeader(identity, seq, count=2), payload)
+    path = write_snapshot(folder, SnapshotHeader(identity, seq, count=2), payload)
+    assert path is not None
+    return path
 
 
 def newest_seq(folder: Path) -> int:
@@ -52,6 +56,7 @@ def test_an_index_comes_back_exactly(tmp_path: Path) -> None:
     index.upsert(np.array([9, 2]), np.arange(8, dtype=np.float32).reshape(2, 4))
     header = SnapshotHeader(IDENTITY, seq=1234, count=2)
     path = write_snapshot(tmp_path / "deep" / "index", header, index.to_bytes())
+    assert path is not None
     found = read_newest(tmp_path / "deep" / "index", IDENTITY)
     assert found is not None
     assert found[0] == header
@@ -202,22 +207,46 @@ def test_a_discarded_snapshot_makes_room_for_one_of_a_lower_seq(tmp_path: Path) 
     discard_snapshots(tmp_path / "absent", 3)
 
 
-def test_temporary_files_of_dead_writers_are_deleted_and_of_live_ones_left(tmp_path: Path) -> None:
-    dead, live, foreign = (
-        tmp_path / name
-        for name in (
-            f"space-9-{5:020d}.kronos.0a.tmp",
-            f"space-9-{5:020d}.kronos.0b.tmp",
-            "notes.tmp",
-        )
-    )
-    for path in (dead, live, foreign):
+def test_what_a_dead_writer_left_goes_and_what_a_live_one_writes_stays(tmp_path: Path) -> None:
+    stray = tmp_path / f"space-9-{5:020d}.kronos.{'0a' * 16}.tmp"
+    foreign = tmp_path / "notes.tmp"
+    for path in (stray, foreign):
         path.write_bytes(b"half")
-    long_ago = time.time() - 7200
-    for path in (dead, foreign):
-        os.utime(path, (long_ago, long_ago))
+    with _alone(tmp_path) as alone:  # somebody writes
+        assert alone
+        assert write_snapshot(tmp_path, SnapshotHeader(IDENTITY, 7, 2), b"payload") is None
+        assert strays(tmp_path) == []
+        discard_strays(tmp_path)
+        assert names(tmp_path) == sorted([stray.name, foreign.name])
+    assert strays(tmp_path) == [stray]
     published = save(tmp_path, 7)
-    assert names(tmp_path) == sorted([published.name, live.name, foreign.name])
+    assert names(tmp_path) == sorted([published.name, foreign.name])
+    stray.write_bytes(b"half")
+    discard_strays(tmp_path)
+    discard_strays(tmp_path / "absent")
+    assert names(tmp_path) == sorted([published.name, foreign.name])
+
+
+def test_processes_that_save_at_once_write_one_at_a_time_and_the_newest_wins(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests.index.test_snapshot import IDENTITY, SnapshotHeader, write_snapshot
+for seq in range(int(sys.argv[1]), 400, 4):
+    write_snapshot(Path({str(tmp_path)!r}), SnapshotHeader(IDENTITY, seq, 2), bytes(100_000))
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(i)]) for i in range(4)]
+    seen = []
+    while any(writer.poll() is None for writer in writers):
+        if found := read_newest(tmp_path, IDENTITY):
+            seen.append(found[0].seq)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert seen == sorted(seen), "an older one came in front"
+    save(tmp_path, 400)
+    assert len(names(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace"])

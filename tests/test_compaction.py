@@ -1,0 +1,100 @@
+"""Deletes really delete: after `compact` no byte of a deleted memory stands in the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kronos import MemoryStore, NewMemory, Settings
+from kronos.errors import KronosWarning
+from tests.conftest import Opener
+
+SECRET = "zq7secret"
+
+
+def files_with(folder: Path, needle: bytes) -> list[str]:
+    return sorted(
+        path.name for path in folder.rglob("*") if path.is_file() and needle in path.read_bytes()
+    )
+
+
+def secret_memory(number: int) -> NewMemory:
+    return NewMemory(
+        f"{SECRET} number {number} " + "padding " * (number % 900),
+        id=f"{SECRET}-{number}",
+        namespace=f"{SECRET}/n",
+        metadata={f"{SECRET}": number},
+    )
+
+
+def vector_bytes(store: MemoryStore, text: str) -> bytes:
+    rows: np.ndarray = store._serving.embed([text])
+    return rows.astype("<f4").tobytes()[:128]
+
+
+def test_nothing_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None:
+    store = open_store(settings=Settings(snapshot_changes=50))
+    folder = store.location.folder
+    rng = np.random.default_rng(0)
+    kept = [" ".join(f"w{n}" for n in rng.integers(0, 500, 12)) for _ in range(600)]
+    store.add_many(kept)
+    store.add_many(secret_memory(number) for number in range(700))
+    store.add_many(f"kept later {text}" for text in kept)
+    store.search("anything")
+    store._snapshots.wait()
+    probes = [vector_bytes(store, secret_memory(number).content) for number in (0, 350, 699)]
+    assert files_with(folder, SECRET.encode())
+    assert all(files_with(folder, probe) for probe in probes)
+
+    store.update(f"{SECRET}-1", content="an open text", metadata={})
+    store.delete([f"{SECRET}-{number}" for number in range(700) if number != 1])
+    store.delete(f"{SECRET}-1")
+    store.compact()
+    assert files_with(folder, SECRET.encode()) == []
+    assert [files_with(folder, probe) for probe in probes] == [[], [], []]
+    assert store.check().problems == ()
+    assert store.count() == 1200
+    assert [hit.content for hit in store.search(kept[7], limit=1)] == [kept[7]]
+    store.close()
+    assert files_with(folder, SECRET.encode()) == []
+
+
+def test_nothing_of_a_changed_text_is_left_on_disk(open_store: Opener) -> None:
+    store = open_store()
+    store.add_many(f"filler {number}" for number in range(300))
+    store.add(f"{SECRET} one", id="a", metadata={"is": SECRET})
+    store.add_many(f"filler later {number}" for number in range(300))
+    before = vector_bytes(store, f"{SECRET} one")
+    store.update("a", content="harmless", metadata={"is": "nothing"})
+    store.compact()
+    assert files_with(store.location.folder, SECRET.encode()) == []
+    assert files_with(store.location.folder, before) == []
+    assert store.get("a").content == "harmless"
+
+
+def test_a_reader_that_keeps_the_log_is_named(open_store: Opener) -> None:
+    store, reader = open_store(settings=Settings(busy_timeout_s=0.1)), open_store()
+    store.add(f"{SECRET} one", id="a")
+    with reader._reader() as repository:
+        repository.count()
+        store.delete("a")
+        with pytest.warns(KronosWarning, match="compact"):
+            store.compact()
+    store.compact()
+    assert files_with(store.location.folder, SECRET.encode()) == []
+
+
+def test_pending_memories_stay_pending_when_their_tombstones_would_go(open_store: Opener) -> None:
+    hash_store = open_store()
+    hash_store.add_many([f"text {number}" for number in range(20)])
+    other = open_store(embedding_dim=32)  # another space; the first one is retired
+    ids = [memory.id for memory in other.list()]
+    other.update(ids[0], content="changed in the new space alone")
+    other.delete(ids[1])
+    other.compact()
+    report = other.rollback()
+    assert (report.embedded, report.pending) == (1, 0)
+    assert other.search("changed in the new space alone", limit=1)[0].id == ids[0]
+    assert other.check().problems == ()
