@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 
 from kronos.errors import KronosError
+from kronos.forking import Lock, follow_forks
 
 logger = logging.getLogger("kronos")
 
@@ -25,7 +26,8 @@ class Background:
         self.name = f"kronos-{name}"
         self.stop_event = threading.Event()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
+        follow_forks(self)
 
     @property
     def busy(self) -> bool:
@@ -47,6 +49,14 @@ class Background:
                 )
                 self._thread.start()
                 weakref.finalize(self, _stop, self.stop_event, self._thread)
+
+    def before_fork(self) -> None:
+        """Nothing to do."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """A child has no thread but the one that forked."""
+        if in_child:
+            self._thread = None
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until no task is running."""
@@ -71,4 +81,4 @@ def _run(name: str, task: Callable[[], object]) -> None:
 def _stop(event: threading.Event, thread: threading.Thread) -> None:
     """What happens when nobody called `stop`: at the latest when the interpreter ends."""
     event.set()
-    thread.join(_LAST_WAIT_S)
+    thread.join(_LAST_WAIT_S)  # returns at once in a forked child, where the thread is not

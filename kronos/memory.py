@@ -21,6 +21,7 @@ from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from kronos.errors import StoreClosedError
+from kronos.forking import follow_forks
 from kronos.store import MemoryStore
 from kronos.types import (
     CompactReport,
@@ -110,6 +111,18 @@ class KronosMemory:
         self._threads: _Threads | None = None
         self._coalescer: _Coalescer | None = None
         self._opening = asyncio.Lock()
+        follow_forks(self)
+
+    def before_fork(self) -> None:
+        """Nothing to do: the store waits for what its threads are in the middle of."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """A child has none of the threads, and runs another event loop."""
+        if in_child:
+            self._opening = asyncio.Lock()
+            if self._threads is not None:
+                self._threads = _Threads()
+                self._coalescer = _Coalescer(self._store, self._threads)
 
     async def connect(self, *, progress: ProgressCallback | None = None) -> None:
         """Open the store; does nothing when it is open."""

@@ -11,7 +11,6 @@ When a snapshot is due is the `SnapshotPolicy`'s to say; `save` writes one while
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.errors import KronosWarning, SnapshotError, StorageError
+from kronos.forking import Lock
 from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
@@ -68,8 +68,8 @@ class Replica:
         self, space: Space, *, store_id: str, folder: Path, device: str, policy: SnapshotPolicy
     ) -> None:
         self.space = space
-        self.lock = threading.Lock()
-        self.saving = threading.Lock()
+        self.lock = Lock()
+        self.saving = Lock()
         """Held while snapshots are written or discarded; whoever needs both takes it first."""
         self.complete_seq = 0
         """At this seq nothing was pending in the space, but for texts that cannot be embedded."""

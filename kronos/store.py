@@ -40,6 +40,7 @@ from kronos.errors import (
     StoreClosedError,
 )
 from kronos.estimate import estimate
+from kronos.forking import Lock
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
 from kronos.reindex import ReindexJob, Work, catch_up
@@ -193,9 +194,9 @@ class MemoryStore:
         self._own: Embedder | None = None
         """The embedder that was asked for, once the store is open."""
         # The writers of one process queue here, which is fairer than SQLite's own waiting.
-        self._writing = threading.Lock()
+        self._writing = Lock()
         # Held while the store opens, closes or follows a switch: models load under it.
-        self._settling = threading.RLock()
+        self._settling = Lock(threading.RLock)
 
     # -- Opening and closing --------------------------------------------------------------------
 

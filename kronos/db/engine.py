@@ -7,17 +7,16 @@ as an error of `kronos.errors`. Nothing here knows what the rows mean.
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from kronos.db.dialect import SQLite
 from kronos.errors import CorruptStoreError, StoreClosedError
+from kronos.forking import Gate, follow_forks
 from kronos.settings import Settings
 from kronos.types import Problem
 
@@ -28,7 +27,8 @@ _POOL_SIZE = 8
 class Database:
     """One database; threads may share it. Nothing is opened before the first transaction.
 
-    A process may be forked while no other thread is in a transaction: both sides then connect anew.
+    A process may be forked at any time: the fork waits until no other thread is in a transaction,
+    and both sides then connect anew.
 
     Args:
         path: the database file; it and its folder are created when they are missing.
@@ -40,15 +40,34 @@ class Database:
         self.path = path.absolute()
         self.dialect = SQLite(self.path, settings)
         self._closed = False
-        self._engine = create_engine(
+        self._gate = Gate()
+        self._engine = self._new_engine()
+        follow_forks(self)
+
+    def _new_engine(self) -> Engine:
+        return create_engine(
             URL.create("sqlite+pysqlite", database=str(self.path)),
             creator=self.dialect.connect,
             pool_size=_POOL_SIZE,
             max_overflow=-1,
             pool_use_lifo=True,
         )
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=_disconnector(self))
+
+    def before_fork(self) -> None:
+        """Close every connection, once no other thread is in a transaction.
+
+        SQLite takes locks for a process: a child that inherits an open file believes to hold its
+        parent's, and when the parent closes, the write-ahead log goes with what the child wrote.
+        """
+        self._gate.close()
+        self._engine.dispose()
+
+    def after_fork(self, in_child: bool) -> None:
+        """Let transactions begin again; in the child with a pool whose locks are free."""
+        if in_child:
+            self._gate, self._engine = Gate(), self._new_engine()
+        else:
+            self._gate.reopen()
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction that reads one consistent state and never waits for a writer.
@@ -85,7 +104,7 @@ class Database:
         if self._closed:
             raise StoreClosedError
         try:
-            with self._engine.connect() as connection:
+            with self._gate, self._engine.connect() as connection:
                 if not pooled:
                     connection.detach()
                 try:
@@ -133,24 +152,10 @@ class Database:
         """
         if self._closed:
             raise StoreClosedError
-        return self.dialect.vacuum()
+        with self._gate:
+            return self.dialect.vacuum()
 
     def close(self) -> None:
         """Close every connection; does nothing when the database is closed."""
         self._closed = True
         self._engine.dispose()
-
-
-def _disconnector(database: Database) -> Callable[[], None]:
-    """What closes a database's idle connections before a fork, and does not keep it alive.
-
-    SQLite takes locks for a process: a child that inherits an open file believes to hold its
-    parent's, and when the parent closes, the write-ahead log goes with what the child wrote.
-    """
-    reference = weakref.ref(database)
-
-    def disconnect() -> None:
-        if (found := reference()) is not None:
-            found._engine.dispose()
-
-    return disconnect

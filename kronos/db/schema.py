@@ -8,7 +8,6 @@ Alembic, which takes most of a second to import, is loaded only when something m
 from __future__ import annotations
 
 import shlex
-import threading
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +21,7 @@ from kronos.errors import (
     SchemaOutdatedError,
     SchemaTooNewError,
 )
+from kronos.forking import Lock
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -32,7 +32,7 @@ BASE = "base"
 HEAD = "head"
 _VERSION_TABLE = "alembic_version"
 # Alembic's `op` and `context` are global: two threads must not migrate at once, be it two stores.
-_alembic = threading.Lock()
+_alembic = Lock()
 
 
 @dataclass(frozen=True, slots=True)

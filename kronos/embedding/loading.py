@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +22,7 @@ from kronos.embedding.hub import Source, find_sources, reason_of
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.sentence import Reading, SentenceEmbedder
 from kronos.errors import ConfigurationError, DeviceError, ModelLoadError
+from kronos.forking import Lock, in_children
 
 if TYPE_CHECKING:
     from kronos.settings import Settings
@@ -40,7 +41,16 @@ head score high too."""
 _MISSING_TENSOR = re.compile(r"^(?!pooler\.)(\S.*?) *\| *\S*MISSING", re.MULTILINE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Loading sets what is global in transformers and torch, and quiet() what is global in logging.
-_LOADING = threading.Lock()
+_LOADING = Lock()
+
+
+def _one_thread() -> None:
+    """OpenMP's threads are not in a forked child, and the first parallel loop would hang there."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
+in_children(_one_thread)
 
 
 def check_device(device: str) -> None:

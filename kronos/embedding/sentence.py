@@ -7,7 +7,6 @@ nothing here imports torch before a model is at hand.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.errors import EmbeddingError, KronosWarning, VectorError
+from kronos.forking import Lock
 from kronos.validation import scale_to_unit
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class SentenceEmbedder:
         self._batch_size = batch_size
         self._warned = False
         # Tokenizers keep their truncation and padding between calls.
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def model_id(self) -> str:

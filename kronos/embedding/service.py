@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from kronos.errors import (
     MissingDependencyError,
     ModelLoadError,
 )
+from kronos.forking import Lock
 from kronos.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class EmbeddingService:
         self._settings = settings or Settings()
         self._embedder: SentenceEmbedder | HashEmbedder | None = None
         self._fallback_reason: str | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     async def initialize(self) -> None:
         """Load the model without blocking the event loop. Raises as `load` does."""

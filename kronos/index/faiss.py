@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 
 from kronos.errors import ConfigurationError, KronosWarning
+from kronos.forking import in_children
 from kronos.index.base import (
     KeyTable,
     check_keys,
@@ -42,6 +43,8 @@ two cross at 6 %. An IDSelectorBatch takes 1.2 to 1.7 times as long as the bitma
 """
 _GPU_MAX_K = 2048
 """FAISS's GPU kernels select no more."""
+# OpenMP's threads are not in a forked child, and the first parallel loop would wait for them.
+in_children(lambda: faiss.omp_set_num_threads(1))
 _DEVICE = re.compile(r"cpu|mps|auto|cuda(?::(?P<number>\d+))?")
 
 

@@ -1,0 +1,358 @@
+"""Many processes, no server: commits are seen at once; forks and ends lose and hang nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kronos import KronosMemory, MemoryStore, Settings
+from kronos.errors import StoreBusyError
+from tests.conftest import Opener
+
+OPEN = """
+import asyncio, os, signal, sys, threading, time
+from kronos import KronosMemory, MemoryStore
+def opened(**options):
+    return MemoryStore.open(sys.argv[1], embedding_model="hash", embedding_dim=64, **options)
+"""
+
+
+def run(script: str, folder: Path, *arguments: str, timeout: float = 60) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OPEN + script, str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_commit_of_another_process_is_found_at_the_next_call(store: MemoryStore) -> None:
+    store.add_many(f"filler {number}" for number in range(300))
+    store.search("filler")
+    with subprocess.Popen(
+        [sys.executable, "-c", OPEN + """
+with opened() as store:
+    for line in sys.stdin:
+        verb, number = line.split()
+        if verb == "add":
+            store.add_many([f"w{number}x{i} unique" for i in range(50)])
+        elif verb == "edit":
+            store.update(store.search(f"w{number}x7")[0].id, content=f"changed{number} text")
+        else:
+            store.delete([hit.id for hit in store.search(f"changed{number}", limit=1)])
+        print("done", flush=True)
+""", str(store.location.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:  # fmt: skip
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for number in range(10):
+            for verb in ("add", "edit", "delete"):
+                writer.stdin.write(f"{verb} {number}\n")
+                writer.stdin.flush()
+                assert writer.stdout.readline() == "done\n"
+                if verb == "add":
+                    (hit,) = store.search(f"w{number}x42 unique", limit=1)
+                    assert hit.content == f"w{number}x42 unique"
+                    seventh = store.search(f"w{number}x7 unique", limit=1)[0].id
+                elif verb == "edit":
+                    assert store.get(seventh).content == f"changed{number} text"
+                    assert store.search(f"changed{number} text", limit=1)[0].id == seventh
+                    assert store.search(f"w{number}x7 unique", limit=1)[0].id != seventh
+                else:
+                    assert store.find(seventh) is None
+                    found = store.search(f"changed{number} text", limit=400)
+                    assert seventh not in {hit.id for hit in found}
+    assert store.check().problems == ()
+
+
+def test_two_writing_processes_lose_nothing(store: MemoryStore) -> None:
+    script = """
+with opened() as store:
+    for start in range(0, 1500, 30):
+        store.add_many(f"{sys.argv[2]} {i}" for i in range(start, start + 30))
+        store.search("anything")
+"""
+    command = [sys.executable, "-c", OPEN + script, str(store.location.folder)]
+    writers = [subprocess.Popen([*command, name]) for name in ("left", "right")]
+    while any(writer.poll() is None for writer in writers):
+        store.search("left 7")  # a reader meanwhile
+    assert [writer.returncode for writer in writers] == [0, 0]
+    wanted = {f"{name} {i}" for name in ("left", "right") for i in range(1500)}
+    assert {memory.content for memory in store.list(limit=10**6)} == wanted
+    assert store.check().problems == ()
+
+
+def test_a_writer_waits_so_long_and_no_reader_waits(open_store: Opener) -> None:
+    store = open_store(settings=Settings(busy_timeout_s=0.3))
+    store.add("here before", id="a")
+    holder = open_store()
+    with holder._writer() as repository:
+        repository.delete_ids(["a"])
+        before = store.stats().seq
+        started = time.monotonic()
+        for call in (
+            lambda: store.add("no"),
+            lambda: store.update("a", content="no"),
+            lambda: store.delete("a"),
+        ):
+            with pytest.raises(StoreBusyError, match="busy_timeout_s"):
+                call()
+        assert 0.8 < time.monotonic() - started < 10
+        assert store.get("a").content == "here before"
+        assert [hit.id for hit in store.search("here before")] == ["a"]
+        assert store.stats().seq == before
+    assert store.find("a") is None
+    store.add("it takes a write again")
+
+
+FORK = """
+import faulthandler
+store = opened()
+store.add_many(f"text number {i}" for i in range(1200))
+assert len(store.search("text", limit=5)) == 5
+over = threading.Event()
+def read():
+    while not over.is_set():
+        assert store.search("text number 7", limit=1)
+def write():
+    number = 0
+    while not over.is_set():
+        store.add(f"busy {number}")
+        number += 1
+threads = [threading.Thread(target=work, daemon=True) for work in (read, read, write)]
+for thread in threads:
+    thread.start()
+children = []
+for number in range(8):
+    time.sleep(0.03)
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(25, exit=True)
+        id = store.add(f"child{number} says so")
+        found = store.search(f"child{number} says so", limit=1)[0].id == id
+        store.close()
+        with opened() as again:
+            found = found and again.get(id).content == f"child{number} says so"
+        os._exit(0 if found else 1)
+    children.append(child)
+ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+over.set()
+for thread in threads:
+    thread.join()
+assert ends == [0] * 8, ends
+for number in range(8):
+    assert store.search(f"child{number} says so", limit=1)[0].content == f"child{number} says so"
+assert store.check().problems == ()
+store.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_children_forked_amid_work_use_the_store_and_the_parent_goes_on(tmp_path: Path) -> None:
+    run(FORK, tmp_path / "store", timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_uses_an_async_store_in_a_loop_of_its_own(tmp_path: Path) -> None:
+    run(
+        """
+memory = KronosMemory(sys.argv[1], embedding_model="hash", embedding_dim=64)
+async def say(text):
+    await memory.connect()
+    id = await memory.add(text)
+    return (await memory.search(text, limit=1))[0].id == id
+assert asyncio.run(say("the parent speaks"))
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    os._exit(0 if asyncio.run(say("the child speaks")) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+async def end():
+    assert (await memory.search("the child speaks", limit=1))[0].content == "the child speaks"
+    await memory.close()
+asyncio.run(end())
+""",
+        tmp_path / "store",
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_real_model_embeds_in_a_forked_child(tmp_path: Path) -> None:
+    # OpenMP's threads are not in the child: without a word to torch it would hang.
+    run(
+        """
+store = MemoryStore.open(sys.argv[1], embedding_model="mini")
+store.add_many(f"a sentence with several words, number {i}" for i in range(40))
+if (child := os.fork()) == 0:
+    signal.alarm(30)
+    store.add("bees make honey in the roof")
+    os._exit(0 if store.search("insects", limit=1)[0].content.startswith("bees") else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert store.search("insects", limit=1)[0].content.startswith("bees")
+store.close()
+""",
+        tmp_path / "store",
+        timeout=120,
+    )
+
+
+ENDS = {
+    "without close": "sys.exit(0)",
+    "an exception": "raise KeyError('planned')",
+    "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM); time.sleep(10)",
+    "os._exit": "os._exit(0)",
+    "while threads work": """
+def churn():
+    while True:
+        store.search("remember")
+for _ in range(3):
+    threading.Thread(target=churn, daemon=True).start()
+time.sleep(0.2)
+sys.exit(0)
+""",
+    "sys.exit in a task": """
+async def main():
+    memory = KronosMemory(sys.argv[1], embedding_model="hash", embedding_dim=64)
+    await memory.connect()
+    async def work():
+        await memory.add("from a task", id="task")
+        print("task", flush=True)
+        sys.exit(0)
+    await asyncio.gather(asyncio.create_task(work()), memory.search("remember"))
+asyncio.run(main())
+""",
+    "a loop that never closes its store": """
+async def main():
+    memory = KronosMemory(sys.argv[1], embedding_model="hash", embedding_dim=64)
+    await memory.connect()
+    for number in range(20):
+        asyncio.create_task(memory.add(f"under way {number}"))
+    await asyncio.sleep(0)
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_process_that_ends_anyhow_loses_and_hangs_nothing(tmp_path: Path, kind: str) -> None:
+    script = f"""
+store = opened()
+ids = store.add_many(f"remember {{i}}" for i in range(1200))
+store.search("remember")
+store.delete(ids[0])
+print("ready", flush=True)
+{ENDS[kind]}
+"""
+    started = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", OPEN + script, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        said, errors = process.communicate(timeout=30)
+    assert said.startswith("ready")
+    assert time.monotonic() - started < 20
+    assert "never awaited" not in errors, errors
+    assert "Exception ignored" not in errors, errors
+    with MemoryStore.open(tmp_path, embedding_model="hash", embedding_dim=64) as store:
+        assert store.count(namespace="*") >= 1199
+        assert store.find("task") is not None or "task" not in said
+        assert store.check().problems == ()
+        assert store.search("remember 7", limit=1)[0].content == "remember 7"
+        store.add("it takes a write")
+    assert not list((tmp_path / "index").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("verb", ["add", "add_many", "update", "delete", "search", "list"])
+def test_a_call_cancelled_at_any_moment_is_done_or_not_done(tmp_path: Path, verb: str) -> None:
+    async def call(memory: KronosMemory, number: int) -> Any:
+        match verb:
+            case "add":
+                return await memory.add(f"new {number}", id=f"new-{number}")
+            case "add_many":
+                items = [{"content": f"n {i}", "id": f"new-{number}-{i}"} for i in range(5)]
+                return await memory.add_many(items)
+            case "update":
+                return await memory.update("old", content=f"version {number}")
+            case "delete":
+                return await memory.delete(f"old-{number}")
+            case "search":
+                return await memory.search("old")
+            case _:
+                return await memory.list(limit=3)
+
+    async def main() -> None:
+        options: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 64}
+        async with KronosMemory(tmp_path, **options) as memory:
+            await memory.add("version none", id="old")
+            await memory.add_many([{"content": f"old {i}", "id": f"old-{i}"} for i in range(60)])
+            for number in range(60):
+                task = asyncio.create_task(call(memory, number))
+                # From before its first step to after its last one.
+                if number % 2:
+                    await asyncio.sleep(number * 0.00015)
+                else:
+                    for _ in range(number // 4):
+                        await asyncio.sleep(0)
+                task.cancel()
+                done = not isinstance(
+                    (await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError
+                )
+                match verb:
+                    case "add":
+                        assert not done or await memory.find(f"new-{number}") is not None
+                    case "add_many":
+                        page = await memory.list(limit=1000)  # one call: the write may be under way
+                        held = [m.id for m in page if m.id.startswith(f"new-{number}-")]
+                        assert len(held) in (0, 5), "half a call"
+                        assert not done or held
+                    case "update":
+                        content = (await memory.get("old")).content
+                        assert not done or content == f"version {number}"
+                        assert (await memory.search(content, limit=1))[0].id == "old"
+            assert (await memory.check()).problems == ()
+            assert await memory.add("the store still answers")
+        assert threading.active_count() < 20
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_sigterm_amid_writes_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    script = """
+store = opened()
+print("ready", flush=True)
+number = 0
+while True:
+    store.add(f"text {number}", id=f"t{number}")
+    print(number, flush=True)
+    number += 1
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", OPEN + script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        said = [int(line) for line in process.stdout.read().splitlines()]
+    assert said
+    with MemoryStore.open(tmp_path, embedding_model="hash", embedding_dim=64) as store:
+        held = {memory.id for memory in store.list(limit=10**6)}
+        assert {f"t{number}" for number in said} <= held
+        assert len(held) - len(said) in (0, 1)
