@@ -26,7 +26,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kronos.errors import ConfigurationError, InputError, KronosError, KronosWarning
+from kronos.errors import (
+    ConfigurationError,
+    InputError,
+    KronosError,
+    KronosWarning,
+    StorageError,
+)
 from kronos.settings import DEFAULT_STORE, Location, default_store
 
 if TYPE_CHECKING:
@@ -259,6 +265,73 @@ def compact(
         asdict(report),
         f"{(report.bytes_before - report.bytes_after) / 1e6:.1f} MB given back, "
         f"{report.bytes_after / 1e6:.1f} MB left; spaces dropped: {names or 'none'}",
+        as_json,
+    )
+
+
+@app.command()
+def doctor(
+    store: Store = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be derived from the texts.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare everything that must agree; exit code 1 when something is wrong."""
+    from dataclasses import asdict
+
+    with _open(store, embeds=False) as memories:
+        report = memories.check(repair=repair)
+    if as_json:
+        _print_json({"ok": report.ok, **asdict(report)})
+    for found in () if as_json else (*report.problems, *report.advice):
+        mended = "repaired: " if found.repaired else ""
+        out.print(escape(f"{found.kind}: {mended}{found.detail}"))
+    if not report.ok:
+        raise StorageError("the store is not as it should be; see above")
+    if not as_json:
+        out.print("index and database agree, and nothing is damaged")
+
+
+@app.command()
+def backup(
+    path: Annotated[Path, typer.Argument(help="A new file, or a folder.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Copy the whole store to a file, while others read and write."""
+    with _open(store, embeds=False) as memories:
+        written = memories.backup(path)
+    _print({"backup": str(written)}, f"the backup is {written}", as_json)
+
+
+@app.command()
+def restore(
+    path: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Put a backup in the store's place; what was there is kept aside."""
+    from kronos.store import MemoryStore
+
+    aside = MemoryStore.restore(path, store or default_store())
+    kept = f"; what was there before is {aside}" if aside else ""
+    _print({"before": None if aside is None else str(aside)}, f"{path} was put back{kept}", as_json)
+
+
+@app.command()
+def recover(store: Store = None, as_json: Json = False) -> None:
+    """Save what can still be read of a damaged store; the original is kept aside."""
+    from dataclasses import asdict
+
+    from kronos.store import MemoryStore
+
+    report = MemoryStore.recover(store or default_store())
+    lost = f"; damaged and left out: {', '.join(report.damaged[:20])}" if report.damaged else ""
+    _print(
+        asdict(report),
+        f"{report.memories} memories and {report.vectors} vectors were saved{lost}; the damaged "
+        f"database is {report.aside}",
         as_json,
     )
 

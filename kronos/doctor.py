@@ -1,22 +1,118 @@
 """What `check` does: compares everything that must agree, and mends what can be derived.
 
 The rows are the truth. An index is derived and can be replayed; a vector that does not fit its text
-is derived and can be made anew. Texts and metadata are never touched.
+is derived and can be made anew; so can SQLite's own indexes, after a backup. Texts and metadata are
+never touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kronos.db import dialect, schema
 from kronos.errors import CorruptStoreError
+from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
 from kronos.types import Problem
 
 if TYPE_CHECKING:
+    from kronos.db.engine import Database
     from kronos.replica import Replica
     from kronos.repository import Repository
+
+_FREE_SHARE = 0.25
+"""A disk with less room than this share of the database is short of it."""
+
+
+def damaged_database(
+    database: Database, backup: Callable[[], Path], *, repair: bool
+) -> Iterator[Problem]:
+    """Let SQLite check its file; reads all of it. Repaired, its indexes are made anew.
+
+    Args:
+        database: the file.
+        backup: takes one, before anything is repaired.
+        repair: whether to.
+    """
+    found = database.problems()
+    in_indexes = [problem for problem in found if " index " in problem.detail]
+    if repair and in_indexes and len(in_indexes) == len(found):
+        kept = backup()
+        with database.write() as connection:
+            database.dialect.rebuild_indexes(connection)
+        left = database.problems()
+        detail = f"{found[0].detail}; SQLite's indexes were made anew, a backup lies in {kept}"
+        yield from left or [Problem("database", detail, repaired=True)]
+        return
+    yield from found
+
+
+def wrong_schema(database: Database) -> Iterator[Problem]:
+    """See whether somebody migrated the database while it was open."""
+    revision = schema.current(database)
+    if revision != schema.head():
+        yield Problem("schema", f"the schema is {revision}, this Kronos has {schema.head()}")
+
+
+def surroundings(database: Database, folder: Path) -> Iterator[Problem]:
+    """Look at what is around the rows: SQLite itself, and the disk."""
+    if dialect.may_lose_commits():
+        yield Problem(
+            "sqlite",
+            f"SQLite {dialect.version()} has the WAL-reset bug: two processes that write at the "
+            "same instant can, very rarely, damage the database. SQLite 3.51.3 or later has not: "
+            "run `pip install 'kronos-memory[sqlite]'`",
+        )
+    free, needed = shutil.disk_usage(folder).free, database.size_bytes() * _FREE_SHARE
+    if free < needed:
+        yield Problem(
+            "disk",
+            f"{free / 1e6:.0f} MB are free beside a database of "
+            f"{database.size_bytes() / 1e6:.0f} MB: make room",
+        )
+
+
+def orphaned_files(database: Path, index: Path, repository: Repository) -> Iterator[Problem]:
+    """Find files that nobody will read again; repaired, they are deleted: see `remove_orphans`."""
+    left = [path.name for path in strays(index)]
+    left += [path.name for path in _parts(database)]
+    known = {space.id for space in repository.spaces.all()}
+    unknown = snapshot_spaces(index) - known
+    left += [f"snapshots of space {space}" for space in sorted(unknown)]
+    if left:
+        yield Problem("files", f"nobody needs any more: {', '.join(left)}")
+
+
+def remove_orphans(database: Path, index: Path, repository: Repository) -> None:
+    """Delete what `orphaned_files` finds.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    discard_strays(index)
+    discard_other_snapshots(index, {space.id for space in repository.spaces.all()})
+    for path in _parts(database):
+        path.unlink(missing_ok=True)
+
+
+def _parts(database: Path) -> list[Path]:
+    """Halves of backups, of restored and of recovered databases."""
+    if not database.parent.is_dir():
+        return []
+    return [
+        database.with_name(name)
+        for name in sorted(os.listdir(database.parent))
+        if name.startswith(f"{database.name}.")
+        and (name.endswith(".part") or name.partition(f"{database.name}.")[2] in _HALVES)
+    ]
+
+
+_HALVES = {half + end for half in ("new", "salvage") for end in ("", "-wal", "-shm")}
 
 
 def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ from kronos.types import (
     Job,
     Memory,
     Progress,
+    RecoveryReport,
     ReindexPlan,
     ReindexReport,
     Report,
@@ -37,6 +38,8 @@ from kronos.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kronos.repository import Batch
     from kronos.settings import Settings
     from kronos.types import (
@@ -400,6 +403,27 @@ class KronosMemory:
     async def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
         """Drop what nobody wants any more; see `MemoryStore.compact`."""
         return await self._open.work(self._store.compact, keep_spaces=keep_spaces)
+
+    async def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the database while others read and write; see `MemoryStore.backup`."""
+        return await self._open.work(self._store.backup, path)
+
+    @staticmethod
+    async def restore(
+        path: str | os.PathLike[str],
+        storage_path: str | os.PathLike[str],
+        *,
+        settings: Settings | None = None,
+    ) -> Path | None:
+        """Put a backup in the place of a store's database; see `MemoryStore.restore`."""
+        return await asyncio.to_thread(MemoryStore.restore, path, storage_path, settings=settings)
+
+    @staticmethod
+    async def recover(
+        storage_path: str | os.PathLike[str], *, settings: Settings | None = None
+    ) -> RecoveryReport:
+        """Save what can be read of a damaged database; see `MemoryStore.recover`."""
+        return await asyncio.to_thread(MemoryStore.recover, storage_path, settings=settings)
 
     async def _job(
         self, run: Callable[..., ReindexReport], stop: threading.Event | None

@@ -230,10 +230,12 @@ class Replica:
             if found is None:
                 return None
             header, payload = found
-            pruned = repository.spaces.pruned_seq(self.space.id)
-            if not pruned <= header.seq <= head:
+            if header.seq < repository.spaces.pruned_seq(self.space.id):
+                self._discard_quietly()  # sound, and too old to know what to forget
+                return None
+            if header.seq > head:
                 raise SnapshotError(
-                    f"the snapshot is at seq {header.seq}, the database knows {pruned} to {head}"
+                    f"the snapshot is at seq {header.seq}, and the database ends at {head}"
                 )
             index = _index_class().from_bytes(payload, self.space.dim, device=self._device)
             self._applied = header.seq

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kronos import doctor, intake
 from kronos.background import Background
 from kronos.compaction import compact
-from kronos.db import schema
+from kronos.db import backup, schema
 from kronos.db.engine import Database
 from kronos.embedding.checked import check_embedder
 from kronos.embedding.registry import EMBEDDING_MODELS
@@ -41,6 +41,7 @@ from kronos.errors import (
 )
 from kronos.estimate import estimate
 from kronos.forking import Lock
+from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
 from kronos.reindex import ReindexJob, Work, catch_up
@@ -56,6 +57,7 @@ from kronos.types import (
     Job,
     Memory,
     Progress,
+    RecoveryReport,
     ReindexPlan,
     ReindexReport,
     Report,
@@ -994,19 +996,103 @@ class MemoryStore:
         """Compare everything that must agree.
 
         Args:
-            repair: mend what can be derived from the texts: the index, and vectors that do not fit.
+            repair: mend what can be derived from the texts: the index, vectors that do not fit,
+                files that nobody needs and, after a backup, the indexes of SQLite.
 
         Returns:
             What is wrong, in words, and what of it was repaired.
         """
-        serving = self._serving
-        problems = self._open_database.problems()
+        serving, database, location = self._serving, self._open_database, self.location
+        problems = [
+            *doctor.damaged_database(database, self._backup_beside, repair=repair),
+            *doctor.wrong_schema(database),
+        ]
+        advice = [*doctor.surroundings(database, location.database.parent)]
         with self._writer() if repair else self._reader() as repository:
             problems += doctor.misfit_vectors(repository, repair=repair)
             problems += doctor.pending_memories(repository)
-        with serving.replica.lock, self._reader() as repository:
+            if repair:
+                doctor.remove_orphans(location.database, location.index, repository)
+            advice += doctor.orphaned_files(location.database, location.index, repository)
+        with serving.replica.saving, serving.replica.lock, self._reader() as repository:
             problems += doctor.wrong_index(repository, serving.replica, repair=repair)
-        return Report(tuple(problems))
+        return Report(tuple(problems), tuple(advice))
+
+    def _backup_beside(self) -> Path:
+        return self.backup(backup.beside(self.location.database, "before-repair"))
+
+    def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the database, as it is committed now, to a file, while others read and write.
+
+        Args:
+            path: a file that does not exist yet, or a folder, in which it gets a name with the
+                time.
+
+        Returns:
+            The file. It holds all of the store: texts, metadata, vectors, jobs.
+
+        Raises:
+            InputError: the file exists, or its folder does not.
+            StorageError: the copy could not be written; no part of it is left.
+        """
+        target = Path(path).expanduser().absolute()
+        if target.is_dir():
+            target = backup.beside(target / self.location.database.name, "backup")
+        if target.exists() or not target.parent.is_dir():
+            why = "exists" if target.exists() else "lies in no folder that exists"
+            raise InputError(f"{target} {why}: name a new file for the backup", field="path")
+        self._open_database.backup(target)
+        return target
+
+    @staticmethod
+    def restore(
+        path: str | os.PathLike[str],
+        storage_path: str | os.PathLike[str],
+        *,
+        settings: Settings | None = None,
+    ) -> Path | None:
+        """Put a backup in the place of a store's database; open stores follow at their next call.
+
+        Args:
+            path: what `backup` wrote.
+            storage_path: the store, a folder or a SQLAlchemy URL; it need not exist.
+            settings: how long to wait for writers; None reads them from the environment.
+
+        Returns:
+            Where the database from before is kept; None when there was none.
+
+        Raises:
+            InputError: there is no backup at `path`.
+            CorruptStoreError: the backup is damaged. After each error the store is as it was.
+            StorageError: the store is busy, or the disk failed.
+        """
+        location = Location.of(storage_path)
+        source = Path(path).expanduser().absolute()
+        aside = backup.restore(source, location, settings or Settings.from_env())
+        discard_other_snapshots(location.index, ())
+        return aside
+
+    @staticmethod
+    def recover(
+        storage_path: str | os.PathLike[str], *, settings: Settings | None = None
+    ) -> RecoveryReport:
+        """Make a new database of what can still be read of a damaged one, which is kept aside.
+
+        No process may have the store open. Vectors that cannot be read are made anew when the store
+        is opened.
+
+        Args:
+            storage_path: the store, a folder or a SQLAlchemy URL.
+            settings: None reads them from the environment.
+
+        Raises:
+            InputError: there is no database.
+            CorruptStoreError: nothing can be read of it: restore a backup.
+        """
+        location = Location.of(storage_path)
+        report = backup.recover(location, settings or Settings.from_env())
+        discard_other_snapshots(location.index, ())
+        return report
 
 
 def _absolute(model: str | None) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_che
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -237,6 +238,8 @@ class Report:
     """What `check` found."""
 
     problems: tuple[Problem, ...]
+    advice: tuple[Problem, ...] = ()
+    """What is good to know, though nothing of the store is wrong by it."""
 
     @property
     def ok(self) -> bool:
@@ -287,6 +290,20 @@ class CompactReport:
     bytes_before: int
     """Of the database on disk, its write-ahead log included."""
     bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What `recover` found in a damaged database."""
+
+    aside: Path
+    """Where the damaged database is kept."""
+    memories: int
+    """Memories that could be read."""
+    damaged: tuple[str, ...]
+    """Ids, as far as they could be read, of memories whose text or metadata was damaged."""
+    vectors: int
+    """Vectors that could be read; the others are made anew when the store is opened."""
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from kronos.settings import Settings
 VERBS = [
     "add", "add_many", "get", "find", "update", "delete", "search", "list", "count", "stats",
     "check", "reindex", "plan_reindex", "resume_reindex", "activate_reindex", "cancel_reindex",
-    "rollback", "jobs", "failures", "compact", "connect", "close",
+    "rollback", "jobs", "failures", "compact", "connect", "close", "backup", "restore", "recover",
 ]  # fmt: skip
 
 

@@ -11,14 +11,13 @@ import errno
 import functools
 import os
 import shutil
-import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, func
 
@@ -32,6 +31,29 @@ from kronos.errors import (
 )
 from kronos.settings import Settings
 
+if TYPE_CHECKING:
+    import sqlite3
+
+
+def _newest_driver() -> Any:
+    """Python's own SQLite, or that of the package pysqlite3 when it is installed and newer."""
+    import sqlite3
+
+    try:
+        from pysqlite3 import dbapi2
+    except ImportError:
+        return sqlite3
+    return dbapi2 if dbapi2.sqlite_version_info > sqlite3.sqlite_version_info else sqlite3
+
+
+driver: Any = _newest_driver()
+"""The module that every connection comes from: two libraries on one file in one process would
+break each other's locks."""
+
+# The "WAL-reset bug": when two connections write and checkpoint at the same instant, a later
+# checkpoint may skip committed pages. https://sqlite.org/wal.html#walresetbug
+_FIRST_WITH_BUG, _FIRST_WITHOUT_BUG = (3, 7, 0), (3, 51, 3)
+_FIXED_BRANCHES = {(3, 44): 6, (3, 50): 7}
 # No file system block, no log page: with less than this left, a disk counts as full.
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
@@ -80,6 +102,11 @@ class SQLite:
     path: Path
     settings: Settings
 
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What the driver raises."""
+        return (driver.Error,)
+
     def begin_read(self, connection: Connection) -> None:
         """Begin a transaction that sees the state of its first statement."""
         self._run(connection, "BEGIN")
@@ -102,7 +129,7 @@ class SQLite:
         # Past SQLAlchemy's cursor, which takes longer than the statement: searches pay for it.
         try:
             _driver(connection).execute(statement)
-        except sqlite3.Error as exc:
+        except driver.Error as exc:
             raise self.fault(exc) from exc
 
     def connect(self) -> sqlite3.Connection:
@@ -120,7 +147,7 @@ class SQLite:
             self._configure(connection)
         except BaseException as exc:
             connection.close()
-            if isinstance(exc, sqlite3.Error) and self._can_only_be_read(exc):
+            if isinstance(exc, driver.Error) and self._can_only_be_read(exc):
                 return self._connect(f"{self.path.as_uri()}?immutable=1", uri=True)
             raise
         return connection
@@ -143,13 +170,14 @@ class SQLite:
 
     def _connect(self, name: str, *, uri: bool = False) -> sqlite3.Connection:
         # isolation_level=None: the driver begins no transactions of its own.
-        return sqlite3.connect(
+        connection: sqlite3.Connection = driver.connect(
             name,
             uri=uri,
             timeout=min(self.settings.busy_timeout_s, _LONGEST_TIMEOUT_S),
             isolation_level=None,
             check_same_thread=False,
         )
+        return connection
 
     def _configure(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
@@ -174,7 +202,7 @@ class SQLite:
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 return
-            except sqlite3.OperationalError as exc:
+            except driver.OperationalError as exc:
                 # SQLite does not wait here, however long the busy timeout: of several processes
                 # on a fresh file some are refused at once.
                 if _code(exc) != _Code.BUSY or time.monotonic() >= deadline:
@@ -185,7 +213,7 @@ class SQLite:
     def _log(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
 
-    def _can_only_be_read(self, error: sqlite3.Error) -> bool:
+    def _can_only_be_read(self, error: driver.Error) -> bool:
         return (
             _code(error) in (_Code.READONLY, _Code.CANTOPEN)
             and self.path.is_file()
@@ -218,8 +246,8 @@ class SQLite:
                 return self._read_only(error)
             case _Code.CORRUPT | _Code.NOTADB:
                 return CorruptStoreError(
-                    f"{self.path} is damaged or no SQLite database: {error}. Keep the file, and "
-                    "restore a backup"
+                    f"{self.path} is damaged or no SQLite database: {error}. Put a backup back "
+                    "with `kronos restore`, or save what can be read with `kronos recover`"
                 )
             case _:
                 return StorageError(f"the database {self.path} failed: {error}")
@@ -265,7 +293,7 @@ class SQLite:
                 # state may keep the log from being cut, then the next writer's end will do it.
                 (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 return not busy
-        except sqlite3.Error as exc:
+        except driver.Error as exc:
             raise self.fault(exc) from exc
 
     def backup(self, connection: Connection, target: Path) -> None:
@@ -279,10 +307,45 @@ class SQLite:
             _copy(_driver(connection), part)
             os.replace(part, target)
             _fsync(target.parent)
-        except (sqlite3.Error, OSError) as exc:
+        except (driver.Error, OSError) as exc:
             raise self.fault(exc) from exc
         finally:
             part.unlink(missing_ok=True)
+
+    def rebuild_indexes(self, connection: Connection) -> None:
+        """Make the database's own indexes anew from its tables."""
+        connection.exec_driver_sql("REINDEX")
+
+    def overwrite(self, source: Path) -> None:
+        """Make the database, in one transaction, what another file holds; readers go on meanwhile.
+
+        Raises:
+            StoreBusyError: other writers did not end in time.
+            StorageError: the database or the disk failed; the database is as it was.
+        """
+        deadline = time.monotonic() + self.settings.busy_timeout_s
+
+        def give_up(status: int, remaining: int, total: int) -> None:
+            # `backup` itself would wait for ever.
+            if status in (_Code.BUSY, _Code.LOCKED) and time.monotonic() > deadline:
+                raise driver.OperationalError("database is locked")
+
+        try:
+            with closing(driver.connect(source)) as found, closing(self.connect()) as connection:
+                found.backup(connection, progress=give_up, sleep=0.01)
+        except driver.Error as exc:
+            raise self.fault(exc) from exc
+
+    def salvage(self, table: str) -> Iterator[dict[str, Any]]:
+        """Read what can be read of a table of a damaged database, from both its ends.
+
+        Yields:
+            Rows by column; a row may come twice.
+        """
+        with closing(driver.connect(self.path, isolation_level=None)) as connection:
+            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+            yield from _walk(connection, table, upwards=True)
+            yield from _walk(connection, table, upwards=False)
 
     def integrity_problems(self, connection: Connection) -> list[str]:
         """What SQLite's own checks find wrong, rows that refer to nothing included."""
@@ -366,9 +429,9 @@ def _json_path(path: tuple[str, ...]) -> str:
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:
-    driver: Any = connection.connection.dbapi_connection
-    assert isinstance(driver, sqlite3.Connection)
-    return driver
+    found: Any = connection.connection.dbapi_connection
+    assert isinstance(found, driver.Connection)
+    return found  # type: ignore[no-any-return]
 
 
 def _code(error: BaseException | None) -> int | None:
@@ -382,13 +445,54 @@ def _code(error: BaseException | None) -> int | None:
     return next((code for part, code in _CODES_BY_MESSAGE.items() if part in text), None)
 
 
+def version() -> str:
+    """The version of the SQLite library that is used."""
+    return str(driver.sqlite_version)
+
+
+def may_lose_commits(found: tuple[int, int, int] | None = None) -> bool:
+    """Whether a version of SQLite, the one in use if none is given, has the WAL-reset bug."""
+    found = found or driver.sqlite_version_info
+    assert found is not None
+    if not _FIRST_WITH_BUG <= found < _FIRST_WITHOUT_BUG:
+        return False
+    fixed = _FIXED_BRANCHES.get(found[:2])
+    return fixed is None or found[2] < fixed
+
+
 def _is_writable(folder: Path) -> bool:
     effective = os.access in os.supports_effective_ids
     return os.access(folder, os.W_OK, effective_ids=effective)
 
 
+_LAST_ROW = 2**63 - 1
+
+
+def _walk(connection: sqlite3.Connection, table: str, *, upwards: bool) -> Iterator[dict[str, Any]]:
+    """A table's rows in the order of their numbers; where a page is damaged, leap ahead."""
+    order, beyond = ("ASC", ">") if upwards else ("DESC", "<")
+    place, leap = (-1 if upwards else _LAST_ROW), 0
+    while abs(leap) <= _LAST_ROW:
+        start = min(max(place + leap, -1), _LAST_ROW)
+        try:
+            rows = connection.execute(
+                f"SELECT rowid, * FROM {table} NOT INDEXED"  # noqa: S608  (a name of our own)
+                f" WHERE rowid {beyond} ? ORDER BY rowid {order}",
+                [start],
+            )
+            names = [column[0] for column in rows.description]
+            for row in rows:
+                place, leap = row[0], 0
+                yield dict(zip(names[1:], row[1:], strict=True))
+            return
+        except driver.DatabaseError:
+            if start in (-1, _LAST_ROW) and leap:
+                return
+            leap = 2 * leap or (1 if upwards else -1)
+
+
 def _copy(source: sqlite3.Connection, target: Path) -> None:
-    with closing(sqlite3.connect(target)) as copy:
+    with closing(driver.connect(target)) as copy:
         source.backup(copy)
     _fsync(target)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
-from kronos.db.dialect import SQLite
+from kronos.db.dialect import SQLite, driver
 from kronos.errors import CorruptStoreError, StoreClosedError
 from kronos.forking import Gate, follow_forks
 from kronos.settings import Settings
@@ -48,6 +48,7 @@ class Database:
         return create_engine(
             URL.create("sqlite+pysqlite", database=str(self.path)),
             creator=self.dialect.connect,
+            module=driver,
             pool_size=_POOL_SIZE,
             max_overflow=-1,
             pool_use_lifo=True,

@@ -177,6 +177,11 @@ def discard_snapshots(folder: Path, space_id: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def snapshot_spaces(folder: Path) -> set[int]:
+    """The spaces that have snapshots."""
+    return {int(match["space"]) for match in _named(folder)}
+
+
 def discard_other_snapshots(folder: Path, space_ids: Collection[int]) -> None:
     """Delete the snapshots of all spaces but these: those spaces are gone. Raises as above."""
     with _storage_errors(folder):

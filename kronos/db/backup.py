@@ -1,0 +1,292 @@
+"""Whole databases: backups taken while writers run, put back, and what a damaged one still holds.
+
+The database that stood there before is never deleted: it is kept aside, beside the new one. A
+database that was put back or recovered takes a seq above every one that was given out before, and
+says that all its tombstones are pruned; so no index and no snapshot of another time is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Table, insert, select, update
+
+from kronos.db import schema
+from kronos.db.engine import Database
+from kronos.db.tables import memories, spaces, store, vectors
+from kronos.errors import ConfigurationError, CorruptStoreError, InputError, StorageError
+from kronos.settings import Location, Settings
+from kronos.types import RecoveryReport
+from kronos.validation import hash_content
+
+_A_LOST_SEQ = 10**12
+"""How far to go beyond the highest seq that is known, where the last one cannot be read."""
+_ROWS_AT_ONCE = 500
+
+
+def restore(backup: Path, location: Location, settings: Settings) -> Path | None:
+    """Put a backup in the place of a store's database; other processes may have it open.
+
+    Args:
+        backup: what `MemoryStore.backup` wrote.
+        location: the store; it need not exist.
+        settings: how long to wait for writers.
+
+    Returns:
+        Where the database from before is kept; None when there was none.
+
+    Raises:
+        InputError: the backup does not exist.
+        CorruptStoreError: the backup is damaged; nothing was changed.
+        ConfigurationError: it is no Kronos store's.
+        SchemaTooNewError: a newer Kronos made it.
+        StoreBusyError: other writers did not end in time.
+        StorageError: the disk failed; the store is as it was.
+    """
+    if not backup.is_file():
+        raise InputError(f"there is no backup at {backup}", field="backup")
+    with _prepared(backup, location, settings) as (prepared, part):
+        _refuse_damaged(prepared)
+        if not location.database.exists():
+            _begin_anew(prepared, 0)
+            _put_in_place(part, location.database)
+            return None
+        with closing(Database(location.database, settings)) as present:
+            last = _last_seq(present)
+            if last is None:
+                _begin_anew(prepared, _A_LOST_SEQ)
+                return _replace_files(part, location.database)
+            aside = beside(location.database, "before-restore")
+            present.backup(aside)
+            _begin_anew(prepared, last)
+            prepared.close()
+            present.dialect.overwrite(part)
+            return aside
+
+
+def recover(location: Location, settings: Settings) -> RecoveryReport:
+    """Make a new database of what can still be read of a damaged one, which is kept aside.
+
+    No other process may have the store open. Memories whose text is not the one that was written
+    are left out and named; vectors that cannot be read are made anew when the store is opened.
+
+    Raises:
+        InputError: there is no database.
+        StorageError: nothing of a store can be read in it, or the disk failed; it is as it was.
+    """
+    if not location.database.is_file():
+        raise InputError(f"there is no database at {location.database}", field="storage_path")
+    part, copy = _part(location.database), _part(location.database, "salvage")
+    _remove(part)
+    try:
+        # Not the files themselves: reading a log may write to the database.
+        for old, new in zip(_files(location.database)[::2], _files(copy)[::2], strict=True):
+            if old.exists():
+                shutil.copyfile(old, new)
+        with closing(Database(part, settings)) as fresh:
+            schema.prepare(fresh)
+            with fresh.write() as connection:
+                report = _Salvage(connection, copy, settings).run()
+            _finish(fresh)
+        aside = _replace_files(part, location.database)
+    finally:
+        _remove(part)
+        _remove(copy)
+    return RecoveryReport(aside, *report)
+
+
+@contextmanager
+def _prepared(
+    backup: Path, location: Location, settings: Settings
+) -> Iterator[tuple[Database, Path]]:
+    """A copy of a backup, beside the store."""
+    part = _part(location.database)
+    location.database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Database(backup, settings)) as source:
+        _remove(part)
+        try:
+            source.backup(part)
+            with closing(Database(part, settings)) as prepared:
+                yield prepared, part
+        finally:
+            _remove(part)
+
+
+def _refuse_damaged(prepared: Database) -> None:
+    if schema.current(prepared) is None:
+        raise ConfigurationError("the backup is an empty database", field="backup")
+    problems = prepared.problems()
+    if problems:
+        raise CorruptStoreError(f"the backup is damaged: {problems[0].detail}. Nothing was changed")
+
+
+def _begin_anew(prepared: Database, last: int) -> None:
+    """Let a database begin above a seq, and tell every index that it must start from zero."""
+    with prepared.write() as connection:
+        seq = max(last, connection.execute(select(store.c.seq)).scalar_one()) + 1
+        connection.execute(update(store).values(seq=seq))
+        connection.execute(update(spaces).values(pruned_seq=seq))
+    _finish(prepared)
+
+
+def _finish(database: Database) -> None:
+    """Bring all of a database into its one file."""
+    database.vacuum()
+    database.close()
+
+
+def _last_seq(database: Database) -> int | None:
+    """The last seq of a database; None when it cannot be read or is no whole one."""
+    try:
+        if schema.current(database) is None or database.problems():
+            return None
+        with database.read() as connection:
+            return int(connection.execute(select(store.c.seq)).scalar_one())
+    except (StorageError, ConfigurationError):
+        return None
+
+
+def _part(database: Path, name: str = "new") -> Path:
+    return database.with_name(f"{database.name}.{name}")
+
+
+def beside(database: Path, why: str) -> Path:
+    """A name for a copy of a database, in its folder, with the time."""
+    moment = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    return database.with_name(f"{database.name}.{why}-{moment}")
+
+
+def _files(database: Path) -> list[Path]:
+    return [database.with_name(database.name + end) for end in ("-wal", "-shm", "")]
+
+
+def _remove(database: Path) -> None:
+    for file in _files(database):
+        file.unlink(missing_ok=True)
+
+
+def _replace_files(part: Path, database: Path) -> Path:
+    """Move a damaged database aside, its log with it, and a new one into its place."""
+    aside = beside(database, "damaged")
+    for old, new in zip(_files(database), _files(aside), strict=True):
+        with contextlib.suppress(FileNotFoundError):
+            old.rename(new)
+    _put_in_place(part, database)
+    return aside
+
+
+def _put_in_place(part: Path, database: Path) -> None:
+    part.replace(database)
+    if os.name == "posix":
+        descriptor = os.open(database.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _Salvage:
+    """Copies what can be read of a damaged database, and no row that contradicts another."""
+
+    def __init__(self, connection: Connection, damaged: Path, settings: Settings) -> None:
+        self._connection = connection
+        self._dialect = Database(damaged, settings).dialect
+        self._highest = 0
+
+    def run(self) -> tuple[int, tuple[str, ...], int]:
+        """Memories found, ids of those whose text is damaged, and vectors found."""
+        found_spaces = self._copy(spaces, "id", self._is_space)
+        damaged: dict[str, None] = {}
+        hashes: dict[int, bytes] = {}
+
+        def is_memory(row: dict[str, Any]) -> bool:
+            if not _is_whole(row):
+                damaged[str(row.get("id"))] = None
+                return False
+            hashes[row["key"]] = row["content_hash"]
+            self._highest = max(self._highest, row["seq"])
+            return True
+
+        found = self._copy(memories, "key", is_memory)
+        dims = {id: dim for id, dim in self._connection.execute(select(spaces.c.id, spaces.c.dim))}
+
+        def is_vector(row: dict[str, Any]) -> bool:
+            self._highest = max(self._highest, row["seq"])
+            fits = len(row["vector"]) == 4 * dims.get(row["space_id"], -1)
+            return bool(fits) and hashes.get(row["memory_key"]) == row["content_hash"]
+
+        rows = self._copy(vectors, ("space_id", "memory_key"), is_vector)
+        if not found and not found_spaces:
+            raise CorruptStoreError(
+                f"nothing of a Kronos store can be read in {self._dialect.path}: restore a backup"
+            )
+        self._take_store_row()
+        return found, tuple(damaged), rows
+
+    def _is_space(self, row: dict[str, Any]) -> bool:
+        self._highest = max(self._highest, row["id"])
+        return bool(row["dim"] > 0)
+
+    def _copy(self, table: Table, key: str | tuple[str, ...], check: Any) -> int:
+        """Copy the rows of a table that pass a check, each once."""
+        names = [column.name for column in table.c]
+        keys = (key,) if isinstance(key, str) else key
+        seen: set[tuple[Any, ...]] = set()
+        waiting: list[dict[str, Any]] = []
+        try:
+            for row in self._dialect.salvage(table.name):
+                mark = tuple(row.get(name) for name in keys)
+                if mark in seen or not _passes(check, row):
+                    continue
+                seen.add(mark)
+                waiting.append({name: row[name] for name in names if name in row})
+                if len(waiting) == _ROWS_AT_ONCE:
+                    self._insert(table, waiting)
+        except self._dialect.errors as exc:
+            if not seen:
+                raise self._dialect.fault(exc) from exc
+        self._insert(table, waiting)
+        return len(seen)
+
+    def _insert(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.execute(insert(table).prefix_with("OR IGNORE"), rows)
+            rows.clear()
+
+    def _take_store_row(self) -> None:
+        last = self._highest
+        known: dict[str, Any] = {}
+        with contextlib.suppress(*self._dialect.errors):
+            for row in self._dialect.salvage("store"):
+                known = {"uuid": row["uuid"], "created_at": row["created_at"]}
+                last = max(last, row["seq"])
+        seq = last + _A_LOST_SEQ
+        self._connection.execute(update(store).values(seq=seq, **known))
+        self._connection.execute(update(spaces).values(pruned_seq=seq))
+
+
+def _passes(check: Any, row: dict[str, Any]) -> bool:
+    try:
+        return bool(check(row))
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _is_whole(row: dict[str, Any]) -> bool:
+    """Whether a memory is as it was written."""
+    try:
+        metadata = json.loads(row["metadata"])
+        for name in ("id", "namespace"):
+            row[name].encode()
+        text_is_whole = hash_content(row["content"].encode()) == row["content_hash"]
+        return isinstance(metadata, dict) and text_is_whole
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
