@@ -58,6 +58,9 @@ _FIXED_BRANCHES = {(3, 44): 6, (3, 50): 7}
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
 _ROWS_A_STATEMENT = 250
+# 16 MiB: a checkpoint costs two syncs or three, and with SQLite's own 4 MiB each batch of 1,000
+# vectors would pay for one.
+_PAGES_A_CHECKPOINT = 4096
 # 4 MiB: other writers wait no longer than for one of these.
 _PAGES_A_VACUUM = 1024
 
@@ -182,6 +185,7 @@ class SQLite:
     def _configure(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES_A_CHECKPOINT}")
         # What is deleted inside a page is overwritten at once; whole free pages go in `vacuum`.
         connection.execute("PRAGMA secure_delete=FAST")
         # `kronos.db.schema` refuses another program's file: until then it stays as it is.
