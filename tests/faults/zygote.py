@@ -1,0 +1,255 @@
+"""A process that has everything loaded and forks a child for each fault: milliseconds, not seconds.
+
+Runs with the shim preloaded. Reads one JSON order a line, answers with one JSON line: how the child
+ended, what it said, and how many calls on the store's files it made.
+
+    {"what": "insert", "folder": ..., "mode": 0..4, "at": n, "errno": n}   do it, with a fault
+    {"what": "verify", "folder": ..., "states": [...]}                     look what is left
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kronos.index.faiss  # noqa: F401  loaded once, here
+from kronos import MemoryStore, Settings
+from kronos.embedding.hashing import HashEmbedder
+from kronos.errors import KronosError, StorageError
+
+DIM = 32
+COUNT = 40
+_LONGEST_S = 60
+
+
+def open_store(folder: str, **options: Any) -> MemoryStore:
+    settings = Settings(snapshot_changes=1, snapshot_interval_s=3600, busy_timeout_s=1)
+    values: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": DIM, **options}
+    return MemoryStore.open(folder, settings=settings, **values)
+
+
+def state_of(store: MemoryStore) -> dict[str, Any]:
+    """Everything that a caller stored."""
+    held = store.list(limit=10**6, namespace="*")
+    return {m.id: [m.content, dict(m.metadata), m.importance, m.namespace] for m in held}
+
+
+def fill(folder: str) -> None:
+    """The store that most faults begin with."""
+    with open_store(folder) as store:
+        store.add_many(
+            {"content": f"word{n} in text {n}", "id": f"m{n}", "metadata": {"n": n}}
+            for n in range(COUNT)
+        )
+        store.search("word")
+        store._serving.replica.save()
+        store.add("added after the snapshot", id="late")
+
+
+# -- What is done under a fault; the store is open before it begins, unless it is about opening ----
+
+
+def insert(store: MemoryStore) -> None:
+    store.add_many({"content": f"new word{n} came", "id": f"new{n}"} for n in range(30))
+
+
+def update(store: MemoryStore) -> None:
+    store.update("m3", content="the third was changed", metadata={"changed": True})
+
+
+def delete(store: MemoryStore) -> None:
+    store.delete([f"m{n}" for n in range(5, 25)])
+
+
+def replace(store: MemoryStore) -> None:
+    items = [{"content": f"put in place {n}", "id": f"m{n}"} for n in range(10)]
+    store.add_many(items, on_conflict="replace")
+
+
+def snapshot(store: MemoryStore) -> None:
+    store.search("word")
+    store._serving.replica.save()
+
+
+def reindex(store: MemoryStore) -> None:
+    store._load = lambda model, **_: HashEmbedder(16)  # type: ignore[method-assign,assignment]
+    store.reindex("narrower", batch_size=8)
+
+
+def compact(store: MemoryStore) -> None:
+    store.compact()
+
+
+def back_up(store: MemoryStore) -> None:
+    store.backup(store.location.folder / "saved.db")
+
+
+def close(store: MemoryStore) -> None:
+    store.search("word")
+    store.close()
+
+
+def reopen(folder: str) -> None:
+    """What recovery is: open, answer, write, close."""
+    with open_store(folder) as store:
+        store.search("word")
+        store.add("written after recovery", id="again", on_conflict="replace")
+
+
+def migrate(folder: str) -> None:
+    open_store(folder, embedding_model=None, migrate=True).close()
+
+
+def restore(folder: str) -> None:
+    MemoryStore.restore(Path(folder).parent / "backup.db", folder)
+
+
+OPENED: dict[str, Callable[[MemoryStore], None]] = {
+    "insert": insert,
+    "update": update,
+    "delete": delete,
+    "replace": replace,
+    "snapshot": snapshot,
+    "reindex": reindex,
+    "compact": compact,
+    "backup": back_up,
+    "close": close,
+}
+UNOPENED: dict[str, Callable[[str], None]] = {
+    "create": reopen,
+    "reopen": reopen,
+    "migrate": migrate,
+    "restore": restore,
+}
+
+
+# -- Children ---------------------------------------------------------------------------------------
+
+
+def attempt(order: dict[str, Any]) -> dict[str, Any]:
+    """Do one thing under a fault; then, if the process lives, the same store must still work."""
+    what, folder = order["what"], order["folder"]
+    shim = ctypes.CDLL(None)
+    store = open_store(folder) if what in OPENED else None
+    armed = (folder.encode(), order["mode"], order.get("at", 0), order.get("errno", 0))
+    said: dict[str, Any] = {"end": "done"}
+    shim.fault_arm(*armed)
+    try:
+        if store is not None:
+            OPENED[what](store)
+        else:
+            UNOPENED[what](folder)
+    except StorageError as exc:
+        said = {"end": type(exc).__name__, "message": str(exc)}
+    except KronosError as exc:
+        said = {"end": f"not a storage error: {type(exc).__name__}", "message": str(exc)}
+    except Exception:
+        said = {"end": "not typed", "message": traceback.format_exc()}
+    said["calls"] = shim.fault_disarm()
+    if store is not None and what != "close":
+        try:  # the space is back, the disk works again: so does the same store object
+            store.add("service is back", id="service", on_conflict="replace")
+            best = store.search("service is back", limit=1)[0].id
+            store.delete("service")
+            said["service"] = best == "service"
+        except Exception:
+            said["service"] = traceback.format_exc()
+    return said
+
+
+def verify(order: dict[str, Any]) -> dict[str, Any]:
+    """Open what is left, hold it against the states that are allowed, and use it."""
+    folder = order["folder"]
+    problems: list[str] = []
+    if order.get("migrate"):
+        migrate(folder)
+    options = {"embedding_model": None} if order.get("migrate") else {}
+    with open_store(folder, **options) as store:
+        state = state_of(store)
+        if state not in order["states"]:
+            problems.append(f"neither before nor after: {json.dumps(state)[:2000]}")
+        if not order.get("migrate"):
+            problems += search_problems(store, state)
+            store.add("it still takes a write", id="probe")
+            if store.search("it still takes a write", limit=1)[0].id != "probe":
+                problems.append("a new memory is not found")
+            store.delete("probe")
+        problems += [f"{p.kind}: {p.detail}" for p in store.check().problems]
+        store.compact()
+    left = [p.name for p in Path(folder).rglob("*") if p.name.endswith((".tmp", ".part"))]
+    if left:
+        problems.append(f"left behind: {left}")
+    return {"end": "done", "problems": problems, "state": state}
+
+
+def search_problems(store: MemoryStore, state: dict[str, Any]) -> list[str]:
+    """Ids of index and rows agree, and neighbours are those of an exact comparison."""
+    problems: list[str] = []
+    hits = store.search("word in text", limit=10**6)
+    if {hit.id for hit in hits} != set(state):
+        problems.append("search finds other ids than there are")
+    if not state:
+        return problems
+    embedder = HashEmbedder(store.stats().dim)
+    ids = list(state)
+    rows = embedder.embed_documents([state[id][0] for id in ids])
+    for probe in (0, len(ids) // 2, len(ids) - 1):
+        query = embedder.embed_queries([state[ids[probe]][0]])[0]
+        best = float(np.max(rows @ query))
+        found = store.search(state[ids[probe]][0], limit=1)[0]
+        if abs(found.score - best) > 1e-5:
+            problems.append(f"the nearest to {ids[probe]} is {found.id} ({found.score}, {best})")
+    return problems
+
+
+def _child(order: dict[str, Any], pipe: int) -> None:
+    signal.alarm(_LONGEST_S)
+    warnings.simplefilter("ignore")
+    try:
+        answer = verify(order) if order["what"] == "verify" else attempt(order)
+    except BaseException:
+        answer = {"end": "raised", "message": traceback.format_exc()}
+    os.write(pipe, json.dumps(answer).encode())
+    os._exit(0)
+
+
+def _run(order: dict[str, Any]) -> dict[str, Any]:
+    if order["what"] == "fill":
+        fill(order["folder"])
+        with open_store(order["folder"]) as store:
+            return {"end": "done", "state": state_of(store)}
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(readable)
+        _child(order, writable)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as pipe:
+        said = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == -signal.SIGKILL and not said:
+        return {"end": "killed"}
+    if status:
+        return {"end": "died", "message": f"exit {status}: {said!r}"}
+    answer: dict[str, Any] = json.loads(said)
+    return answer
+
+
+def main() -> None:
+    """Answer orders until there are no more."""
+    for line in sys.stdin:
+        print(json.dumps(_run(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
