@@ -7,7 +7,7 @@ never touched.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,7 +80,7 @@ def surroundings(database: Database, folder: Path) -> Iterator[Problem]:
 def orphaned_files(database: Path, index: Path, repository: Repository) -> Iterator[Problem]:
     """Find files that nobody will read again; repaired, they are deleted: see `remove_orphans`."""
     left = [path.name for path in strays(index)]
-    left += [path.name for path in _parts(database)]
+    left += [path.name for path in dialect.orphaned_parts(database)]
     known = {space.id for space in repository.spaces.all()}
     unknown = snapshot_spaces(index) - known
     left += [f"snapshots of space {space}" for space in sorted(unknown)]
@@ -94,25 +94,20 @@ def remove_orphans(database: Path, index: Path, repository: Repository) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    discard_strays(index)
     discard_other_snapshots(index, {space.id for space in repository.spaces.all()})
-    for path in _parts(database):
-        path.unlink(missing_ok=True)
+    remove_unfinished(database, index)
 
 
-def _parts(database: Path) -> list[Path]:
-    """Halves of backups, of restored and of recovered databases."""
-    if not database.parent.is_dir():
-        return []
-    return [
-        database.with_name(name)
-        for name in sorted(os.listdir(database.parent))
-        if name.startswith(f"{database.name}.")
-        and (name.endswith(".part") or name.partition(f"{database.name}.")[2] in _HALVES)
-    ]
+def remove_unfinished(database: Path, index: Path) -> None:
+    """Delete what processes left that died while they wrote a snapshot or a copy.
 
-
-_HALVES = {half + end for half in ("new", "salvage") for end in ("", "-wal", "-shm")}
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    discard_strays(index)
+    for path in dialect.orphaned_parts(database):
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            path.unlink(missing_ok=True)
 
 
 def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]:

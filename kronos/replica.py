@@ -10,7 +10,6 @@ When a snapshot is due is the `SnapshotPolicy`'s to say; `save` writes one while
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
     discard_snapshots,
-    discard_strays,
     newest_seq,
     read_newest,
     write_snapshot,
@@ -224,8 +222,6 @@ class Replica:
     def _load(self, repository: Repository, head: int) -> VectorIndex | None:
         """The index of the newest snapshot, caught up; None, after a warning, on any doubt."""
         try:
-            with contextlib.suppress(StorageError):  # a folder that can only be read
-                discard_strays(self._folder)
             found = read_newest(self._folder, self._identity())
             if found is None:
                 return None

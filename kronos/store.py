@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -236,6 +236,8 @@ class MemoryStore:
                 return
             database = Database(self.location.database, self._settings)
             try:
+                with suppress(StorageError):
+                    doctor.remove_unfinished(self.location.database, self.location.index)
                 schema.prepare(database, migrate=self._migrate)
                 self._own = self._own_embedder()
                 settler = self._settler(database)

@@ -50,7 +50,9 @@ def test_the_reindex_commands_shown_take_the_options_shown() -> None:
 
     shown = set(re.findall(r"kronos reindex .*?--model", README))
     assert shown
-    options = set(re.findall(r"--([a-z-]+)", " ".join(re.findall(r"^kronos reindex .*", README, re.M))))
+    options = set(
+        re.findall(r"--([a-z-]+)", " ".join(re.findall(r"^kronos reindex .*", README, re.M)))
+    )
     known = {name.replace("_", "-") for name in inspect.signature(start).parameters}
     assert options <= {*known, "json"}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,9 +19,11 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert, select, update
 
 from kronos.db import schema
+from kronos.db.dialect import PART
 from kronos.db.engine import Database
 from kronos.db.tables import memories, spaces, store, vectors
 from kronos.errors import ConfigurationError, CorruptStoreError, InputError, StorageError
+from kronos.files import locked, sync
 from kronos.settings import Location, Settings
 from kronos.types import RecoveryReport
 from kronos.validation import hash_content
@@ -53,7 +54,8 @@ def restore(backup: Path, location: Location, settings: Settings) -> Path | None
     """
     if not backup.is_file():
         raise InputError(f"there is no backup at {backup}", field="backup")
-    with _prepared(backup, location, settings) as (prepared, part):
+    with _storage_errors(location, settings), _prepared(backup, location, settings) as made:
+        prepared, part = made
         _refuse_damaged(prepared)
         if not location.database.exists():
             _begin_anew(prepared, 0)
@@ -85,8 +87,7 @@ def recover(location: Location, settings: Settings) -> RecoveryReport:
     if not location.database.is_file():
         raise InputError(f"there is no database at {location.database}", field="storage_path")
     part, copy = _part(location.database), _part(location.database, "salvage")
-    _remove(part)
-    try:
+    with _storage_errors(location, settings), _in_the_making(part), _in_the_making(copy):
         # Not the files themselves: reading a log may write to the database.
         for old, new in zip(_files(location.database)[::2], _files(copy)[::2], strict=True):
             if old.exists():
@@ -97,9 +98,6 @@ def recover(location: Location, settings: Settings) -> RecoveryReport:
                 report = _Salvage(connection, copy, settings).run()
             _finish(fresh)
         aside = _replace_files(part, location.database)
-    finally:
-        _remove(part)
-        _remove(copy)
     return RecoveryReport(aside, *report)
 
 
@@ -110,14 +108,32 @@ def _prepared(
     """A copy of a backup, beside the store."""
     part = _part(location.database)
     location.database.parent.mkdir(parents=True, exist_ok=True)
-    with closing(Database(backup, settings)) as source:
-        _remove(part)
-        try:
-            source.backup(part)
-            with closing(Database(part, settings)) as prepared:
-                yield prepared, part
-        finally:
+    with closing(Database(backup, settings)) as source, _in_the_making(part):
+        with source.read() as connection:
+            source.dialect.copy(connection, part)
+        with closing(Database(part, settings)) as prepared:
+            yield prepared, part
+
+
+@contextmanager
+def _in_the_making(part: Path) -> Iterator[None]:
+    """A place for a file that is moved or deleted at the end; nobody else deletes it meanwhile."""
+    _remove(part)
+    part.touch()
+    try:
+        with locked(part):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
             _remove(part)
+
+
+@contextmanager
+def _storage_errors(location: Location, settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise Database(location.database, settings).dialect.fault(exc) from exc
 
 
 def _refuse_damaged(prepared: Database) -> None:
@@ -155,7 +171,7 @@ def _last_seq(database: Database) -> int | None:
 
 
 def _part(database: Path, name: str = "new") -> Path:
-    return database.with_name(f"{database.name}.{name}")
+    return database.with_name(f"{database.name}.{name}{PART}")
 
 
 def beside(database: Path, why: str) -> Path:
@@ -185,12 +201,7 @@ def _replace_files(part: Path, database: Path) -> Path:
 
 def _put_in_place(part: Path, database: Path) -> None:
     part.replace(database)
-    if os.name == "posix":
-        descriptor = os.open(database.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(database.parent)
 
 
 class _Salvage:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -29,6 +30,7 @@ from kronos.errors import (
     StorageFullError,
     StoreBusyError,
 )
+from kronos.files import is_left, locked, sync
 from kronos.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ break each other's locks."""
 # checkpoint may skip committed pages. https://sqlite.org/wal.html#walresetbug
 _FIRST_WITH_BUG, _FIRST_WITHOUT_BUG = (3, 7, 0), (3, 51, 3)
 _FIXED_BRANCHES = {(3, 44): 6, (3, 50): 7}
+PART = ".part"
+"""How the names of copies end that are not whole yet."""
+_PART_FILE = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # No file system block, no log page: with less than this left, a disk counts as full.
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
@@ -238,7 +243,7 @@ class SQLite:
             case _Code.FULL:
                 return self._full(error)
             case _Code.IOERR:
-                if shutil.disk_usage(self.path.parent).free < _FREE_BYTES:
+                if self._is_full():
                     return self._full(error)
                 return StorageError(
                     f"the disk failed on {self.path}: {error}. The transaction was rolled back; "
@@ -255,6 +260,12 @@ class SQLite:
                 )
             case _:
                 return StorageError(f"the database {self.path} failed: {error}")
+
+    def _is_full(self) -> bool:
+        try:
+            return shutil.disk_usage(self.path.parent).free < _FREE_BYTES
+        except OSError:
+            return False
 
     def _full(self, error: BaseException | None) -> StorageFullError:
         return StorageFullError(
@@ -306,15 +317,20 @@ class SQLite:
         Raises:
             StorageError: the copy could not be written.
         """
-        part = target.with_name(target.name + ".part")
+        part = target.with_name(target.name + PART)
         try:
-            _copy(_driver(connection), part)
-            os.replace(part, target)
-            _fsync(target.parent)
-        except (driver.Error, OSError) as exc:
-            raise self.fault(exc) from exc
-        finally:
             part.unlink(missing_ok=True)
+            part.touch()
+            with locked(part):
+                self.copy(connection, part)
+                os.replace(part, target)
+            sync(target.parent)
+        except (StorageError, OSError) as exc:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            if isinstance(exc, StorageError):
+                raise
+            raise self.fault(exc) from exc
 
     def rebuild_indexes(self, connection: Connection) -> None:
         """Make the database's own indexes anew from its tables."""
@@ -350,6 +366,15 @@ class SQLite:
             connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             yield from _walk(connection, table, upwards=True)
             yield from _walk(connection, table, upwards=False)
+
+    def copy(self, connection: Connection, target: Path) -> None:
+        """Copy the database as a connection sees it into a file, which is its caller's to name."""
+        try:
+            with closing(driver.connect(target)) as copy:
+                _driver(connection).backup(copy)
+            sync(target)
+        except (driver.Error, OSError) as exc:
+            raise self.fault(exc) from exc
 
     def integrity_problems(self, connection: Connection) -> list[str]:
         """What SQLite's own checks find wrong, rows that refer to nothing included."""
@@ -464,6 +489,17 @@ def may_lose_commits(found: tuple[int, int, int] | None = None) -> bool:
     return fixed is None or found[2] < fixed
 
 
+def orphaned_parts(path: Path) -> list[Path]:
+    """Copies of a database that were never finished, and that nobody makes any more."""
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return []
+    found = [n for n in names if n.startswith(f"{path.name}.") and _PART_FILE.search(n)]
+    alive = {n for n in found if n.endswith(PART) and not is_left(path.with_name(n))}
+    return [path.with_name(n) for n in found if _PART_FILE.sub(PART, n) not in alive]
+
+
 def _is_writable(folder: Path) -> bool:
     effective = os.access in os.supports_effective_ids
     return os.access(folder, os.W_OK, effective_ids=effective)
@@ -493,18 +529,3 @@ def _walk(connection: sqlite3.Connection, table: str, *, upwards: bool) -> Itera
             if start in (-1, _LAST_ROW) and leap:
                 return
             leap = 2 * leap or (1 if upwards else -1)
-
-
-def _copy(source: sqlite3.Connection, target: Path) -> None:
-    with closing(driver.connect(target)) as copy:
-        source.backup(copy)
-    _fsync(target)
-
-
-def _fsync(path: Path) -> None:
-    """Bring a file to the disk, or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

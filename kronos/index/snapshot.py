@@ -21,7 +21,6 @@ import json
 import os
 import re
 import struct
-import time
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -29,11 +28,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from kronos.files import is_left, locked, sync
 
 _PREFIX = struct.Struct("<8sII")
 _MAGIC = b"KRONOSIX"
@@ -41,9 +36,6 @@ _FORMAT = 1
 _MAX_HEADER = 2**16
 _NAME = re.compile(r"space-(?P<space>\d+)-(?P<seq>\d{20})\.kronos")
 _TEMPORARY = re.compile(r"space-\d+-\d{20}\.kronos\.[0-9a-f]{32}\.tmp")
-_STRAY_AFTER_S = 3600.0
-"""Where a folder cannot be locked: a temporary file that nobody wrote to for so long has lost its
-writer."""
 _READ_ATTEMPTS = 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -93,7 +85,7 @@ def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path
     path = folder / f"space-{space_id}-{header.seq:020d}.kronos"
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as alone:
+        with locked(folder) as alone:
             if not alone:
                 return None
             _discard_strays(folder)
@@ -120,7 +112,7 @@ def newest_seq(folder: Path, space_id: int) -> int | None:
 def strays(folder: Path) -> list[Path]:
     """What writers that are gone left behind; none while somebody writes."""
     try:
-        with _alone(folder) as alone:
+        with locked(folder) as alone:
             return _strays(folder) if alone else []
     except OSError:
         return []
@@ -133,7 +125,7 @@ def discard_strays(folder: Path) -> None:
         ReadOnlyStoreError: the folder cannot be written.
         StorageError: the disk failed.
     """
-    with _storage_errors(folder), contextlib.suppress(FileNotFoundError), _alone(folder) as alone:
+    with _storage_errors(folder), contextlib.suppress(FileNotFoundError), locked(folder) as alone:
         if alone:
             _discard_strays(folder)
 
@@ -217,52 +209,12 @@ def _publish(path: Path, envelope: bytes, payload: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; only POSIX opens folders, and elsewhere there is nothing to sync."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock: False when another process or thread has it.
-
-    The system drops it with its process, however that ends. Where folders cannot be locked
-    everybody counts as alone: then work may be done twice, and no harm by it.
-    """
-    if fcntl is None:
-        yield True
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield _lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network file system without locks
-        return True
-    return True
+    sync(path.parent)
 
 
 def _strays(folder: Path) -> list[Path]:
     found = [folder / name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]
-    if fcntl is None:
-        return [path for path in found if path.stat().st_mtime < time.time() - _STRAY_AFTER_S]
-    return found
+    return [path for path in found if is_left(path)]
 
 
 def _discard_strays(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The walk: a fault at every system call that writes, in everything that writes.
 
-    python -m tests.faults.walk [--every 1]
+    python -m tests.faults.walk [--points 20]
 
 prints, for each thing done, how many points there are, and every violation of the oracle: it opens,
 nothing acknowledged is lost or risen, what was under way is whole or absent, index and rows agree,
@@ -125,22 +125,22 @@ class Walk:
     def _verify(self, operation: str, store: Path, states: list[Any]) -> dict[str, Any]:
         return self._zygote.ask("verify", store, states=states, migrate=operation == "migrate")
 
-    def through(self, operation: str, faults: list[tuple[int, int]], every: int = 1) -> Outcome:
-        """Walk through one operation; every so many points."""
+    def through(self, operation: str, faults: list[tuple[int, int]], points: int) -> Outcome:
+        """Walk through one operation, at so many points or at all."""
         before, after, calls = self._states(operation)
         outcome = Outcome(points=calls)
-        for at in range(1, calls + 1, every):
+        for at in range(1, calls + 1, max(1, calls // points)):
             for mode, number in faults:
                 outcome.attempts += 1
                 for problem in self._try(operation, before, after, mode, at, number):
                     outcome.violations.append(f"{operation} call {at} mode {mode}: {problem}")
         return outcome
 
-    def through_recovery(self, operation: str, every: int = 1) -> Outcome:
+    def through_recovery(self, operation: str, points: int) -> Outcome:
         """Kill the operation, then kill what opens it next, at every point of both."""
         before, after, calls = self._states(operation)
         outcome = Outcome()
-        for at in range(1, calls + 1, every):
+        for at in range(max(1, calls // points // 2), calls + 1, max(1, calls // points)):
             with self._store(operation) as store:
                 self._zygote.ask(operation, store, mode=KILL_WITHIN, at=at)
                 killed = self._folder / "killed"
@@ -194,7 +194,7 @@ def _end_problems(done: dict[str, Any], mode: int) -> Iterator[str]:
 def main() -> None:
     """Walk, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, help="only every so many points")
+    parser.add_argument("--points", type=int, default=10**9, help="so many for each at most")
     parser.add_argument("operations", nargs="*", default=OPERATIONS)
     options = parser.parse_args()
     violations: list[str] = []
@@ -204,7 +204,7 @@ def main() -> None:
         walk = Walk(zygote, folder)
         total = 0
         for operation in options.operations:
-            found = walk.through(operation, [*KILLS, *ERRORS], options.every)
+            found = walk.through(operation, [*KILLS, *ERRORS], options.points)
             total += found.attempts
             violations += found.violations
             print(
@@ -216,7 +216,7 @@ def main() -> None:
                 print("   ", violation[:1500], flush=True)
         for operation in ("insert", "delete", "snapshot", "close"):
             if operation in options.operations:
-                found = walk.through_recovery(operation, 4 * options.every)
+                found = walk.through_recovery(operation, max(1, options.points // 4))
                 total += found.attempts
                 violations += found.violations
                 print(

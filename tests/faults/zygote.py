@@ -91,7 +91,7 @@ def compact(store: MemoryStore) -> None:
 
 
 def back_up(store: MemoryStore) -> None:
-    store.backup(store.location.folder / "saved.db")
+    store.backup(store.location.folder / "kronos.db.mine")
 
 
 def close(store: MemoryStore) -> None:
@@ -133,7 +133,7 @@ UNOPENED: dict[str, Callable[[str], None]] = {
 }
 
 
-# -- Children ---------------------------------------------------------------------------------------
+# -- Children ------------------------------------------------------------------------------
 
 
 def attempt(order: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import pytest
 
 import kronos.index
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
+from kronos.files import locked
 from kronos.index.exact import ExactIndex
 from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
-    _alone,
     discard_snapshots,
     discard_strays,
     read_newest,
@@ -212,7 +212,7 @@ def test_what_a_dead_writer_left_goes_and_what_a_live_one_writes_stays(tmp_path:
     foreign = tmp_path / "notes.tmp"
     for path in (stray, foreign):
         path.write_bytes(b"half")
-    with _alone(tmp_path) as alone:  # somebody writes
+    with locked(tmp_path) as alone:  # somebody writes
         assert alone
         assert write_snapshot(tmp_path, SnapshotHeader(IDENTITY, 7, 2), b"payload") is None
         assert strays(tmp_path) == []
