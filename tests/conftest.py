@@ -13,7 +13,12 @@ import pytest
 # Before anything imports huggingface_hub: no test asks the network for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from hypothesis import settings as hypothesis_settings
+
 from kronos import MemoryStore
+
+# For `pytest --hypothesis-profile nightly`: the laws look at many more examples.
+hypothesis_settings.register_profile("nightly", hypothesis_settings.default)
 
 
 class Clock:

@@ -63,8 +63,10 @@ class Zygote:
     def close(self) -> None:
         """Let it end."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(30)
+        self._process.stdout.close()
 
 
 @dataclass
