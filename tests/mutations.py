@@ -1,0 +1,213 @@
+"""Bugs planted on purpose: the suite must catch each of them.
+
+    python -m tests.mutations [NAME...]
+
+Each bug is planted in a copy of the sources, the tests that should catch it are run against it, and
+a line says which test did. A bug that no test catches ends the program with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """Text to be replaced in a file, and the tests that look there."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+BUGS = [
+    Bug(
+        "commits are not synced",
+        "kronos/db/dialect.py",
+        'f"PRAGMA synchronous={self.settings.durability.upper()}"',
+        '"PRAGMA synchronous=OFF"',
+        "tests/db/test_engine.py",
+    ),
+    Bug(
+        "a snapshot is published before it is synced",
+        "kronos/index/snapshot.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        "tests/index/test_snapshot.py",
+    ),
+    Bug(
+        "a snapshot's checksum is not looked at",
+        "kronos/index/snapshot.py",
+        "if hashlib.sha256(payload).hexdigest() != checksum:",
+        "if False:",
+        "tests/index/test_snapshot.py",
+    ),
+    Bug(
+        "a seq is given out twice",
+        "kronos/spaces.py",
+        "return range(last - count + 1, last + 1)",
+        "return range(last - count, last)",
+        "tests/test_replica.py tests/test_laws.py",
+    ),
+    Bug(
+        "an index does not forget what was deleted",
+        "kronos/replica.py",
+        "        index.remove(gone)\n",
+        "",
+        "tests/test_replica.py tests/test_laws.py",
+    ),
+    Bug(
+        "an edit keeps the vectors of the other spaces",
+        "kronos/repository.py",
+        "            self.spaces.forget_vectors([key], seq)\n",
+        "            self.spaces.forget_vectors([key], seq, space.id if space else None)\n",
+        "tests/test_model_laws.py tests/test_jobs.py",
+    ),
+    Bug(
+        "an index follows past tombstones that are gone",
+        "kronos/replica.py",
+        "if self._applied < repository.spaces.pruned_seq(self.space.id):",
+        "if False:",
+        "tests/test_replica.py tests/test_process_laws.py",
+    ),
+    Bug(
+        "pruning takes the tombstones of pending memories",
+        "kronos/spaces.py",
+        "tombstones.c.seq <= seq, ~living",
+        "tombstones.c.seq <= seq",
+        "tests/test_compaction.py tests/test_jobs.py",
+    ),
+    Bug(
+        "a restored database goes on with its old seq",
+        "kronos/db/backup.py",
+        "        connection.execute(update(spaces).values(pruned_seq=seq))\n    _finish",
+        "    _finish",
+        "tests/db/test_backup.py tests/test_process_laws.py",
+    ),
+    Bug(
+        "an open store does not see that the active space changed",
+        "kronos/serving.py",
+        "        if pulse.active_space != self.active_space:\n            return False\n",
+        "",
+        "tests/test_jobs.py tests/test_model_laws.py",
+    ),
+    Bug(
+        "a job's texts are claimed without looking at its cursor",
+        "kronos/jobs.py",
+        "                jobs.c.cursor == seen.cursor,\n",
+        "",
+        "tests/test_jobs.py tests/test_reindex_crash.py",
+    ),
+    Bug(
+        "the leases of dead workers stay",
+        "kronos/jobs.py",
+        "if row.expires_at <= now or is_gone(row.owner)]",
+        "if False]",
+        "tests/test_jobs.py tests/test_reindex_crash.py",
+    ),
+    Bug(
+        "a write transaction begins as a reader",
+        "kronos/db/dialect.py",
+        'self._run(connection, "BEGIN IMMEDIATE")\n\n    def begin_migration',
+        'self._run(connection, "BEGIN")\n\n    def begin_migration',
+        "tests/db/test_engine.py",
+    ),
+    Bug(
+        "a connection is used again after a failed commit",
+        "kronos/db/engine.py",
+        "                    connection.invalidate()\n",
+        "",
+        "tests/db/test_faults.py tests/faults/test_walk.py",
+    ),
+    Bug(
+        "an expired memory is served",
+        "kronos/repository.py",
+        '    or_(memories.c.expires_at.is_(None), memories.c.expires_at > bindparam("now")),\n',
+        '    bindparam("now") == bindparam("now"),\n',
+        "tests/test_store.py tests/test_laws.py",
+    ),
+    Bug(
+        "deleted bytes stay in their pages",
+        "kronos/db/dialect.py",
+        'connection.execute("PRAGMA secure_delete=FAST")',
+        'connection.execute("PRAGMA secure_delete=OFF")',
+        "tests/test_compaction.py",
+    ),
+    Bug(
+        "a forked child goes on with its parent's connections",
+        "kronos/db/engine.py",
+        "            self._gate, self._engine = Gate(), self._new_engine()\n",
+        "            self._gate.reopen()\n",
+        "tests/test_processes.py",
+    ),
+    Bug(
+        "a parent keeps its connections while it forks",
+        "kronos/db/engine.py",
+        "        self._gate.close()\n        self._engine.dispose()\n",
+        "        self._gate.close()\n",
+        "tests/db/test_engine.py tests/test_processes.py",
+    ),
+]
+
+
+def plant(bug: Bug, copy: Path) -> None:
+    """Put a bug into a copy of the sources."""
+    file = copy / bug.file
+    text = file.read_text()
+    if text.count(bug.right) != 1:
+        raise SystemExit(f"{bug.name}: its place in {bug.file} is gone; look for the new one")
+    file.write_text(text.replace(bug.right, bug.wrong))
+
+
+def caught_by(bug: Bug) -> str | None:
+    """The first test that fails with a bug, or None."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for folder in ("kronos", "migrations", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+        for file in ("pyproject.toml", "README.md", "alembic.ini"):
+            shutil.copy(ROOT / file, copy)
+        plant(bug, copy)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        try:
+            done = subprocess.run(
+                [*command, *bug.tests.split()],
+                cwd=copy,
+                env={**os.environ, "PYTHONPATH": str(copy)},
+                capture_output=True,
+                text=True,
+                timeout=400,
+            )
+        except subprocess.TimeoutExpired:
+            return "a test that hangs"
+        found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        return found[1] if found else None
+
+
+def main() -> None:
+    """Plant each bug, and say what caught it."""
+    missed = 0
+    for bug in BUGS:
+        if len(sys.argv) > 1 and bug.name not in sys.argv[1:]:
+            continue
+        test = caught_by(bug)
+        missed += test is None
+        sys.stdout.write(f"{bug.name}: {test or 'NOT CAUGHT'}\n")
+        sys.stdout.flush()
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
