@@ -1,4 +1,4 @@
-"""Many processes on one store: what it costs to see another one's commit, and to write side by side.
+"""Many processes on one store: seeing another one's commit, writing side by side, kills.
 
     python -m benchmarks.processes
 
@@ -18,11 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kronos import MemoryStore, NewMemory
-from kronos.types import Vectors
+
+if TYPE_CHECKING:
+    from kronos.types import Vectors
 
 _DIM = 384
 _COMMITS = 60
@@ -81,12 +84,12 @@ def change_check(store: MemoryStore) -> None:
         alone = (time.perf_counter() - started) / 2000
     whole = float(np.median(times))
     print(
-        f"seeing that nothing changed: {alone * 1e6:.0f} us, with its transaction {whole * 1e6:.0f}"
+        f"seeing that nothing changed: {alone * 1e6:.0f} us, with a transaction of its own {whole * 1e6:.0f}"
     )
 
 
 def fresh_reads(store: MemoryStore) -> None:
-    """A reader's first search after another process's commit of 100, beside one without a commit."""
+    """A reader's first search after another process's commit of 100."""
     query = rows(1, seed=9)[0]
     store.search(query)
     idle, fresh = [], []

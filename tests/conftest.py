@@ -13,12 +13,15 @@ import pytest
 # Before anything imports huggingface_hub: no test asks the network for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 
 from kronos import MemoryStore
 
 # For `pytest --hypothesis-profile nightly`: the laws look at many more examples.
 hypothesis_settings.register_profile("nightly", hypothesis_settings.default)
+# For `tests.mutations`, which wants to know that a law breaks and not the shortest way to do so.
+hypothesis_settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
 
 
 class Clock:

@@ -181,6 +181,7 @@ def caught_by(bug: Bug) -> str | None:
             shutil.copy(ROOT / file, copy)
         plant(bug, copy)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += ["--hypothesis-profile", "unshrunk"]
         try:
             done = subprocess.run(
                 [*command, *bug.tests.split()],
