@@ -84,7 +84,7 @@ def change_check(store: MemoryStore) -> None:
         alone = (time.perf_counter() - started) / 2000
     whole = float(np.median(times))
     print(
-        f"seeing that nothing changed: {alone * 1e6:.0f} us, with a transaction of its own {whole * 1e6:.0f}"
+        f"seeing that nothing changed: {alone * 1e6:.0f} us, with a transaction {whole * 1e6:.0f}"
     )
 
 

@@ -106,16 +106,21 @@ def import_(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Import text, Markdown and JSONL files. A second run adds nothing."""
+    """Import text, Markdown and JSONL files, and exports. A second run adds nothing."""
+    from kronos.exchange import is_export
     from kronos.importing import find_files, read_file
 
     files = find_files(paths)
+    exports = [file for file in files if is_export(file)]
+    others = [file for file in files if file not in exports]
     with _open(store, model=model, create=True) as memories:
         own = namespace or memories.namespace
         before = memories.count(namespace="*")
         with _progress("importing") as progress:
-            items = (item for file in files for item in read_file(file, namespace=own))
+            items = (item for file in others for item in read_file(file, namespace=own))
             seen = len(memories.add_many(items, on_conflict="ignore", progress=progress))
+            for file in exports:
+                seen += len(memories.import_from(file, progress=progress))
         added = memories.count(namespace="*") - before
     _print(
         {"files": len(files), "passages": seen, "added": added},
@@ -291,6 +296,22 @@ def doctor(
         raise StorageError("the store is not as it should be; see above")
     if not as_json:
         out.print("index and database agree, and nothing is damaged")
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A file that ends with .jsonl or .parquet.")],
+    store: Store = None,
+    vectors: Annotated[bool, typer.Option("--vectors", help="With the vectors.")] = False,
+    where: Where = None,
+    namespace: Namespace = "*",
+    as_json: Json = False,
+) -> None:
+    """Write memories to a file that `import` brings back exactly."""
+    condition = None if where is None else _parse_json(where, "--where")
+    with _open(store, embeds=False) as memories:
+        count = memories.export_to(path, vectors=vectors, where=condition, namespace=namespace)
+    _print({"memories": count, "path": str(path)}, f"{count} memories are in {path}", as_json)
 
 
 @app.command()

@@ -408,6 +408,31 @@ class KronosMemory:
         """Copy the database while others read and write; see `MemoryStore.backup`."""
         return await self._open.work(self._store.backup, path)
 
+    async def export_to(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        vectors: bool = False,
+        where: Where | None = None,
+        namespace: str | None = "*",
+    ) -> int:
+        """Write memories to a file; see `MemoryStore.export_to`."""
+        return await self._open.work(
+            self._store.export_to, path, vectors=vectors, where=where, namespace=namespace
+        )
+
+    async def import_from(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_conflict: OnConflict = "ignore",
+        progress: ProgressCallback | None = None,
+    ) -> builtins.list[str]:
+        """Bring back what `export_to` wrote; see `MemoryStore.import_from`."""
+        return await self._open.encode(
+            self._store.import_from, path, on_conflict=on_conflict, progress=progress
+        )
+
     @staticmethod
     async def restore(
         path: str | os.PathLike[str],

@@ -8,7 +8,7 @@ leaves no vector of an older text in any space; the spaces are in `Repository.sp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -157,6 +157,20 @@ class Repository:
         rows = self._connection.execute(statement.order_by(memories.c.key).limit(limit))
         return [_memory(row) for row in rows]
 
+    def walk(
+        self, scope: str | None, condition: Condition | None, limit: int
+    ) -> Iterator[list[tuple[int, Memory]]]:
+        """All live memories in a scope that meet a condition, with their keys, so many at once."""
+        after = -1
+        while True:
+            statement = self._matching(select(*_MEMORY), scope, condition)
+            statement = statement.where(memories.c.key > after).order_by(memories.c.key)
+            rows = self._connection.execute(statement.limit(limit)).all()
+            if not rows:
+                return
+            yield [(row[0], _memory(row)) for row in rows]
+            after = rows[-1][0]
+
     def count(self, scope: str | None = None, condition: Condition | None = None) -> int:
         """How many live memories in a scope meet a condition."""
         statement = self._matching(select(func.count()).select_from(memories), scope, condition)
@@ -239,8 +253,7 @@ class Repository:
             {
                 "key": seq,
                 "id": write.record.id,
-                "created_at": self._now,
-                "updated_at": self._now,
+                **self._times(write.record),
                 "seq": seq,
                 **_columns(write.record),
             }
@@ -254,6 +267,13 @@ class Repository:
                 for seq, write in zip(seqs, writes, strict=True)
             ],
         )
+
+    def _times(self, record: Record) -> dict[str, int]:
+        created = self._now if record.created_at is None else record.created_at
+        updated = record.updated_at
+        if updated is None:
+            updated = self._now if record.created_at is None else created
+        return {"created_at": created, "updated_at": updated}
 
     def _replace(self, writes: Sequence[_Write], space: Space) -> None:
         for write in writes:

@@ -414,6 +414,16 @@ class Spaces:
             keys, blobs = zip(*rows, strict=True)
             yield np.array(keys, np.int64), from_rows(blobs, space.dim)
 
+    def blobs(self, space_id: int, keys: Sequence[int]) -> dict[int, bytes]:
+        """The vectors of keys in a space, as float32 little-endian bytes; pending ones are not."""
+        found: dict[int, bytes] = {}
+        for part in parts(keys):
+            statement = select(vectors.c.memory_key, vectors.c.vector).where(
+                vectors.c.space_id == space_id, vectors.c.memory_key.in_(part)
+            )
+            found.update((key, blob) for key, blob in self._connection.execute(statement))
+        return found
+
     def insert_vectors(self, space: Space, rows: Iterable[tuple[int, bytes, bytes, int]]) -> None:
         """Insert (key, content hash, vector, seq) rows, which must not stand there."""
         names = ("memory_key", "content_hash", "vector", "seq")

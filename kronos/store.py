@@ -21,7 +21,7 @@ from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kronos import doctor, intake
+from kronos import doctor, exchange, intake
 from kronos.background import Background
 from kronos.compaction import compact
 from kronos.db import backup, schema
@@ -1019,6 +1019,64 @@ class MemoryStore:
         with serving.replica.saving, serving.replica.lock, self._reader() as repository:
             problems += doctor.wrong_index(repository, serving.replica, repair=repair)
         return Report(tuple(problems), tuple(advice))
+
+    def export_to(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        vectors: bool = False,
+        where: Where | None = None,
+        namespace: str | None = "*",
+    ) -> int:
+        """Write memories, as they are at one moment, to a file that `import_from` brings back.
+
+        Args:
+            path: ends with .jsonl or .parquet, which says the format; a file there is replaced.
+            vectors: with the vectors of the active space, so that a store of the same model need
+                not embed them anew.
+            where: a filter on the metadata.
+            namespace: this one and all below it; "*" is every one, None the store's own.
+
+        Returns:
+            How many memories the file holds.
+
+        Raises:
+            InputError: the path, the filter or the namespace is refused.
+            MissingDependencyError: Parquet needs pyarrow.
+            StorageError: the file could not be written; no part of it is left.
+        """
+        target = Path(path).expanduser().absolute()
+        scope, condition = check_scope(namespace, self.namespace), compile_filter(where)
+        with self._reader() as repository:
+            space = repository.spaces.active() if vectors else None
+            found = exchange.rows(repository, scope, condition, space)
+            return exchange.write(target, found, space)
+
+    def import_from(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_conflict: OnConflict = "ignore",
+        progress: ProgressCallback | None = None,
+    ) -> builtins.list[str]:
+        """Bring back what `export_to` wrote: ids, times and metadata as they were.
+
+        Vectors are taken over when this store's embedder made them; else the texts are embedded.
+
+        Args:
+            path: the file.
+            on_conflict: for an id that exists: "error", "replace" or "ignore".
+            progress: called after every batch.
+
+        Returns:
+            The ids of the memories in the file.
+
+        Raises:
+            InputError: the file is no export, or is damaged; batches before the place are stored.
+            DuplicateIdError: an id exists and `on_conflict` is "error"; likewise.
+        """
+        found = exchange.read(Path(path).expanduser().absolute(), self._serving.space)
+        return self.add_many(found, on_conflict=on_conflict, progress=progress)
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))

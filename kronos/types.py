@@ -69,6 +69,10 @@ class NewMemory:
     expires_at: datetime | None = None
     embedding: Vectors | Sequence[float] | None = None
     """(dim,) float, scaled to unit length on entry. It is taken as made by the store's embedder."""
+    created_at: datetime | None = None
+    """When it came into being, for what is brought from elsewhere; left out: now."""
+    updated_at: datetime | None = None
+    """When it was last changed; left out: `created_at`, else now."""
 
 
 @dataclass(frozen=True, slots=True)

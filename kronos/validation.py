@@ -61,6 +61,9 @@ class Record:
     expires_at: int | None
     embedding: Vectors | Sequence[float] | None = None
     """As the caller handed it in; `check_embeddings` checks it."""
+    created_at: int | None = None
+    """None: now."""
+    updated_at: int | None = None
 
 
 def check_item(item: Item, *, namespace: str, settings: Settings, field: str = "") -> Record:
@@ -93,6 +96,8 @@ def check_item(item: Item, *, namespace: str, settings: Settings, field: str = "
         else check_id(new.parent_id, field=f"{dot}parent_id"),
         expires_at=check_time(new.expires_at, field=f"{dot}expires_at"),
         embedding=new.embedding,
+        created_at=check_time(new.created_at, field=f"{dot}created_at"),
+        updated_at=check_time(new.updated_at, field=f"{dot}updated_at"),
     )
 
 
