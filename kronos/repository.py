@@ -89,11 +89,21 @@ class _Write:
 
 
 class Repository:
-    """The rows, over one open transaction."""
+    """The rows, over one open transaction.
 
-    def __init__(self, connection: Connection, now: datetime) -> None:
+    Args:
+        connection: in a transaction.
+        now: the time, UTC.
+        expired_by: what has expired until then is gone; None is `now`. It is later than `now` when
+            the clock was put back: what is gone must not come back.
+    """
+
+    def __init__(
+        self, connection: Connection, now: datetime, *, expired_by: datetime | None = None
+    ) -> None:
         self._connection = connection
         self._now = to_microseconds(now)
+        self._expired_by = self._now if expired_by is None else to_microseconds(expired_by)
         self.spaces = Spaces(connection, self._now)
 
     @property
@@ -125,7 +135,7 @@ class Repository:
         """The live memories among these keys."""
         found: dict[int, Memory] = {}
         for part in parts(keys.tolist()):
-            rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._now}).all()
+            rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._expired_by}).all()
             found.update((row[0], _memory(row)) for row in rows)
         return found
 
@@ -195,7 +205,7 @@ class Repository:
         return statement if condition is None else statement.where(condition)
 
     def _live(self) -> Condition:
-        return or_(memories.c.expires_at.is_(None), memories.c.expires_at > self._now)
+        return or_(memories.c.expires_at.is_(None), memories.c.expires_at > self._expired_by)
 
     def _key_of(self, id: str) -> int:
         key = self._connection.execute(
@@ -238,7 +248,7 @@ class Repository:
         for part in parts(ids):
             statement = select(*columns).where(memories.c.id.in_(part))
             for key, id, content_hash, expires_at in self._connection.execute(statement):
-                if expires_at is not None and expires_at <= self._now:
+                if expires_at is not None and expires_at <= self._expired_by:
                     expired.append(key)
                 else:
                     found[id] = (key, content_hash)

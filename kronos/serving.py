@@ -26,6 +26,7 @@ from kronos.errors import (
     KronosWarning,
     ModelLoadError,
     NoEmbedderError,
+    ReadOnlyStoreError,
     ReindexError,
 )
 from kronos.jobs import JobOptions
@@ -180,7 +181,7 @@ class Settler:
         reason = embedder.fallback_reason if isinstance(embedder, EmbeddingService) else None
         if active.fingerprint == embedder.fingerprint:
             if not complete:
-                active = self._rebuild(embedder, alias, progress)
+                active = self._complete(active, embedder, alias, progress)
             return self._serve(active, embedder, degraded=reason), None
         if reason is not None and active.model != HASH_MODEL:
             return self._stand_in(active, embedder, reason, progress), None
@@ -237,6 +238,24 @@ class Settler:
         if report.space.state != "active":
             raise _not_all_made(report)
         return report.space
+
+    def _complete(
+        self,
+        active: Space,
+        embedder: Embedder,
+        alias: str | None,
+        progress: ProgressCallback | None,
+    ) -> Space:
+        """Embed what is pending; a store that can only be read answers without."""
+        try:
+            return self._rebuild(embedder, alias, progress)
+        except ReadOnlyStoreError as exc:
+            warnings.warn(
+                f"some memories have no vector yet, and searches miss them: {exc}",
+                KronosWarning,
+                stacklevel=2,
+            )
+            return active
 
     def _stand_in(
         self, active: Space, embedder: Embedder, reason: str, progress: ProgressCallback | None

@@ -190,6 +190,8 @@ class MemoryStore:
         self._settings = Settings.from_env() if settings is None else settings
         self._migrate = migrate
         self._clock = clock
+        self._latest = datetime.min.replace(tzinfo=timezone.utc)
+        """The latest time seen: clocks are put back, and what had expired must stay gone."""
         self._database: Database | None = None
         self._current: Serving | None = None
         self._jobs, self._snapshots = Background("job"), Background("snapshot")
@@ -326,16 +328,21 @@ class MemoryStore:
             raise StoreClosedError
         return self._database
 
+    def _repository(self, connection: Any) -> Repository:
+        now = self._clock()
+        self._latest = max(now, self._latest)
+        return Repository(connection, now, expired_by=self._latest)
+
     @contextmanager
     def _reader(self) -> Iterator[Repository]:
         with self._open_database.read() as connection:
-            yield Repository(connection, self._clock())
+            yield self._repository(connection)
 
     @contextmanager
     def _writer(self, serving: Serving | None = None) -> Iterator[Repository]:
         """A write transaction; with vectors of a space, only while that space serves."""
         with self._writing, self._open_database.write() as connection:
-            repository = Repository(connection, self._clock())
+            repository = self._repository(connection)
             if serving and not serving.is_current(repository, repository.pulse()):
                 raise _Moved
             yield repository
