@@ -3,23 +3,40 @@
 The first line (in Parquet, the file's own metadata) names the embedder whose vectors the file
 holds. Vectors are taken back only into a space of the same fingerprint; into any other store the
 texts go without, and are embedded anew: so a file never mixes spaces.
+
+Every file bears a seal, the checksum of all its other bytes: the last line of JSONL; in Parquet it
+stands before the footer, where no reader looks. A file is read only after its seal was found right:
+of one that was damaged, cut off or edited nothing is stored, and pyarrow sees no byte. The seal is
+the same in every version of Kronos.
+
+    JSONL:    header · memories · seal
+    Parquet:  row groups · seal · footer, which holds the header
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from kronos.errors import InputError, MissingDependencyError, StorageError
+from kronos.errors import (
+    InputError,
+    MissingDependencyError,
+    StorageError,
+    StorageFullError,
+    StoreBusyError,
+)
+from kronos.files import FULL, locked, sync
 from kronos.types import NewMemory
 
 if TYPE_CHECKING:
@@ -29,6 +46,11 @@ if TYPE_CHECKING:
 _MARK = "kronos-export"
 _VERSION = 1
 _ROWS_AT_ONCE = 1000
+_BYTES_AT_ONCE = 2**20
+_MAX_HEADER = 2**16
+_SEAL_START = b'{"kronos-export-sha256": "'
+_SEAL_END = b'"}\n'
+_SEAL_BYTES = len(_SEAL_START) + 2 * hashlib.sha256().digest_size + len(_SEAL_END)
 _PARQUET = (".parquet", ".pq")
 _JSONL = (".jsonl", ".ndjson")
 _TEXTS = ("id", "namespace", "content", "metadata", "parent_id")
@@ -77,7 +99,7 @@ def rows(
 
 
 def write(path: Path, found: Iterable[Row], space: Space | None) -> int:
-    """Write a file, whole or not at all.
+    """Write a file, whole or not at all; it is on the disk when this returns.
 
     Args:
         path: ends with .jsonl, .ndjson, .parquet or .pq.
@@ -90,10 +112,11 @@ def write(path: Path, found: Iterable[Row], space: Space | None) -> int:
     Raises:
         InputError: the ending is another one, or the file cannot be made there.
         MissingDependencyError: Parquet needs pyarrow.
-        StorageError: the disk failed.
+        StoreBusyError: another export writes this file now.
+        StorageFullError: the disk is full.
+        StorageError: the disk failed. After each of the three what was there before is intact.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (*_JSONL, *_PARQUET):
+    if path.suffix.lower() not in (*_JSONL, *_PARQUET):
         raise InputError(
             f"{path} must end with .jsonl or .parquet: the ending says the format", field="path"
         )
@@ -104,27 +127,46 @@ def write(path: Path, found: Iterable[Row], space: Space | None) -> int:
         header |= {"model": space.model, "fingerprint": space.fingerprint, "dim": space.dim}
     part = path.with_name(path.name + ".part")
     try:
-        count = (_write_jsonl if suffix in _JSONL else _write_parquet)(part, found, header)
-        part.replace(path)
+        part.touch()
+        with locked(part) as alone:
+            if not alone:
+                raise StoreBusyError(f"another export writes {path} now: wait until it is done")
+            count = _publish(part, path, found, header)
+        sync(path.parent)
     except OSError as exc:
+        if exc.errno in FULL:
+            raise StorageFullError(f"no room for {path}: free some disk space: {exc}") from exc
         raise StorageError(f"{path} could not be written: {exc}") from exc
-    finally:
+    return count
+
+
+def _publish(part: Path, path: Path, found: Iterable[Row], header: dict[str, Any]) -> int:
+    """Write the part, bring it to the disk, and only then give it the file's name."""
+    parquet = _is_parquet(path)
+    try:
+        with part.open("w+b") as file:
+            count = (_write_parquet if parquet else _write_jsonl)(file, found, header)
+            _add_seal(file, _footer_bytes(file) if parquet else 0)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            part.unlink()
+        raise
     return count
 
 
-def _write_jsonl(path: Path, found: Iterable[Row], header: dict[str, Any]) -> int:
+def _write_jsonl(file: BinaryIO, found: Iterable[Row], header: dict[str, Any]) -> int:
     count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(header) + "\n")
-        for row in found:
-            file.write(json.dumps(row.as_json(), ensure_ascii=False) + "\n")
-            count += 1
+    file.write(json.dumps(header).encode() + b"\n")
+    for row in found:
+        file.write(json.dumps(row.as_json(), ensure_ascii=False).encode() + b"\n")
+        count += 1
     return count
 
 
-def _write_parquet(path: Path, found: Iterable[Row], header: dict[str, Any]) -> int:
+def _write_parquet(file: BinaryIO, found: Iterable[Row], header: dict[str, Any]) -> int:
     arrow, parquet = _pyarrow()
     fields = [(name, arrow.string()) for name in _TEXTS]
     fields += [("importance", arrow.float64())]
@@ -132,7 +174,7 @@ def _write_parquet(path: Path, found: Iterable[Row], header: dict[str, Any]) -> 
     fields += [("vector", arrow.binary())]
     schema = arrow.schema(fields).with_metadata({_MARK: json.dumps(header)})
     count = 0
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(file, schema) as writer:
         for part in _parts(found):
             writer.write_table(arrow.Table.from_pylist([_as_columns(row) for row in part], schema))
             count += len(part)
@@ -157,48 +199,132 @@ def _parts(found: Iterable[Row]) -> Iterator[list[Row]]:
         yield part
 
 
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in _PARQUET
+
+
 def is_export(path: Path) -> bool:
-    """Whether a file is one that `write` made."""
-    if path.suffix.lower() in _PARQUET:
+    """Whether a file says that `write` made it."""
+    if _is_parquet(path):
         return True
     if path.suffix.lower() not in _JSONL:
         return False
     try:
         with path.open("rb") as file:
-            first = json.loads(file.readline(2**16))
-    except (OSError, ValueError, RecursionError):
+            return _is_marked(file)
+    except OSError:
         return False
-    return isinstance(first, dict) and _MARK in first
+
+
+def _is_marked(file: BinaryIO) -> bool:
+    """Whether a JSONL file begins or ends as an export does."""
+    try:
+        first = json.loads(file.readline(_MAX_HEADER))
+    except (ValueError, RecursionError):
+        first = None
+    if isinstance(first, dict) and _MARK in first:
+        return True
+    file.seek(max(file.seek(0, os.SEEK_END) - _SEAL_BYTES, 0))
+    return file.read().startswith(_SEAL_START)
+
+
+def _add_seal(file: BinaryIO, footer: int) -> None:
+    """Put the seal into a file, before its last `footer` bytes."""
+    place = file.seek(0, os.SEEK_END) - footer
+    seal = _seal(file, place, place)
+    file.seek(place)
+    last = file.read()
+    file.seek(place)
+    file.write(seal + last)
+
+
+def _check_seal(path: Path, file: BinaryIO) -> None:
+    """Raise InputError, which names the way out, when a byte is not as it was written."""
+    footer = _footer_bytes(file) if _is_parquet(path) else 0
+    end = file.seek(0, os.SEEK_END) - footer
+    place = end - _SEAL_BYTES
+    file.seek(max(place, 0))
+    found = file.read(_SEAL_BYTES)
+    if place >= 0 and found == _seal(file, place, end):
+        return
+    if found.startswith(_SEAL_START):
+        what = "was changed or damaged since it was exported"
+    else:
+        what = "is cut off, or its end was changed or damaged"
+    way_out = (
+        "hand its rows to add_many"
+        if _is_parquet(path)
+        else "delete its header and its seal, the first and the last line, and import it as plain "
+        "JSON lines, which keep times and vectors as metadata only"
+    )
+    raise InputError(
+        f"{path} {what}; nothing of it was stored. Export it again; if it was edited on purpose, "
+        f"{way_out}",
+        field="path",
+    )
+
+
+def _footer_bytes(file: BinaryIO) -> int:
+    """The length of a Parquet file's footer: all that must come last."""
+    file.seek(max(file.seek(0, os.SEEK_END) - 8, 0))
+    return int.from_bytes(file.read(4), "little") + 8
+
+
+def _seal(file: BinaryIO, place: int, end: int) -> bytes:
+    """The seal that belongs to a file whose seal stands from `place` to `end`."""
+    checksum = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(min(_BYTES_AT_ONCE, place - file.tell())):
+        checksum.update(chunk)
+    file.seek(end)
+    while chunk := file.read(_BYTES_AT_ONCE):
+        checksum.update(chunk)
+    return _SEAL_START + checksum.hexdigest().encode() + _SEAL_END
 
 
 def read(path: Path, space: Space) -> Iterator[NewMemory]:
-    """Read a file back.
+    """Read a file back; every byte is verified before the first memory comes.
 
     Args:
         path: what `write` made.
         space: where the memories go; vectors of another fingerprint are left out.
 
     Raises:
-        InputError: the file is no export, of a newer Kronos, or damaged; names the line.
+        InputError: the file is no export, of a newer Kronos, cut off, or not as it was written.
         MissingDependencyError: Parquet needs pyarrow.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}", field="path")
-    reader = _read_parquet if path.suffix.lower() in _PARQUET else _read_jsonl
-    found = reader(path)
-    header = next(found)
+    try:
+        with path.open("rb") as file:
+            if not _is_parquet(path) and not _is_marked(file):
+                raise _unreadable(path)
+            _check_seal(path, file)
+            file.seek(0)
+            found = (_read_parquet if _is_parquet(path) else _read_jsonl)(path, file)
+            yield from _memories(path, found, space)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc}", field="path") from exc
+
+
+def _memories(path: Path, found: Iterator[dict[str, Any]], space: Space) -> Iterator[NewMemory]:
+    header = next(found, {})
     if header.get(_MARK) != _VERSION:
-        raise InputError(
-            f"{path} is no export that this Kronos reads: its first line should hold "
-            f'{{"{_MARK}": {_VERSION}}}',
-            field="path",
-        )
+        raise _unreadable(path)
     fits = header.get("fingerprint") == space.fingerprint
     for number, fields in enumerate(found, 2):
         try:
             yield _as_memory(fields, fits)
         except (TypeError, ValueError, AttributeError, KeyError, binascii.Error) as exc:
             raise InputError(f"{path}, line {number}: {exc!r}", field="path") from exc
+
+
+def _unreadable(path: Path) -> InputError:
+    return InputError(
+        f"{path} is no export that this Kronos reads: its header should hold "
+        f'{{"{_MARK}": {_VERSION}}}',
+        field="path",
+    )
 
 
 def _as_memory(fields: dict[str, Any], fits: bool) -> NewMemory:
@@ -212,27 +338,25 @@ def _as_memory(fields: dict[str, Any], fits: bool) -> NewMemory:
     return NewMemory(**fields, embedding=embedding)
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        number = 0
+def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if line.startswith(_SEAL_START):
+            return
         try:
-            for number, line in enumerate(file, 1):  # noqa: B007  (named in the error)
-                found = json.loads(line)
-                if not isinstance(found, dict):
-                    raise ValueError("expected a JSON object")
-                yield found
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise ValueError("expected a JSON object")
         except (ValueError, RecursionError) as exc:
-            raise InputError(f"{path}, near line {number}: {exc}", field="path") from exc
-    if not number:
-        raise InputError(f"{path} is empty", field="path")
+            raise InputError(f"{path}, line {number}: {exc}", field="path") from exc
+        yield found
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
     arrow, parquet = _pyarrow()
     try:
-        with parquet.ParquetFile(path) as file:
-            yield json.loads((file.schema_arrow.metadata or {}).get(_MARK.encode(), b"{}"))
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
+        with parquet.ParquetFile(file) as table:
+            yield json.loads((table.schema_arrow.metadata or {}).get(_MARK.encode(), b"{}"))
+            for batch in table.iter_batches(_ROWS_AT_ONCE):
                 for fields in batch.to_pylist():
                     yield {**fields, "metadata": json.loads(fields["metadata"])}
     except (arrow.ArrowException, OSError, ValueError) as exc:

@@ -6,6 +6,7 @@ some network file systems) a file counts as left once nobody wrote to it for an 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _STRAY_AFTER_S = 3600.0
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no room for a file."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What it says when a file must not be written."""
 
 
 @contextmanager

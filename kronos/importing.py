@@ -57,8 +57,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _looks_like_text(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(_SNIFFED_BYTES)
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SNIFFED_BYTES)
+    except OSError:
+        return True  # it was to be imported: whoever reads it says why it cannot
     try:
         # A character may be cut at the end of what was read.
         start.decode()
@@ -79,7 +82,7 @@ def read_file(path: Path, *, namespace: str) -> Iterator[NewMemory]:
 
     Raises:
         ContentError: the file is no UTF-8 text.
-        InputError: a line of JSONL is no memory; names file and line.
+        InputError: the file cannot be read; or a line of JSONL is no memory, and it is named.
     """
     source = str(path.resolve())
     if path.suffix.lower() in _JSONL:
@@ -101,6 +104,8 @@ def _read_text(path: Path) -> str:
         raise ContentError(
             f"{path} is no UTF-8 text (byte {exc.start}): convert it first", field=str(path)
         ) from exc
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc}", field=str(path)) from exc
 
 
 def _read_jsonl(path: Path, source: str, namespace: str) -> Iterator[NewMemory]:

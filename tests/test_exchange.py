@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kronos import Memory, MemoryStore, NewMemory
+from kronos import Memory, MemoryStore, NewMemory, exchange
 from kronos.embedding.hashing import HashEmbedder
-from kronos.errors import ContentError, DimensionMismatchError, InputError
+from kronos.errors import (
+    ContentError,
+    DimensionMismatchError,
+    InputError,
+    StorageFullError,
+    StoreBusyError,
+)
+from kronos.importing import read_file
 from tests.conftest import Clock, Opener
 
 FORMATS = ["all.jsonl", "all.parquet"]
+UTC = timezone.utc
 
 
 class Counting(HashEmbedder):
@@ -119,8 +130,14 @@ def test_a_part_of_a_store_is_exported(open_store: Opener, tmp_path: Path) -> No
     )
     path = tmp_path / "some.jsonl"
     assert store.export_to(path, namespace="n1", where={"n": {"$gt": 3}}) == 2
-    held = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    held = [json.loads(line) for line in path.read_text().splitlines()[1:-1]]
     assert [line["metadata"]["n"] for line in held] == [5, 7]
+
+
+def sealed(*lines: str) -> bytes:
+    """A JSONL file with the seal that belongs to it, whatever it holds."""
+    text = "".join(line + "\n" for line in lines).encode()
+    return text + b'{"kronos-export-sha256": "%s"}\n' % hashlib.sha256(text).hexdigest().encode()
 
 
 def test_bad_files_are_refused_by_name(open_store: Opener, tmp_path: Path) -> None:
@@ -132,34 +149,197 @@ def test_bad_files_are_refused_by_name(open_store: Opener, tmp_path: Path) -> No
         with pytest.raises(InputError) as refused:
             store.export_to(target)
         assert refused.value.field == "path"
-    lines = path.read_text().splitlines()
+    header, memory, _, _ = path.read_text().splitlines()
+    assert path.read_bytes() == sealed(*path.read_text().splitlines()[:-1])
     bad = {
-        "empty": "",
-        "no header": lines[1],
-        "newer": lines[0].replace(": 1", ": 2", 1),
-        "no JSON": lines[0] + "\n{",
-        "no object": lines[0] + "\n[1]",
-        "an unknown field": lines[0] + '\n{"content": "x", "colour": 1}',
-        "a bad time": lines[0] + '\n{"content": "x", "created_at": "yesterday"}',
-        "a bad vector": lines[0] + '\n{"content": "x", "vector": "@@"}',
+        "no export": [b"", sealed(), sealed(memory), sealed(header.replace(": 1", ": 2", 1))],
+        "line 2: Expecting": [sealed(header, "{")],
+        "line 2: expected a JSON object": [sealed(header, "[1]")],
+        "line 2.*colour": [sealed(header, '{"content": "x", "colour": 1}')],
+        "line 2.*yesterday": [sealed(header, '{"content": "x", "created_at": "yesterday"}')],
+        "line 2.*base64": [sealed(header, '{"content": "x", "vector": "@@"}')],
     }
-    for name, text in bad.items():
-        path.write_text(text)
-        with pytest.raises(InputError, match=r"x\.jsonl"):
-            store.import_from(path)
-        assert store.count() == 2, name
-    path.write_text(lines[0] + '\n{"content": "x", "vector": "AACAPw=="}')
+    for reason, files in bad.items():
+        for file in files:
+            path.write_bytes(file)
+            with pytest.raises(InputError, match=rf"x\.jsonl.*{reason}"):
+                store.import_from(path)
+            assert store.count() == 2, reason
+    path.write_bytes(sealed(header, '{"content": "x", "vector": "AACAPw=="}'))
     with pytest.raises(DimensionMismatchError):
         store.import_from(path)
-    path.write_text(lines[0] + '\n{"content": " "}')
+    path.write_bytes(sealed(header, '{"content": " "}'))
     with pytest.raises(ContentError):
         store.import_from(path)
-    (tmp_path / "x.parquet").write_bytes(b"PAR1 garbage")
-    with pytest.raises(InputError, match="Parquet"):
-        store.import_from(tmp_path / "x.parquet")
     with pytest.raises(InputError, match="no file"):
         store.import_from(tmp_path / "absent.jsonl")
     assert store.count() == 2
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[MemoryStore]:
+    """A store into which nothing must come."""
+    with MemoryStore.open(tmp_path / "empty", embedder=HashEmbedder(8)) as store:
+        yield store
+        assert store.count(namespace="*") == 0
+
+
+def small_export(folder: Path, name: str, *, vectors: bool = True) -> Path:
+    path = folder / name
+    with MemoryStore.open(folder / "source", embedder=HashEmbedder(8)) as source:
+        source.add("Grüße", id="a", metadata={"n": 1}, expires_at=datetime.max.replace(tzinfo=UTC))
+        source.add_many(NewMemory(f"text {n}", id=f"{n}", parent_id="a") for n in range(2))
+        source.export_to(path, vectors=vectors)
+    return path
+
+
+def refuse(store: MemoryStore, path: Path, file: bytes) -> str:
+    path.write_bytes(file)
+    with pytest.raises(InputError) as refused:
+        store.import_from(path)
+    assert refused.value.field == "path"
+    return str(refused.value)
+
+
+def flipped(whole: bytes, position: int) -> bytes:
+    bit = 1 << position % 8
+    return whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_flipped_byte_is_found_before_anything_is_stored(
+    empty: MemoryStore, tmp_path: Path, name: str
+) -> None:
+    path = small_export(tmp_path, name)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        assert name in refuse(empty, path, flipped(whole, position))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_lost_or_gained_bytes_is_found_before_anything_is_stored(
+    empty: MemoryStore, tmp_path: Path, name: str
+) -> None:
+    path = small_export(tmp_path, name)
+    whole = path.read_bytes()
+    for end in {*range(0, len(whole), 11), *range(len(whole) - 20, len(whole))}:
+        refuse(empty, path, whole[:end])
+        refuse(empty, path, whole[end:][1:])
+    for more in (b"\n", b"\0" * 100, whole, whole[-500:]):
+        refuse(empty, path, whole + more)
+    refuse(empty, path, b"PAR1 garbage")
+    refuse(empty, path, bytes(len(whole)))
+
+
+def test_lines_removed_swapped_or_doubled_are_found_before_anything_is_stored(
+    empty: MemoryStore, tmp_path: Path
+) -> None:
+    path = small_export(tmp_path, "x.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    for n in range(len(lines)):
+        refuse(empty, path, b"".join(lines[:n] + lines[n + 1 :]))
+        refuse(empty, path, b"".join(lines[: n + 1] + lines[n:]))
+        for other in range(n):
+            swapped = [*lines]
+            swapped[n], swapped[other] = lines[other], lines[n]
+            refuse(empty, path, b"".join(swapped))
+    for n in range(1, len(lines)):
+        assert "is cut off" in refuse(empty, path, b"".join(lines[:n]))
+    assert "was changed or damaged" in refuse(
+        empty, path, b"".join(lines).replace(b"text 1", b"text 2")
+    )
+    assert "its end was changed" in refuse(empty, path, b"".join(lines).replace(b"\n", b"\r\n"))
+
+
+def test_a_damaged_header_does_not_pass_for_plain_json_lines(tmp_path: Path) -> None:
+    path = small_export(tmp_path, "x.jsonl")
+    whole = path.read_bytes()
+    for position in range(whole.index(b"\n") + 1):
+        path.write_bytes(flipped(whole, position))
+        if not exchange.is_export(path):
+            with pytest.raises(InputError):
+                next(read_file(path, namespace="default"))
+    path.write_bytes(whole[whole.index(b"\n") + 1 :])
+    assert exchange.is_export(path), "its seal says so"
+
+
+def test_the_way_out_of_a_file_that_was_edited_on_purpose(
+    empty: MemoryStore, open_store: Opener, tmp_path: Path
+) -> None:
+    path = small_export(tmp_path, "x.jsonl")
+    edited = path.read_text().replace("text 1", "a better text").splitlines()
+    message = refuse(empty, path, "\n".join(edited).encode())
+    assert "delete its header and its seal, the first and the last line" in message
+    path.write_text("\n".join(edited[1:-1]))
+    assert not exchange.is_export(path)
+    store = open_store()
+    store.add_many(read_file(path, namespace="elsewhere"))
+    assert [memory.content for memory in everything(store)] == ["Grüße", "text 0", "a better text"]
+    first, second = store.get("a"), store.get("0")
+    assert first.expires_at == datetime.max.replace(tzinfo=UTC)
+    assert (second.namespace, second.parent_id, second.importance) == ("default", "a", 0.5)
+    assert first.metadata["n"] == 1
+    assert {"created_at", "updated_at", "vector"} < first.metadata.keys(), "as the message says"
+
+
+def test_a_parquet_export_is_parquet_for_everybody(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    path = small_export(tmp_path, "x.parquet", vectors=False)
+    assert parquet.read_table(path)["content"].to_pylist() == ["Grüße", "text 0", "text 1"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_is_on_the_disk_before_it_bears_its_name(
+    store: MemoryStore, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    synced: list[tuple[str, int, bool]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        names = {file.stat().st_ino: file.name for file in (tmp_path, *tmp_path.iterdir())}
+        synced.append((names[found.st_ino], found.st_size, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    store.export_to(path)
+    assert synced[0] == (f"{name}.part", path.stat().st_size, False)
+    assert [(name, there) for name, _, there in synced[1:]] == [(tmp_path.name, True)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_that_fails_leaves_the_one_before(tmp_path: Path, name: str) -> None:
+    path = small_export(tmp_path, name)
+    before = path.read_bytes()
+
+    def failing() -> Iterator[exchange.Row]:
+        yield from ()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageFullError, match="No space left"):
+        exchange.write(path, failing(), None)
+    assert path.read_bytes() == before
+    assert not path.with_name(f"{name}.part").exists()
+    path.with_name(f"{name}.part").write_bytes(b"what a killed export left" * 9999)
+    exchange.write(path, (), None)
+    assert path.stat().st_size < len(before)
+    assert not path.with_name(f"{name}.part").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no locks")
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_exports_never_write_one_file_together(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+
+    def meanwhile() -> Iterator[exchange.Row]:
+        with pytest.raises(StoreBusyError, match="another export"):
+            exchange.write(path, (), None)
+        yield from ()
+
+    assert exchange.write(path, meanwhile(), None) == 0
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")

@@ -15,7 +15,6 @@ at any moment loses nothing. What the payload means is known to the index kinds 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
-from kronos.files import is_left, locked, sync
+from kronos.files import FULL, READ_ONLY, is_left, locked, sync
 
 _PREFIX = struct.Struct("<8sII")
 _MAGIC = b"KRONOSIX"
@@ -37,8 +36,6 @@ _MAX_HEADER = 2**16
 _NAME = re.compile(r"space-(?P<space>\d+)-(?P<seq>\d{20})\.kronos")
 _TEMPORARY = re.compile(r"space-\d+-\d{20}\.kronos\.[0-9a-f]{32}\.tmp")
 _READ_ATTEMPTS = 10
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,11 +292,11 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno in _FULL:
+        if exc.errno in FULL:
             raise StorageFullError(
                 f"no room for an index snapshot in {folder}: free some disk space; nothing is "
                 "lost, and the next save tries again"
             ) from exc
-        if exc.errno in _READ_ONLY:
+        if exc.errno in READ_ONLY:
             raise ReadOnlyStoreError(f"index snapshots cannot be written: {exc}") from exc
         raise StorageError(f"index snapshots cannot be written: {exc}") from exc
