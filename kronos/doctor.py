@@ -18,13 +18,16 @@ import numpy as np
 from kronos.db import dialect, schema
 from kronos.errors import CorruptStoreError
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
+from kronos.repository import Repository
 from kronos.types import Problem
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from kronos.db.engine import Database
     from kronos.replica import Replica
-    from kronos.repository import Repository
 
+_IDS_SHOWN = 20
 _FREE_SHARE = 0.25
 """A disk with less room than this share of the database is short of it."""
 
@@ -50,6 +53,23 @@ def damaged_database(
         yield from left or [Problem("database", detail, repaired=True)]
         return
     yield from found
+
+
+def altered_texts(database: Database, clock: Callable[[], datetime]) -> Iterator[Problem]:
+    """Compare every text with the hash that was stored beside it; reads all of them."""
+    try:
+        with database.read() as connection:
+            altered = list(Repository(connection, clock()).altered())
+    except CorruptStoreError as exc:
+        yield Problem("texts", str(exc))
+        return
+    if altered:
+        shown = ", ".join(altered[:_IDS_SHOWN]) + (", ..." if len(altered) > _IDS_SHOWN else "")
+        yield Problem(
+            "texts",
+            f"{len(altered)} memories hold another text than was written, by the disk or by "
+            f"another program: {shown}. Write them anew, or: {dialect.WAY_OUT_OF_DAMAGE}",
+        )
 
 
 def wrong_schema(database: Database) -> Iterator[Problem]:
@@ -119,8 +139,8 @@ def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]
                 repository.spaces.make_pending(space, keys)
             yield Problem(
                 "vectors",
-                f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text "
-                "or their width; run `kronos reindex` to make them anew",
+                f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text, "
+                "their width or unit length; run `kronos reindex` to make them anew",
                 repaired=repair,
             )
 

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos.errors import KronosWarning, SnapshotError, StorageError
+from kronos.errors import (
+    CorruptStoreError,
+    KronosWarning,
+    SnapshotError,
+    StorageError,
+    VectorError,
+)
 from kronos.forking import Lock
 from kronos.index.snapshot import (
     SnapshotHeader,
@@ -122,7 +128,13 @@ class Replica:
         self._unsaved += len(gone)
         index.remove(gone)
         for keys, rows in repository.spaces.vectors_since(self.space, self._applied):
-            index.upsert(keys, rows)
+            try:
+                index.upsert(keys, rows)
+            except VectorError as exc:
+                raise CorruptStoreError(
+                    f"a stored vector of space {self.space.id} is damaged: {exc}. Run `kronos "
+                    "doctor --repair`, which has it made anew"
+                ) from exc
             self._unsaved += len(keys)
 
     def nearest(

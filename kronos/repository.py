@@ -29,15 +29,18 @@ from sqlalchemy import (
     update,
 )
 
+from kronos.db.dialect import WAY_OUT_OF_DAMAGE
 from kronos.db.tables import memories, spaces, store, tombstones, vectors
-from kronos.errors import DuplicateIdError, NotFoundError
+from kronos.errors import CorruptStoreError, DuplicateIdError, NotFoundError
 from kronos.jobs import Jobs
 from kronos.spaces import Spaces, checked_blobs, next_seqs, parts
 from kronos.types import Memory, OnConflict, Space
-from kronos.validation import Record, to_datetime, to_microseconds
+from kronos.validation import Record, hash_content, to_datetime, to_microseconds
 
 if TYPE_CHECKING:
     from kronos.types import Keys, Vectors
+
+_ROWS_A_FETCH = 500
 
 Condition: TypeAlias = ColumnElement[bool]
 """A boolean SQL expression over `memories`, as `kronos.search.filters` makes them."""
@@ -180,6 +183,20 @@ class Repository:
                 return
             yield [(row[0], _memory(row)) for row in rows]
             after = rows[-1][0]
+
+    def altered(self) -> Iterator[str]:
+        """The ids of memories whose text is not the one that was written; reads every row.
+
+        Raises:
+            CorruptStoreError: a row cannot be read at all.
+        """
+        statement = select(*_MEMORY, memories.c.content_hash).order_by(memories.c.key)
+        with self._connection.execute(statement) as rows:
+            for part in rows.partitions(_ROWS_A_FETCH):
+                for *row, content_hash in part:
+                    memory = _memory(row)
+                    if hash_content(memory.content.encode()) != content_hash:
+                        yield memory.id
 
     def count(self, scope: str | None = None, condition: Condition | None = None) -> int:
         """How many live memories in a scope meet a condition."""
@@ -434,7 +451,19 @@ def _below(scope: str) -> tuple[str, str]:
 
 
 def _memory(row: Sequence[Any]) -> Memory:
+    """A row as a memory; CorruptStoreError when it holds what Kronos never wrote."""
+    try:
+        return _parse(row)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise CorruptStoreError(
+            f"the row of the memory {row[1]!r} is damaged: {exc}. {WAY_OUT_OF_DAMAGE}"
+        ) from exc
+
+
+def _parse(row: Sequence[Any]) -> Memory:
     _, id, namespace, content, metadata, importance, parent_id, created, updated, expires = row
+    if not type(id) is type(namespace) is type(content) is str:
+        raise TypeError("id, namespace and content must be texts")
     return Memory(
         id=id,
         namespace=namespace,

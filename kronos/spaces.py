@@ -25,7 +25,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    or_,
     select,
     update,
 )
@@ -35,7 +34,7 @@ from kronos.db.tables import failures, jobs, leases, memories, spaces, store, to
 from kronos.db.vectors import from_rows, to_bytes
 from kronos.errors import DimensionMismatchError, VectorError
 from kronos.types import Failure, Space, SpaceStats
-from kronos.validation import to_datetime
+from kronos.validation import not_unit, to_datetime
 
 if TYPE_CHECKING:
     from kronos.types import Keys, Vectors
@@ -368,19 +367,24 @@ class Spaces:
     # -- What an index and a check need ---------------------------------------------------------
 
     def misfits(self, space: Space) -> Keys:
-        """The keys of a space whose vector has another width or was made from another text."""
-        found = self._connection.execute(
-            select(vectors.c.memory_key)
+        """The keys of a space whose vector is none that could be of their text.
+
+        It has another width, was made from another text, or is not of unit length.
+        """
+        is_wide = func.length(vectors.c.vector) == 4 * space.dim
+        is_current = vectors.c.content_hash == memories.c.content_hash
+        held = (
+            select(vectors.c.memory_key, vectors.c.vector)
             .join(memories, memories.c.key == vectors.c.memory_key)
-            .where(
-                vectors.c.space_id == space.id,
-                or_(
-                    vectors.c.content_hash != memories.c.content_hash,
-                    func.length(vectors.c.vector) != 4 * space.dim,
-                ),
-            )
-        ).scalars()
-        return np.fromiter(found, np.int64)
+            .where(vectors.c.space_id == space.id)
+        )
+        unfit = held.with_only_columns(vectors.c.memory_key).where(~(is_wide & is_current))
+        found = [np.fromiter(self._connection.execute(unfit).scalars(), np.int64)]
+        rows = self._connection.execute(held.where(is_wide, is_current))
+        for part in rows.partitions(_ROWS_A_FETCH):
+            keys, blobs = zip(*part, strict=True)
+            found.append(np.array(keys, np.int64)[not_unit(from_rows(blobs, space.dim))])
+        return np.concatenate(found)
 
     def make_pending(self, space: Space, keys: Keys) -> None:
         """Drop the vectors of these keys from a space, so that they are made anew."""

@@ -1012,11 +1012,14 @@ class MemoryStore:
             What is wrong, in words, and what of it was repaired.
         """
         serving, database, location = self._serving, self._open_database, self.location
+        advice = [*doctor.surroundings(database, location.database.parent)]
         problems = [
             *doctor.damaged_database(database, self._backup_beside, repair=repair),
-            *doctor.wrong_schema(database),
+            *doctor.altered_texts(database, self._clock),
         ]
-        advice = [*doctor.surroundings(database, location.database.parent)]
+        if any(problem.kind == "database" and not problem.repaired for problem in problems):
+            return Report(tuple(problems), tuple(advice))  # no row can be believed
+        problems += doctor.wrong_schema(database)
         with self._writer() if repair else self._reader() as repository:
             problems += doctor.misfit_vectors(repository, repair=repair)
             problems += doctor.pending_memories(repository)
@@ -1050,6 +1053,7 @@ class MemoryStore:
         Raises:
             InputError: the path, the filter or the namespace is refused.
             MissingDependencyError: Parquet needs pyarrow.
+            StoreBusyError: another export writes this file now.
             StorageError: the file could not be written; no part of it is left.
         """
         target = Path(path).expanduser().absolute()
@@ -1079,7 +1083,8 @@ class MemoryStore:
             The ids of the memories in the file.
 
         Raises:
-            InputError: the file is no export, or is damaged; batches before the place are stored.
+            InputError: the file is no export, or not as it was written: nothing of it is stored. Or
+                this store refuses a memory in it: the batches before that one are stored.
             DuplicateIdError: an id exists and `on_conflict` is "error"; likewise.
         """
         found = exchange.read(Path(path).expanduser().absolute(), self._serving.space)

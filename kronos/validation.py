@@ -42,6 +42,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _NEW_MEMORY_FIELDS = frozenset(option.name for option in fields(NewMemory))
 _UNIT_TOLERANCE = 1e-6
+_ROUNDED = 1e-4
+"""How far float32 may take the length of a wide unit vector from 1, and more."""
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -388,6 +390,11 @@ def check_embeddings(
 def unusable_rows(rows: Vectors) -> dict[int, str]:
     """What is wrong with vectors, (n, dim) float32, by their positions; nothing with the others."""
     return _unusable(_norms(rows))
+
+
+def not_unit(rows: Vectors) -> Any:
+    """Which vectors, (n, dim) float32, are not of unit length: (n,) bool."""
+    return ~(np.abs(_norms(rows) - 1) <= _ROUNDED)  # so that NaN is none
 
 
 def _unusable(norms: Any) -> dict[int, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,17 +19,20 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert, select, update
 
 from kronos.db import schema
-from kronos.db.dialect import PART
+from kronos.db.dialect import PART, pad
 from kronos.db.engine import Database
 from kronos.db.tables import memories, spaces, store, vectors
+from kronos.db.vectors import from_rows
 from kronos.errors import ConfigurationError, CorruptStoreError, InputError, StorageError
 from kronos.files import locked, sync
 from kronos.settings import Location, Settings
 from kronos.types import RecoveryReport
-from kronos.validation import hash_content
+from kronos.validation import hash_content, not_unit, to_datetime
 
 _A_LOST_SEQ = 10**12
 """How far to go beyond the highest seq that is known, where the last one cannot be read."""
+_NO_SEQ = 2**62
+"""No store gets so far: a number from there on is damage."""
 _ROWS_AT_ONCE = 500
 
 
@@ -92,10 +95,16 @@ def recover(location: Location, settings: Settings) -> RecoveryReport:
         for old, new in zip(_files(location.database)[::2], _files(copy)[::2], strict=True):
             if old.exists():
                 shutil.copyfile(old, new)
+        pad(copy)
         with closing(Database(part, settings)) as fresh:
             schema.prepare(fresh)
             with fresh.write() as connection:
                 report = _Salvage(connection, copy, settings).run()
+                if report is None:
+                    raise CorruptStoreError(
+                        f"nothing of a Kronos store can be read in {location.database}: put a "
+                        "backup back with `kronos restore`"
+                    )
             _finish(fresh)
         aside = _replace_files(part, location.database)
     return RecoveryReport(aside, *report)
@@ -212,58 +221,56 @@ class _Salvage:
         self._dialect = Database(damaged, settings).dialect
         self._highest = 0
 
-    def run(self) -> tuple[int, tuple[str, ...], int]:
-        """Memories found, ids of those whose text is damaged, and vectors found."""
+    def run(self) -> tuple[int, tuple[str, ...], int] | None:
+        """Memories found, ids of those that are damaged, and vectors found; None: nothing was."""
         found_spaces = self._copy(spaces, "id", self._is_space)
         damaged: dict[str, None] = {}
         hashes: dict[int, bytes] = {}
 
         def is_memory(row: dict[str, Any]) -> bool:
-            if not _is_whole(row):
-                damaged[str(row.get("id"))] = None
+            if not _passes(_is_whole, row):
+                damaged[ascii(row.get("id"))] = None
                 return False
+            self._saw(row["seq"])
             hashes[row["key"]] = row["content_hash"]
-            self._highest = max(self._highest, row["seq"])
             return True
 
         found = self._copy(memories, "key", is_memory)
         dims = {id: dim for id, dim in self._connection.execute(select(spaces.c.id, spaces.c.dim))}
 
         def is_vector(row: dict[str, Any]) -> bool:
-            self._highest = max(self._highest, row["seq"])
-            fits = len(row["vector"]) == 4 * dims.get(row["space_id"], -1)
-            return bool(fits) and hashes.get(row["memory_key"]) == row["content_hash"]
+            self._saw(row["seq"])
+            (vector,) = from_rows([row["vector"]], dims.get(row["space_id"], -1))
+            is_current = hashes.get(row["memory_key"]) == row["content_hash"]
+            return is_current and not not_unit(vector[None, :]).any()
 
         rows = self._copy(vectors, ("space_id", "memory_key"), is_vector)
         if not found and not found_spaces:
-            raise CorruptStoreError(
-                f"nothing of a Kronos store can be read in {self._dialect.path}: restore a backup"
-            )
+            return None
         self._take_store_row()
         return found, tuple(damaged), rows
 
     def _is_space(self, row: dict[str, Any]) -> bool:
-        self._highest = max(self._highest, row["id"])
-        return bool(row["dim"] > 0)
+        self._saw(row["id"])
+        to_datetime(row["created_at"])
+        return bool(row["dim"] > 0) and _is_text(row)
 
-    def _copy(self, table: Table, key: str | tuple[str, ...], check: Any) -> int:
+    def _copy(
+        self, table: Table, key: str | tuple[str, ...], check: Callable[[dict[str, Any]], bool]
+    ) -> int:
         """Copy the rows of a table that pass a check, each once."""
         names = [column.name for column in table.c]
         keys = (key,) if isinstance(key, str) else key
         seen: set[tuple[Any, ...]] = set()
         waiting: list[dict[str, Any]] = []
-        try:
-            for row in self._dialect.salvage(table.name):
-                mark = tuple(row.get(name) for name in keys)
-                if mark in seen or not _passes(check, row):
-                    continue
-                seen.add(mark)
-                waiting.append({name: row[name] for name in names if name in row})
-                if len(waiting) == _ROWS_AT_ONCE:
-                    self._insert(table, waiting)
-        except self._dialect.errors as exc:
-            if not seen:
-                raise self._dialect.fault(exc) from exc
+        for row in self._dialect.salvage(table.name):
+            mark = tuple(row.get(name) for name in keys)
+            if mark in seen or not _passes(check, row):
+                continue
+            seen.add(mark)
+            waiting.append({name: row[name] for name in names if name in row})
+            if len(waiting) == _ROWS_AT_ONCE:
+                self._insert(table, waiting)
         self._insert(table, waiting)
         return len(seen)
 
@@ -273,31 +280,51 @@ class _Salvage:
             rows.clear()
 
     def _take_store_row(self) -> None:
-        last = self._highest
         known: dict[str, Any] = {}
-        with contextlib.suppress(*self._dialect.errors):
-            for row in self._dialect.salvage("store"):
+        for row in self._dialect.salvage("store"):
+            if _passes(self._is_store, row):
                 known = {"uuid": row["uuid"], "created_at": row["created_at"]}
-                last = max(last, row["seq"])
-        seq = last + _A_LOST_SEQ
+        seq = self._highest + _A_LOST_SEQ
         self._connection.execute(update(store).values(seq=seq, **known))
         self._connection.execute(update(spaces).values(pruned_seq=seq))
 
+    def _is_store(self, row: dict[str, Any]) -> bool:
+        self._saw(row["seq"])
+        to_datetime(row["created_at"])
+        return bool(row["uuid"]) and _is_text(row)
 
-def _passes(check: Any, row: dict[str, Any]) -> bool:
+    def _saw(self, seq: Any) -> None:
+        if not isinstance(seq, int) or not 0 <= seq < _NO_SEQ:
+            raise ValueError(f"no seq: {seq!r}")
+        self._highest = max(self._highest, seq)
+
+
+def _passes(check: Callable[[dict[str, Any]], bool], row: dict[str, Any]) -> bool:
+    """Whether a row is as Kronos writes it; a check that cannot even be made says no."""
     try:
-        return bool(check(row))
-    except (KeyError, TypeError, ValueError):
+        return check(row)
+    except (
+        *(AttributeError, KeyError, TypeError, ValueError),
+        *(OverflowError, RecursionError, CorruptStoreError),
+    ):
         return False
 
 
 def _is_whole(row: dict[str, Any]) -> bool:
     """Whether a memory is as it was written."""
-    try:
-        metadata = json.loads(row["metadata"])
-        for name in ("id", "namespace"):
-            row[name].encode()
-        text_is_whole = hash_content(row["content"].encode()) == row["content_hash"]
-        return isinstance(metadata, dict) and text_is_whole
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
+    for name in ("created_at", "updated_at", "expires_at"):
+        if name != "expires_at" or row[name] is not None:
+            to_datetime(row[name])
+    is_current = hash_content(row["content"].encode()) == row["content_hash"]
+    is_known = 0 < row["key"] <= row["seq"] and 0 <= row["importance"] <= 1
+    return (
+        is_current and is_known and isinstance(json.loads(row["metadata"]), dict) and _is_text(row)
+    )
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether all texts of a row can be written."""
+    for value in row.values():
+        if isinstance(value, str):
+            value.encode()  # UnicodeEncodeError is a ValueError
+    return True

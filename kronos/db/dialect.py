@@ -51,6 +51,8 @@ def _newest_driver() -> Any:
 driver: Any = _newest_driver()
 """The module that every connection comes from: two libraries on one file in one process would
 break each other's locks."""
+ERRORS: tuple[type[Exception], type[Exception]] = (driver.Error, UnicodeDecodeError)
+"""What the driver raises; the second, where a damaged schema stands in its message."""
 
 # The "WAL-reset bug": when two connections write and checkpoint at the same instant, a later
 # checkpoint may skip committed pages. https://sqlite.org/wal.html#walresetbug
@@ -68,6 +70,8 @@ _ROWS_A_STATEMENT = 250
 _PAGES_A_CHECKPOINT = 4096
 # 4 MiB: other writers wait no longer than for one of these.
 _PAGES_A_VACUUM = 1024
+# SQLite's own limit is 281 TB; a sparse file costs nothing, but not every file system takes it.
+_LONGEST_FILE = 2**42
 
 
 class _Code(IntEnum):
@@ -93,6 +97,11 @@ _CODES_BY_MESSAGE = {
     "unable to open": _Code.CANTOPEN,
     "not a database": _Code.NOTADB,
 }
+WAY_OUT_OF_DAMAGE = (
+    "Put a backup back with `kronos restore`, or save what can be read with `kronos recover`"
+)
+# A value in the file that Kronos never wrote; SQLite calls none of these a damaged file.
+_DAMAGED_VALUES = ("malformed JSON", "Could not decode to UTF-8")
 _CODES_BY_ERRNO = {
     errno.ENOSPC: _Code.FULL,
     errno.EDQUOT: _Code.FULL,
@@ -109,11 +118,6 @@ class SQLite:
 
     path: Path
     settings: Settings
-
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """What the driver raises."""
-        return (driver.Error,)
 
     def begin_read(self, connection: Connection) -> None:
         """Begin a transaction that sees the state of its first statement."""
@@ -137,7 +141,7 @@ class SQLite:
         # Past SQLAlchemy's cursor, which takes longer than the statement: searches pay for it.
         try:
             _driver(connection).execute(statement)
-        except driver.Error as exc:
+        except ERRORS as exc:
             raise self.fault(exc) from exc
 
     def connect(self) -> sqlite3.Connection:
@@ -155,7 +159,7 @@ class SQLite:
             self._configure(connection)
         except BaseException as exc:
             connection.close()
-            if isinstance(exc, driver.Error) and self._can_only_be_read(exc):
+            if isinstance(exc, ERRORS) and self._can_only_be_read(exc):
                 return self._connect(f"{self.path.as_uri()}?immutable=1", uri=True)
             raise
         return connection
@@ -222,7 +226,7 @@ class SQLite:
     def _log(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
 
-    def _can_only_be_read(self, error: driver.Error) -> bool:
+    def _can_only_be_read(self, error: Exception) -> bool:
         return (
             _code(error) in (_Code.READONLY, _Code.CANTOPEN)
             and self.path.is_file()
@@ -255,8 +259,7 @@ class SQLite:
                 return self._read_only(error)
             case _Code.CORRUPT | _Code.NOTADB:
                 return CorruptStoreError(
-                    f"{self.path} is damaged or no SQLite database: {error}. Put a backup back "
-                    "with `kronos restore`, or save what can be read with `kronos recover`"
+                    f"{self.path} is damaged or no SQLite database: {error}. {WAY_OUT_OF_DAMAGE}"
                 )
             case _:
                 return StorageError(f"the database {self.path} failed: {error}")
@@ -308,7 +311,7 @@ class SQLite:
                 # state may keep the log from being cut, then the next writer's end will do it.
                 (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 return not busy
-        except driver.Error as exc:
+        except ERRORS as exc:
             raise self.fault(exc) from exc
 
     def backup(self, connection: Connection, target: Path) -> None:
@@ -353,7 +356,7 @@ class SQLite:
         try:
             with closing(driver.connect(source)) as found, closing(self.connect()) as connection:
                 found.backup(connection, progress=give_up, sleep=0.01)
-        except driver.Error as exc:
+        except ERRORS as exc:
             raise self.fault(exc) from exc
 
     def salvage(self, table: str) -> Iterator[dict[str, Any]]:
@@ -373,7 +376,7 @@ class SQLite:
             with closing(driver.connect(target)) as copy:
                 _driver(connection).backup(copy)
             sync(target)
-        except (driver.Error, OSError) as exc:
+        except (*ERRORS, OSError) as exc:
             raise self.fault(exc) from exc
 
     def integrity_problems(self, connection: Connection) -> list[str]:
@@ -465,12 +468,14 @@ def _driver(connection: Connection) -> sqlite3.Connection:
 
 def _code(error: BaseException | None) -> int | None:
     """The primary result code of an error; None when it has none that Kronos knows."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    if code is not None:
-        return code & 0xFF
     if isinstance(error, OSError):
         return _CODES_BY_ERRNO.get(error.errno or 0)
     text = str(error)
+    if isinstance(error, UnicodeDecodeError) or any(part in text for part in _DAMAGED_VALUES):
+        return _Code.CORRUPT
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF
     return next((code for part, code in _CODES_BY_MESSAGE.items() if part in text), None)
 
 
@@ -487,6 +492,17 @@ def may_lose_commits(found: tuple[int, int, int] | None = None) -> bool:
         return False
     fixed = _FIXED_BRANCHES.get(found[:2])
     return fixed is None or found[2] < fixed
+
+
+def pad(path: Path) -> None:
+    """Give a file that was cut off its old length: SQLite reads nothing of a short one."""
+    with path.open("r+b") as file:
+        header = file.read(32)
+        page, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+        # A page of 65,536 bytes is written as 1.
+        length = pages * (2**16 if page == 1 else page)
+        if path.stat().st_size < length <= _LONGEST_FILE:
+            file.truncate(length)
 
 
 def orphaned_parts(path: Path) -> list[Path]:
@@ -522,10 +538,12 @@ def _walk(connection: sqlite3.Connection, table: str, *, upwards: bool) -> Itera
             )
             names = [column[0] for column in rows.description]
             for row in rows:
-                place, leap = row[0], 0
-                yield dict(zip(names[1:], row[1:], strict=True))
+                # A damaged tree may lead back to where one was: only a new place is progress.
+                if (row[0] > place) if upwards else (row[0] < place):
+                    place, leap = row[0], 0
+                    yield dict(zip(names[1:], row[1:], strict=True))
             return
-        except driver.DatabaseError:
+        except ERRORS:
             if start in (-1, _LAST_ROW) and leap:
                 return
             leap = 2 * leap or (1 if upwards else -1)

@@ -118,6 +118,8 @@ class Database:
                     raise
         except DBAPIError as exc:
             raise self.dialect.fault(exc.orig) from exc
+        except UnicodeDecodeError as exc:
+            raise self.dialect.fault(exc) from exc
 
     def backup(self, target: Path) -> None:
         """Copy the database, as it is committed now, to a new file, while others read and write.

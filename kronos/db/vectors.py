@@ -45,9 +45,12 @@ def from_rows(blobs: Sequence[bytes], dim: int) -> Vectors:
         (n, dim) float32, C-contiguous; read-only, for it is a view of the bytes.
 
     Raises:
-        CorruptStoreError: a value has not the length of a vector `dim` wide.
+        CorruptStoreError: a value is no bytes, or has not the length of a vector `dim` wide.
     """
     width = dim * _STORED.itemsize
+    kinds = set(map(type, blobs)) - {bytes}
+    if kinds:
+        raise CorruptStoreError(f"a stored vector must be bytes, not {kinds.pop().__name__}")
     # Every value is measured: a short and a long one together would shift the rows between them.
     wrong = set(map(len, blobs)) - {width}
     if wrong:
