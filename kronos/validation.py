@@ -153,18 +153,20 @@ def hash_content(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _encode(text: str, error: type[InputError], field: str) -> bytes:
+def _encode(text: str, error: type[InputError], field: str, name: str | None = None) -> bytes:
+    """A text as it is stored; the error calls it by name, or by its field."""
+    name = name or field
     try:
         encoded = text.encode()
     except UnicodeEncodeError as exc:
         raise error(
-            f"{field} holds a lone surrogate at character {exc.start}, which is no Unicode text: "
+            f"{name} holds a lone surrogate at character {exc.start}, which is no Unicode text: "
             'encode it with errors="replace" first',
             field=field,
         ) from None
     if b"\0" in encoded:
         raise error(
-            f"{field} holds NUL at character {text.index(chr(0))}, which databases do not "
+            f"{name} holds NUL at character {text.index(chr(0))}, which databases do not "
             "keep: remove it first",
             field=field,
         )
@@ -322,7 +324,7 @@ def _children(value: dict[Any, Any] | list[Any], path: str) -> Iterator[tuple[An
                 f"{_short(path)} has the key {key!r}: keys must be str, not {_kind(key)}",
                 field=path,
             )
-        _encode(key, MetadataError, f"a key of {_short(path)}")
+        _encode(key, MetadataError, path, f"a key of {_short(path)}")
         yield child, f"{path}.{key}", len(key)
 
 
