@@ -260,7 +260,7 @@ def compact(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Drop old spaces that nobody wants, and give the free space back to the disk."""
+    """Drop old spaces and expired memories, and give the free space back to the disk."""
     from dataclasses import asdict
 
     with _open(store, embeds=False) as memories:
@@ -269,7 +269,8 @@ def compact(
     _print(
         asdict(report),
         f"{(report.bytes_before - report.bytes_after) / 1e6:.1f} MB given back, "
-        f"{report.bytes_after / 1e6:.1f} MB left; spaces dropped: {names or 'none'}",
+        f"{report.bytes_after / 1e6:.1f} MB left; spaces dropped: {names or 'none'}; "
+        f"memories that had expired: {report.expired}",
         as_json,
     )
 

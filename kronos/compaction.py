@@ -1,6 +1,7 @@
 """Giving back what nobody wants: old spaces, all that is left of deleted memories, bytes on disk.
 
-Only what can be made anew is dropped, in transactions so small that other writers hardly wait.
+Only what can be made anew, or has expired, is dropped, in transactions so small that other writers
+hardly wait.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kronos.types import Space
 
 _VECTORS_A_TRANSACTION = 2000
+_MEMORIES_A_TRANSACTION = 500
 
 
 def drop_spaces(
@@ -77,6 +79,7 @@ def compact(
     """
     before = database.size_bytes()
     dropped = drop_spaces(database, keep, leftovers=True, clock=clock)
+    expired = _delete_expired(database, clock)
     with replica.saving, replica.lock, database.read() as connection:
         repository = Repository(connection, clock())
         head = repository.pulse().seq
@@ -89,7 +92,17 @@ def compact(
             KronosWarning,
             stacklevel=2,
         )
-    return CompactReport(tuple(dropped), before, database.size_bytes())
+    return CompactReport(tuple(dropped), expired, before, database.size_bytes())
+
+
+def _delete_expired(database: Database, clock: Callable[[], datetime]) -> int:
+    expired = 0
+    while True:
+        with database.write() as connection:
+            some = Repository(connection, clock()).delete_expired(_MEMORIES_A_TRANSACTION)
+        expired += some
+        if some < _MEMORIES_A_TRANSACTION:
+            return expired
 
 
 def _forget_the_deleted(

@@ -378,6 +378,11 @@ class Repository:
         """Delete the live memories in a scope that meet a condition. Returns how many."""
         return self._delete(self.keys(scope, condition).tolist())
 
+    def delete_expired(self, limit: int) -> int:
+        """Delete some of the memories that have expired. Returns how many."""
+        expired = select(memories.c.key).where(~self._live()).limit(limit)
+        return self._delete(self._connection.execute(expired).scalars().all())
+
     def _delete(self, keys: Sequence[int]) -> int:
         if not keys:
             return 0

@@ -964,8 +964,9 @@ class MemoryStore:
         """Drop what nobody wants any more, and give the free space back to the disk.
 
         That are retired spaces beyond `keep_spaces`, what cancelled jobs made, what a fallback made
-        that serves no longer, and all that is left of deleted memories: no byte of their texts,
-        metadata and vectors stands in the store's files then, but in backups that were taken.
+        that serves no longer, memories that have expired, and all that is left of deleted ones: no
+        byte of their texts, metadata and vectors stands in the store's files then, but in backups
+        that were taken.
         Others may read and write meanwhile.
 
         Args:

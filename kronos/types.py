@@ -291,6 +291,8 @@ class CompactReport:
 
     dropped: tuple[Space, ...]
     """Spaces whose vectors are gone."""
+    expired: int
+    """Memories that had expired, and are gone."""
     bytes_before: int
     """Of the database on disk, its write-ahead log included."""
     bytes_after: int

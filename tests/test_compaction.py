@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from kronos import MemoryStore, NewMemory, Settings
 from kronos.errors import KronosWarning
-from tests.conftest import Opener
+from tests.conftest import Clock, Opener
 
 SECRET = "zq7secret"
 
@@ -98,3 +99,22 @@ def test_pending_memories_stay_pending_when_their_tombstones_would_go(open_store
     assert (report.embedded, report.pending) == (1, 0)
     assert other.search("changed in the new space alone", limit=1)[0].id == ids[0]
     assert other.check().problems == ()
+
+
+def test_nothing_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock: Clock) -> None:
+    store = open_store()
+    soon = clock.now + timedelta(hours=1)
+    store.add_many(
+        {"content": f"{SECRET} {n} ends", "expires_at": soon if n % 3 else None}
+        for n in range(1800)
+    )
+    assert store.compact().expired == 0
+    clock.tick(3600)
+    held = {memory.id for memory in store.list(limit=10**4)}
+    report = store.compact()
+    assert (report.expired, len(held)) == (1200, 600)
+    assert store.check().problems == ()
+    clock.tick(-7200)
+    with open_store(namespace="put back") as again:  # whatever the clock says from then on
+        assert {memory.id for memory in again.list(limit=10**4, namespace="*")} == held
+    assert files_with(store.location.folder, f"{SECRET} 1 ends".encode()) == []
