@@ -39,6 +39,8 @@ _SAME = 0.999
 head score high too."""
 # A row of the table that transformers logs; poolers are no part of a sentence's vector.
 _MISSING_TENSOR = re.compile(r"^(?!pooler\.)(\S.*?) *\| *\S*MISSING", re.MULTILINE)
+# The library puts another activation in the place of one that the folder brings as code.
+_UNTRUSTED = re.compile(r"^.* is not trusted", re.MULTILINE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Loading sets what is global in transformers and torch, and quiet() what is global in logging.
 _LOADING = Lock()
@@ -200,6 +202,9 @@ def _load(transformer: Any, folder: Path, device: str) -> Any:
         model = transformer(
             str(folder), device=device, local_files_only=True, trust_remote_code=False
         )
+    for message in messages:
+        if untrusted := _UNTRUSTED.search(message):
+            raise ModelLoadError(f"it needs code of its own, which is never run: {untrusted[0]}")
     missing = [tensor for message in messages for tensor in _MISSING_TENSOR.findall(message)]
     if missing:
         raise ModelLoadError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
