@@ -37,7 +37,7 @@ from kronos.settings import DEFAULT_STORE, Location, default_store
 
 if TYPE_CHECKING:
     from kronos.store import MemoryStore
-    from kronos.types import Hit, Job, Memory, Progress, ReindexPlan, ReindexReport, Stats
+    from kronos.types import Hit, Job, Memory, Progress, ReindexPlan, ReindexReport, Space, Stats
 
 _PROGRESS_AFTER_S = 1.0
 _SHOWN_CHARACTERS = 300
@@ -395,8 +395,8 @@ def start(
     """Start a job, or join it."""
     if context.invoked_subcommand is not None:
         return
-    # Changing the model needs the new one alone: the old one may be lost.
-    with _open(store, embeds=model is None, device=device) as memories:
+    # Without the model that it has: that may be lost, and what is pending is the job's to embed.
+    with _open(store, embeds=False, device=device) as memories:
         if dry_run:
             _show_plan(memories.plan_reindex(model), as_json)
             return
@@ -703,22 +703,26 @@ def _open(
     exists = Location.of(path).database.exists()
     if not exists and not create:
         raise _no_store(path)
-    wanted = None
-    if embeds:
-        wanted = model or (_model_of(path) if exists else "mini")
+    options: dict[str, Any] = {"embedding_model": model or "mini"}
+    if exists and model is None:
+        space = _active_space(path)
+        # With its width: that of hash vectors is anybody's choice.
+        options = {"embedding_model": space.alias, "embedding_dim": space.dim}
+    if not embeds:
+        options["embedding_model"] = None
     with _progress("embedding for the new model") as progress:
-        memories = MemoryStore.open(path, embedding_model=wanted, device=device, progress=progress)
+        memories = MemoryStore.open(path, device=device, progress=progress, **options)
     with memories:
         yield memories
 
 
-def _model_of(path: str) -> str | None:
-    """What the caller who made a store's active space asked for."""
+def _active_space(path: str) -> Space:
+    """The space whose model, as its maker asked for it, a command keeps."""
     from kronos.store import MemoryStore
 
     with MemoryStore.open(path, embedding_model=None) as memories:
-        active = [s.space for s in memories.stats().spaces if s.space.state == "active"]
-    return active[0].alias if active else "mini"
+        (space,) = [s.space for s in memories.stats().spaces if s.space.state == "active"]
+    return space
 
 
 @contextmanager

@@ -61,6 +61,7 @@ from kronos.types import (
     ReindexPlan,
     ReindexReport,
     Report,
+    Space,
     Stats,
 )
 from kronos.validation import (
@@ -809,7 +810,8 @@ class MemoryStore:
         model joins in. A run that was stopped or killed goes on where it was.
 
         Args:
-            model: a preset, a model's name, a folder or "hash"; None keeps the model.
+            model: a preset, a model's name, a folder or "hash"; None keeps the model that the store
+                has.
             workers: threads that share the model.
             batch_size: texts that a worker has in hand, at most, half of them embedded while the
                 others are stored; None is twice the settings'.
@@ -823,7 +825,7 @@ class MemoryStore:
 
         Raises:
             ModelLoadError: the model cannot be had; nothing was changed.
-            NoEmbedderError: no model is named, and the store has no embedder.
+            NoEmbedderError: no model is named, and the store's vectors were handed in.
             EmbeddingError: the embedder fails on any text; what was embedded before is kept.
             InputError: a number is out of its range.
         """
@@ -866,11 +868,17 @@ class MemoryStore:
         if model is not None:
             return self._load(model, strict=True), _absolute(model)
         if serving.stands_in:  # what answers in its place never becomes the active one
-            raise ModelLoadError(
-                f"the store's own model cannot be used, so nothing can be embedded with it: "
-                f"{serving.degraded}. Name another model to change to"
-            )
+            raise _lost(serving.degraded)
+        if serving.embedder is None and serving.space.alias is not None:
+            return self._kept_model(serving.space, serving.space.alias), serving.space.alias
         return serving.require_embedder("name a model"), serving.space.alias
+
+    def _kept_model(self, space: Space, alias: str) -> Embedder:
+        """What a store opened without an embedder would be opened with."""
+        service = self._load(alias, strict=False, dim=space.dim)
+        if service.fallback_reason and service.fingerprint != space.fingerprint:
+            raise _lost(service.fallback_reason)
+        return service
 
     @property
     def _change(self) -> ModelChange:
@@ -1166,6 +1174,13 @@ class MemoryStore:
         report = backup.recover(location, settings or Settings.from_env())
         discard_other_snapshots(location.index, ())
         return report
+
+
+def _lost(reason: str | None) -> ModelLoadError:
+    return ModelLoadError(
+        "the store's own model cannot be used, so nothing can be embedded with it: "
+        f"{reason}. Name another model to change to"
+    )
 
 
 def _absolute(model: str | None) -> str | None:

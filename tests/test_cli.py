@@ -263,3 +263,30 @@ def test_compact_says_what_it_gave_back(kronos: Kronos) -> None:
     assert dropped["model"] == "hash"
     assert "no space to roll back to" in kronos.error("reindex", "rollback", code=1)
     assert "keep_spaces must be" in kronos.error("compact", "--keep-spaces", "-1", code=2)
+
+
+def test_a_command_keeps_hash_vectors_as_wide_as_they_are(kronos: Kronos, tmp_path: Path) -> None:
+    with MemoryStore.open(tmp_path / ".kronos", embedding_model="hash", embedding_dim=64) as store:
+        store.add("the cat sat on the mat")
+    kronos("search", "cat")
+    kronos("add", "interest rates rose again")
+    (space,) = kronos.json("info")["spaces"]
+    assert (space["space"]["dim"], space["vectors"]) == (64, 2)
+
+
+def test_a_reindex_without_a_model_embeds_what_is_pending_as_a_job(
+    kronos: Kronos, tmp_path: Path
+) -> None:
+    kronos("add", "the cat sat on the mat", "--model", "no-such/model")
+    with (
+        MemoryStore.open(tmp_path / ".kronos", embedding_model=None) as store,
+        store._writer() as repository,
+    ):
+        (space,) = repository.spaces.all()
+        repository.spaces.make_pending(space, repository.keys(None, None))
+    done = kronos.run("reindex", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert [event["event"] for event in events] == ["progress", "end"]
+    assert (events[-1]["embedded"], events[-1]["pending"]) == (1, 0)
+    assert kronos.json("info")["spaces"][0]["space"]["model"] == "hash"
