@@ -159,10 +159,14 @@ BUGS = [
         "tests/test_compaction.py",
     ),
     Bug(
-        "a forked child goes on with its parent's connections",
-        "kronos/db/engine.py",
-        "            self._gate, self._engine = Gate(), self._new_engine()\n",
-        "            self._gate.reopen()\n",
+        "a forked child finds a lock that a thread of its parent held",
+        "kronos/forking.py",
+        """        \"\"\"Be free in the child.\"\"\"
+        if in_child:
+            self._lock = self._make()
+""",
+        """        \"\"\"Be free in the child.\"\"\"
+""",
         "tests/test_processes.py",
     ),
     Bug(
