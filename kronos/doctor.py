@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kronos.db.engine import Database
     from kronos.replica import Replica
 
+_INDEXES_WAY_OUT = "Only SQLite's indexes are wrong: `kronos doctor --repair` makes them anew"
 _IDS_SHOWN = 20
 _FREE_SHARE = 0.25
 """A disk with less room than this share of the database is short of it."""
@@ -50,8 +52,11 @@ def damaged_database(
             database.dialect.rebuild_indexes(connection)
         left = database.problems()
         detail = f"{found[0].detail}; SQLite's indexes were made anew, a backup lies in {kept}"
-        yield from left or [Problem("database", detail, repaired=True)]
-        return
+        found = left or [Problem("database", detail, repaired=True)]
+    elif found:
+        in_indexes_alone = len(in_indexes) == len(found)
+        way_out = _INDEXES_WAY_OUT if in_indexes_alone else dialect.WAY_OUT_OF_DAMAGE
+        found[-1] = replace(found[-1], detail=f"{found[-1].detail}. {way_out}")
     yield from found
 
 
