@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,10 +67,26 @@ class Replica:
 
     Its user holds `lock` from before the transaction begins until the search is done: so no other
     thread can have moved the index beyond what the transaction sees.
+
+    Args:
+        space: what it follows.
+        store_id: whose space it is.
+        folder: where the snapshots lie.
+        device: where the index lives.
+        policy: when a snapshot is due.
+        sync: brings every commit to the disk. A snapshot must not outlive what it holds: a power
+            cut would take commits back, and others would be given their seqs.
     """
 
     def __init__(
-        self, space: Space, *, store_id: str, folder: Path, device: str, policy: SnapshotPolicy
+        self,
+        space: Space,
+        *,
+        store_id: str,
+        folder: Path,
+        device: str,
+        policy: SnapshotPolicy,
+        sync: Callable[[], None],
     ) -> None:
         self.space = space
         self.lock = Lock()
@@ -83,6 +100,7 @@ class Replica:
         self._index: VectorIndex | None = None
         self._applied = 0
         self._policy = policy
+        self._sync = sync
         self._unsaved = 0
         """Changes applied since the last snapshot."""
         self._saved_at = time.monotonic()
@@ -197,6 +215,7 @@ class Replica:
 
     def _publish(self, header: SnapshotHeader, payload: bytes) -> bool:
         try:
+            self._sync()
             return write_snapshot(self._folder, header, payload) is not None
         except StorageError as exc:
             self._warn(f"no index snapshot was saved, so the next open is slower: {exc}")

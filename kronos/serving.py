@@ -386,6 +386,7 @@ class Settler:
                 policy=SnapshotPolicy(
                     self.settings.snapshot_changes, self.settings.snapshot_interval_s
                 ),
+                sync=self.database.sync,
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq

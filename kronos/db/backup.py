@@ -24,7 +24,7 @@ from kronos.db.engine import Database
 from kronos.db.tables import memories, spaces, store, vectors
 from kronos.db.vectors import from_rows
 from kronos.errors import ConfigurationError, CorruptStoreError, InputError, StorageError
-from kronos.files import locked, sync
+from kronos.files import locked, make_folder, sync
 from kronos.settings import Location, Settings
 from kronos.types import RecoveryReport
 from kronos.validation import hash_content, not_unit, to_datetime
@@ -116,7 +116,7 @@ def _prepared(
 ) -> Iterator[tuple[Database, Path]]:
     """A copy of a backup, beside the store."""
     part = _part(location.database)
-    location.database.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(location.database.parent)
     with closing(Database(backup, settings)) as source, _in_the_making(part):
         with source.read() as connection:
             source.dialect.copy(connection, part)

@@ -30,7 +30,7 @@ from kronos.errors import (
     StorageFullError,
     StoreBusyError,
 )
-from kronos.files import is_left, locked, sync
+from kronos.files import is_left, locked, make_folder, sync
 from kronos.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class SQLite:
 
     def _make_folder(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             is_folder = self.path.is_dir()
         except OSError as exc:
             if _code(exc) is None:
@@ -285,6 +285,20 @@ class SQLite:
     def size_bytes(self) -> int:
         """The bytes of the database on disk, its write-ahead log included."""
         return sum(file.stat().st_size for file in (self.path, self._log) if file.exists())
+
+    def sync(self) -> None:
+        """Bring every commit to the disk; with durability "full" they are there already.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        try:
+            # SQLite locks the database and its shared memory, not the log: closing it frees none.
+            with suppress(FileNotFoundError):
+                sync(self._log)
+            sync(self.path.parent)
+        except OSError as exc:
+            raise self.fault(exc) from exc
 
     def vacuum(self) -> bool:
         """Give the free pages of the file back to the disk, while others read and write.

@@ -143,6 +143,14 @@ class Database:
         """The bytes of the database on disk, its write-ahead log included."""
         return self.dialect.size_bytes()
 
+    def sync(self) -> None:
+        """Bring every commit, whoever made it, to the disk.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        self.dialect.sync()
+
     def vacuum(self) -> bool:
         """Give the space of deleted rows back to the disk, while others read and write.
 

@@ -391,5 +391,7 @@ for seq in range(int(sys.argv[2]), 202, 2):
     assert [writer.communicate()[0] for writer in writers] == ["", ""]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen == sorted(seen)
-    assert names(tmp_path) == [f"space-3-{201:020d}.kronos"]
-    assert newest_seq(tmp_path) == 201
+    # The last one may have passed, while the other process wrote the one before it.
+    last = newest_seq(tmp_path)
+    assert last in (200, 201)
+    assert names(tmp_path) == [f"space-3-{last:020d}.kronos"]
