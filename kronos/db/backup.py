@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -62,8 +63,7 @@ def restore(backup: Path, location: Location, settings: Settings) -> Path | None
         _refuse_damaged(prepared)
         if not location.database.exists():
             _begin_anew(prepared, 0)
-            _put_in_place(part, location.database)
-            return None
+            return _replace_files(part, location.database)
         with closing(Database(location.database, settings)) as present:
             last = _last_seq(present)
             if last is None:
@@ -107,6 +107,7 @@ def recover(location: Location, settings: Settings) -> RecoveryReport:
                     )
             _finish(fresh)
         aside = _replace_files(part, location.database)
+    assert aside is not None  # it was read
     return RecoveryReport(aside, *report)
 
 
@@ -198,14 +199,33 @@ def _remove(database: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _replace_files(part: Path, database: Path) -> Path:
-    """Move a damaged database aside, its log with it, and a new one into its place."""
+def _replace_files(part: Path, database: Path) -> Path | None:
+    """Put a new database into the place of one that is damaged or gone.
+
+    Returns:
+        Where what was there is kept, its log with it; None when nothing was.
+    """
     aside = beside(database, "damaged")
-    for old, new in zip(_files(database), _files(aside), strict=True):
-        with contextlib.suppress(FileNotFoundError):
-            old.rename(new)
+    pairs = zip(_files(database)[::2], _files(aside)[::2], strict=True)
+    found = [(old, new) for old, new in pairs if old.exists()]
+    for old, new in found:
+        _keep(old, new)
+    sync(database.parent)
+    # First of all: SQLite would replay a log into whatever database it lies beside.
+    for log in _files(database)[:2]:
+        log.unlink(missing_ok=True)
+    sync(database.parent)
     _put_in_place(part, database)
-    return aside
+    return aside if found else None
+
+
+def _keep(old: Path, new: Path) -> None:
+    """Give a file a second name; where a file can have but one, a copy."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
+        sync(new)
 
 
 def _put_in_place(part: Path, database: Path) -> None:

@@ -73,6 +73,24 @@ def test_a_backup_holds_all_and_goes_back_under_an_open_store(
         assert old.search("later 7", limit=1)[0].content == "later 7"
 
 
+def test_the_log_of_a_database_that_is_gone_is_not_taken_up(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    fill(store)
+    saved, before = store.backup(tmp_path / "saved.db"), everything(store)
+    store.add_many(f"later {n}" for n in range(50))
+    log = store.location.database.with_name("kronos.db-wal")
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    shutil.copy(log, lost)
+    aside = MemoryStore.restore(saved, lost)
+    assert aside is not None
+    assert aside.with_name(f"{aside.name}-wal").read_bytes() == log.read_bytes()
+    with MemoryStore.open(lost, embedding_model="hash", embedding_dim=64) as found:
+        assert everything(found) == before
+        assert found.check().problems == ()
+
+
 def test_a_backup_is_consistent_while_a_writer_runs(store: MemoryStore, tmp_path: Path) -> None:
     script = """
 import sys

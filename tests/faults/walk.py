@@ -29,7 +29,7 @@ OLD = ROOT / "tests/db/assets/0001.db"
 COUNT, KILL_BEFORE, KILL_WITHIN, FAIL_ONCE, FAIL_ON = range(5)
 OPERATIONS = [
     "create", "insert", "update", "delete", "replace", "snapshot", "reindex", "compact", "backup",
-    "close", "reopen", "migrate", "restore",
+    "close", "reopen", "migrate", "restore", "recover",
 ]  # fmt: skip
 KILLS = [(KILL_BEFORE, 0), (KILL_WITHIN, 0)]
 ERRORS = [
