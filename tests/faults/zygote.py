@@ -4,6 +4,7 @@ Runs with the shim preloaded. Reads one JSON order a line, answers with one JSON
 ended, what it said, and how many calls on the store's files it made.
 
     {"what": "insert", "folder": ..., "mode": 0..4, "at": n, "errno": n}   do it, with a fault
+    {"what": "record", "folder": ..., "log": ..., "durability": ...}       do all, into a log
     {"what": "verify", "folder": ..., "states": [...]}                     look what is left
 """
 
@@ -16,7 +17,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ import numpy as np
 
 import kronos.index.faiss  # noqa: F401  loaded once, here
 from kronos import MemoryStore, Settings
+from kronos.db import dialect
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError, StorageError
 
 DIM = 32
 COUNT = 40
 _LONGEST_S = 60
+_PAGES_A_CHECKPOINT = 40
 
 
-def open_store(folder: str, **options: Any) -> MemoryStore:
-    settings = Settings(snapshot_changes=1, snapshot_interval_s=3600, busy_timeout_s=1)
+def open_store(folder: str, *, durability: Any = "full", **options: Any) -> MemoryStore:
+    settings = Settings(
+        snapshot_changes=1, snapshot_interval_s=3600, busy_timeout_s=1, durability=durability
+    )
     values: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": DIM, **options}
     return MemoryStore.open(folder, settings=settings, **values)
 
@@ -47,13 +52,17 @@ def state_of(store: MemoryStore) -> dict[str, Any]:
 def fill(folder: str) -> None:
     """The store that most faults begin with."""
     with open_store(folder) as store:
-        store.add_many(
-            {"content": f"word{n} in text {n}", "id": f"m{n}", "metadata": {"n": n}}
-            for n in range(COUNT)
-        )
+        begin(store)
         store.search("word")
         store._serving.replica.save()
         store.add("added after the snapshot", id="late")
+
+
+def begin(store: MemoryStore) -> None:
+    store.add_many(
+        {"content": f"word{n} in text {n}", "id": f"m{n}", "metadata": {"n": n}}
+        for n in range(COUNT)
+    )
 
 
 # -- What is done under a fault; the store is open before it begins, unless it is about opening ----
@@ -114,6 +123,10 @@ def restore(folder: str) -> None:
     MemoryStore.restore(Path(folder).parent / "backup.db", folder)
 
 
+def recover(folder: str) -> None:
+    MemoryStore.recover(folder)
+
+
 OPENED: dict[str, Callable[[MemoryStore], None]] = {
     "insert": insert,
     "update": update,
@@ -130,7 +143,63 @@ UNOPENED: dict[str, Callable[[str], None]] = {
     "reopen": reopen,
     "migrate": migrate,
     "restore": restore,
+    "recover": recover,
 }
+
+
+# -- What is recorded, for a power cut -----------------------------------------------------
+
+
+def record(order: dict[str, Any]) -> dict[str, Any]:
+    """Everything that writes, into a log; a mark in it says that a call has returned."""
+    # So few that checkpoints come between other calls too, and SQLite's log is begun anew.
+    dialect._PAGES_A_CHECKPOINT = _PAGES_A_CHECKPOINT
+    shim = ctypes.CDLL(None)
+    folder = order["folder"]
+    shim.fault_record(os.path.dirname(folder).encode(), order["log"].encode())
+    calls: list[str] = []
+    states: list[Any] = [{}]
+    for call, store in lives(folder, order["durability"]):
+        shim.fault_mark(len(calls))
+        if call == "restore":
+            states.append(states[calls.index("backup")])
+        else:
+            states.append(states[-1] if call == "close" else state_of(store))
+        calls.append(call)
+    return {"end": "done", "calls": calls, "states": states}
+
+
+def lives(folder: str, durability: str) -> Iterator[tuple[str, MemoryStore]]:
+    """Three lives of a store: each call's name, when it has returned."""
+    store = open_store(folder, durability=durability)
+    yield "open", store
+    begin(store)
+    yield "begin", store
+    for call, do in OPENED.items():  # the last one closes
+        do(store)
+        yield call, store
+    yield from _later_life(folder, durability, 1)
+    MemoryStore.restore(Path(folder) / "kronos.db.mine", folder)
+    yield "restore", store
+    yield from _later_life(folder, durability, 2)
+
+
+def _later_life(folder: str, durability: str, life: int) -> Iterator[tuple[str, MemoryStore]]:
+    store = open_store(folder, durability=durability)
+    yield "open", store
+    for n in range(8):
+        store.add(f"life {life} brought word{n}", id=f"life{life}-{n}")
+        yield "add", store
+    store.delete([f"life{life}-0", f"new{life}"])
+    yield "delete", store
+    compact(store)
+    yield "compact", store
+    store.update("new9", content=f"changed in life {life}")
+    yield "update", store
+    snapshot(store)
+    yield "snapshot", store
+    close(store)
+    yield "close", store
 
 
 # -- Children ------------------------------------------------------------------------------
@@ -178,13 +247,20 @@ def verify(order: dict[str, Any]) -> dict[str, Any]:
         state = state_of(store)
         if state not in order["states"]:
             problems.append(f"neither before nor after: {json.dumps(state)[:2000]}")
+        if order.get("write_first"):
+            for id in list(state)[:3]:
+                store.update(id, content=f"{id} was changed before the first search")
+            state = state_of(store)
         if not order.get("migrate"):
             problems += search_problems(store, state)
             store.add("it still takes a write", id="probe")
             if store.search("it still takes a write", limit=1)[0].id != "probe":
                 problems.append("a new memory is not found")
             store.delete("probe")
-        problems += [f"{p.kind}: {p.detail}" for p in store.check().problems]
+        # The hashes in the database of an older schema are made up: see `tests.db.make_asset`.
+        passed_over = {"texts"} if order.get("migrate") else set()
+        found = [p for p in store.check().problems if p.kind not in passed_over]
+        problems += [f"{p.kind}: {p.detail}" for p in found]
         store.compact()
     left = [p.name for p in Path(folder).rglob("*") if p.name.endswith((".tmp", ".part"))]
     if left:
@@ -216,7 +292,8 @@ def _child(order: dict[str, Any], pipe: int) -> None:
     signal.alarm(_LONGEST_S)
     warnings.simplefilter("ignore")
     try:
-        answer = verify(order) if order["what"] == "verify" else attempt(order)
+        do = {"verify": verify, "record": record}.get(order["what"], attempt)
+        answer = do(order)
     except BaseException:
         answer = {"end": "raised", "message": traceback.format_exc()}
     os.write(pipe, json.dumps(answer).encode())
