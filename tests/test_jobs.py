@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -717,7 +718,12 @@ def test_a_database_of_the_first_schema_gives_its_bytes_back_too(tmp_path: Path)
 
     (tmp_path / "store").mkdir()
     shutil.copy(ROOT / "tests/db/assets/0001.db", tmp_path / "store/kronos.db")
-    with MemoryStore.open(tmp_path / "store", embedding_model=None, migrate=True) as store:
+    with MemoryStore.open(
+        tmp_path / "store",
+        embedding_model=None,
+        migrate=True,
+        clock=lambda: datetime(2025, 1, 1, tzinfo=timezone.utc),  # nothing in it has expired yet
+    ) as store:
         before = store.stats()
         dropped = store.compact(keep_spaces=5).dropped
         after = store.stats()
