@@ -703,13 +703,11 @@ def _open(
     exists = Location.of(path).database.exists()
     if not exists and not create:
         raise _no_store(path)
-    options: dict[str, Any] = {"embedding_model": model or "mini"}
-    if exists and model is None:
+    options: dict[str, Any] = {"embedding_model": (model or "mini") if embeds else None}
+    if embeds and exists and model is None:
         space = _active_space(path)
         # With its width: that of hash vectors is anybody's choice.
         options = {"embedding_model": space.alias, "embedding_dim": space.dim}
-    if not embeds:
-        options["embedding_model"] = None
     with _progress("embedding for the new model") as progress:
         memories = MemoryStore.open(path, device=device, progress=progress, **options)
     with memories:

@@ -249,7 +249,8 @@ class _Salvage:
 
         def is_memory(row: dict[str, Any]) -> bool:
             if not _passes(_is_whole, row):
-                damaged[ascii(row.get("id"))] = None
+                # A damaged id that is no UTF-8 could not be printed.
+                damaged[str(row.get("id")).encode(errors="backslashreplace").decode()] = None
                 return False
             self._saw(row["seq"])
             hashes[row["key"]] = row["content_hash"]

@@ -137,6 +137,7 @@ def test_a_text_that_another_program_altered_is_found(tmp_path: Path, whole: byt
         assert (problem.kind, problem.repaired) == ("texts", False)
         assert "m123" in problem.detail
         assert not store.check(repair=True).ok, "no text is ever repaired"
+    assert MemoryStore.recover(tmp_path).damaged == ("m123",)
 
 
 def test_a_vector_that_is_none_is_found_and_made_anew(tmp_path: Path) -> None:
