@@ -11,12 +11,18 @@ from sqlalchemy import Connection, make_url
 
 from kronos.db.engine import Database
 from kronos.db.tables import metadata
+from kronos.db.words import is_word_table
 from kronos.settings import Settings
 
 
 def migrate(connection: Connection) -> None:
     """Run the migrations that Alembic was asked for."""
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        render_as_batch=True,
+        include_name=lambda name, type_, _: type_ != "table" or not is_word_table(name or ""),
+    )
     context.run_migrations()
 
 

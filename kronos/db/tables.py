@@ -12,6 +12,13 @@ Laws of the rows, kept by `kronos.repository`:
   space may still hold the key and must forget it.
 - At most one space is active. A space's `id` is the seq of its creation, so a dropped space's id
   never comes back; `activated_seq` is the seq of its last activation, null before the first.
+- A row of `versions` is what a memory was from `recorded_at` until `replaced_at`, when it was
+  changed or deleted; its `key` is the seq that the memory had then. `memories.recorded_at` is when
+  the store learnt what stands there now. The vectors of texts that no longer stand are kept in
+  `past_vectors`, by the text's hash.
+- A row of `fields` names a metadata key that has an index of its own, `ix_memories_field_<id>`.
+- `memory_words` and `version_words` (FTS5, made by `kronos.db.words`) hold the words of every text
+  in `memories` and `versions`; triggers write them in the same transaction.
 - A row of `failures` says that the space's embedder cannot embed the text with this hash.
 - At most one job a space is unfinished. Its texts are worked through in the order of their hashes,
   so that equal texts are one piece of work: those up to `cursor` have been handed out, each range
@@ -80,11 +87,38 @@ memories = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("seq", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("key"),
     UniqueConstraint("id"),
     Index("ix_memories_namespace_key", "namespace", "key"),
     # A reindex works through the texts in the order of their hashes.
     Index("ix_memories_content_hash", "content_hash"),
+    # What is kept of a filter's matches follows the changes.
+    Index("ix_memories_seq", "seq"),
+    Index("ix_memories_parent_id", "parent_id"),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("key", Key, nullable=False, autoincrement=False),
+    Column("memory_key", BigInteger, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("importance", Float, nullable=False),
+    Column("parent_id", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("replaced_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("key"),
+    Index("ix_versions_id_key", "id", "key"),
+    Index("ix_versions_memory_key", "memory_key"),
+    Index("ix_versions_content_hash", "content_hash"),
 )
 
 spaces = Table(
@@ -136,6 +170,55 @@ tombstones = Table(
     Column("seq", BigInteger, nullable=False),
     PrimaryKeyConstraint("space_id", "memory_key"),
     Index("ix_tombstones_space_id_seq", "space_id", "seq"),
+)
+
+past_vectors = Table(
+    "past_vectors",
+    metadata,
+    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("vector", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("space_id", "content_hash"),
+)
+
+links = Table(
+    "links",
+    metadata,
+    Column(
+        "source_key", BigInteger, ForeignKey("memories.key", ondelete="CASCADE"), nullable=False
+    ),
+    Column(
+        "target_key", BigInteger, ForeignKey("memories.key", ondelete="CASCADE"), nullable=False
+    ),
+    Column("relation", Text, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("source_key", "target_key", "relation"),
+    Index("ix_links_target_key", "target_key"),
+)
+
+accesses = Table(
+    "accesses",
+    metadata,
+    Column(
+        "memory_key",
+        Key,
+        ForeignKey("memories.key", ondelete="CASCADE"),
+        nullable=False,
+        autoincrement=False,
+    ),
+    Column("accessed_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("memory_key"),
+)
+
+fields = Table(
+    "fields",
+    metadata,
+    Column("id", Integer, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id"),
+    UniqueConstraint("path"),
 )
 
 failures = Table(

@@ -97,21 +97,58 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+_PAST = {name: value for name, value in ROWS["memories"][3].items() if name != "seq"}
+SINCE_0003: dict[str, list[dict[str, Any]]] = {
+    "versions": [
+        {
+            **_PAST,
+            "key": 5,
+            "memory_key": 5,
+            "content": "What the fifth was before.",
+            "content_hash": bytes([105]) * 32,
+            "recorded_at": _DAY + 5,
+            "replaced_at": _DAY + 99,
+        }
+    ],
+    "past_vectors": [
+        {
+            "space_id": 2,
+            "content_hash": bytes([105]) * 32,
+            "vector": struct.pack("<3f", 0.8, 0.6, 0.0),
+        }
+    ],
+    "links": [
+        {
+            "source_key": 1,
+            "target_key": 4,
+            "relation": "explains",
+            "weight": 0.5,
+            "created_at": _DAY + 6,
+        }
+    ],
+    "accesses": [{"memory_key": 2, "accessed_at": _DAY + 7}],
+    "fields": [{"id": 1, "path": "year", "created_at": _DAY + 8}],
+}
+"""What is there beside `ROWS` since revision 0003."""
+
+
 def fill(database: Database) -> None:
-    """Put `ROWS` into a database at head that holds nothing."""
+    """Put `ROWS`, and what came later, into a database at head that holds nothing."""
     with database.write() as connection:
         connection.execute(text("DELETE FROM store"))
-        for table, rows in ROWS.items():
+        for table, rows in (ROWS | SINCE_0003).items():
             names = ", ".join(rows[0])
             values = ", ".join(f":{name}" for name in rows[0])
             connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), rows)
 
 
-def contents(database: Database) -> dict[str, list[dict[str, Any]]]:
-    """What a database holds of the tables and columns of `ROWS`."""
+def contents(
+    database: Database, wanted: dict[str, list[dict[str, Any]]] = ROWS
+) -> dict[str, list[dict[str, Any]]]:
+    """What a database holds of the tables and columns of some rows."""
     found: dict[str, list[dict[str, Any]]] = {}
     with database.read() as connection:
-        for table, rows in ROWS.items():
+        for table, rows in wanted.items():
             statement = text(f"SELECT {', '.join(rows[0])} FROM {table}")
             found[table] = [dict(row) for row in connection.execute(statement).mappings()]
     return found

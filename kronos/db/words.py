@@ -1,0 +1,110 @@
+"""The word indexes: SQLite FTS5 over the texts of `memories` and of their past `versions`.
+
+An index holds no text of its own: triggers write the words of every row in the transaction that
+writes the row, so no reader ever sees one without the other. How texts are cut into words is a
+property of the database, chosen when the store is new and changed by `rebuild`. All of it is
+derived from the rows.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DatabaseError
+
+from kronos.db.tables import metadata
+
+if TYPE_CHECKING:
+    from kronos.types import Tokenizer
+
+MEMORY_WORDS, VERSION_WORDS = "memory_words", "version_words"
+_TABLES = {MEMORY_WORDS: "memories", VERSION_WORDS: "versions"}
+TOKENIZERS: dict[Tokenizer, str] = {
+    "porter": "porter unicode61 remove_diacritics 2",
+    "unicode61": "unicode61 remove_diacritics 2",
+    "trigram": "trigram",
+}
+DEFAULT_TOKENIZER: Tokenizer = "porter"
+
+_INDEX = """CREATE VIRTUAL TABLE {words} USING fts5(
+    content, content='{table}', content_rowid='key',
+    tokenize='{tokenize}'
+)"""
+_TRIGGERS = (
+    """CREATE TRIGGER {words}_insert AFTER INSERT ON {table} BEGIN
+    INSERT INTO {words} (rowid, content) VALUES (new.key, new.content);
+END""",
+    """CREATE TRIGGER {words}_delete AFTER DELETE ON {table} BEGIN
+    INSERT INTO {words} ({words}, rowid, content) VALUES ('delete', old.key, old.content);
+END""",
+    """CREATE TRIGGER {words}_update AFTER UPDATE OF content ON {table}
+WHEN old.content IS NOT new.content BEGIN
+    INSERT INTO {words} ({words}, rowid, content) VALUES ('delete', old.key, old.content);
+    INSERT INTO {words} (rowid, content) VALUES (new.key, new.content);
+END""",
+)
+_TOKENIZE = re.compile(r"tokenize='([^']*)'")
+
+
+def is_word_table(name: str) -> bool:
+    """Whether a table is a word index, or one of those in which SQLite keeps it."""
+    return name.startswith(tuple(_TABLES))
+
+
+def create(connection: Connection) -> None:
+    """Make the indexes of a database that has none: as the migrations do."""
+    for words, table in _TABLES.items():
+        tokenize = TOKENIZERS[DEFAULT_TOKENIZER]
+        connection.exec_driver_sql(_INDEX.format(words=words, table=table, tokenize=tokenize))
+        for trigger in _TRIGGERS:
+            connection.exec_driver_sql(trigger.format(words=words, table=table))
+
+
+event.listen(metadata, "after_create", lambda _, connection, **__: create(connection))
+
+
+def tokenizer(connection: Connection) -> Tokenizer:
+    """How texts are cut into words."""
+    sql = connection.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE name = ?", (MEMORY_WORDS,)
+    ).scalar_one()
+    found = _TOKENIZE.search(sql)
+    known = {tokenize: name for name, tokenize in TOKENIZERS.items()}
+    return known[found[1]] if found and found[1] in known else DEFAULT_TOKENIZER
+
+
+def rebuild(connection: Connection, tokenizer: Tokenizer) -> None:
+    """Make the indexes anew from the rows; in a write transaction.
+
+    The tables are dropped and not emptied: nothing of a damaged one is read.
+    """
+    for words, table in _TABLES.items():
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {words}")
+        tokenize = TOKENIZERS[tokenizer]
+        connection.exec_driver_sql(_INDEX.format(words=words, table=table, tokenize=tokenize))
+        _command(connection, words, "rebuild")
+
+
+def optimize(connection: Connection) -> None:
+    """Merge the indexes, so that no word of a text that is gone is left in them."""
+    for words in _TABLES:
+        _command(connection, words, "optimize")
+
+
+def problems(connection: Connection) -> list[str]:
+    """What is wrong with the indexes, compared with the rows; in a write transaction."""
+    found = []
+    for words, table in _TABLES.items():
+        try:
+            connection.exec_driver_sql(
+                f"INSERT INTO {words} ({words}, rank) VALUES ('integrity-check', 1)"  # noqa: S608
+            )
+        except DatabaseError as exc:
+            found.append(f"the word index of {table} does not agree with its texts: {exc.orig}")
+    return found
+
+
+def _command(connection: Connection, words: str, command: str) -> None:
+    connection.exec_driver_sql(f"INSERT INTO {words} ({words}) VALUES (?)", (command,))  # noqa: S608
