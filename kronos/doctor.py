@@ -20,6 +20,7 @@ from kronos.db import dialect, schema
 from kronos.errors import CorruptStoreError
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
 from kronos.repository import Repository
+from kronos.search.fields import fields_of
 from kronos.types import Problem
 
 if TYPE_CHECKING:
@@ -148,6 +149,22 @@ def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]
                 "their width or unit length; run `kronos reindex` to make them anew",
                 repaired=repair,
             )
+
+
+def wrong_words(repository: Repository, *, repair: bool) -> Iterator[Problem]:
+    """Compare the word indexes with the texts; repaired, they are made anew."""
+    for detail in repository.words.problems():
+        yield Problem("words", detail, repaired=repair)
+        if repair:
+            repository.words.rebuild()
+            return
+
+
+def missing_field_indexes(repository: Repository, *, repair: bool) -> Iterator[Problem]:
+    """Find metadata keys whose index is gone; repaired, it is made anew."""
+    fields = fields_of(repository)
+    for path in fields.ensure() if repair else fields.missing():
+        yield Problem("fields", f"the index of the metadata key {path!r} is missing", repair)
 
 
 def pending_memories(repository: Repository) -> Iterator[Problem]:

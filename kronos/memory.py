@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,9 +25,11 @@ from kronos.forking import follow_forks
 from kronos.store import MemoryStore
 from kronos.types import (
     CompactReport,
+    DuplicateGroup,
     Failure,
-    Hit,
+    Hits,
     Job,
+    Link,
     Memory,
     Progress,
     RecoveryReport,
@@ -35,12 +37,17 @@ from kronos.types import (
     ReindexReport,
     Report,
     Stats,
+    Step,
+    Version,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kronos.links import Direction
     from kronos.repository import Batch
+    from kronos.search.filters import Where
+    from kronos.search.ranking import Ranking
     from kronos.settings import Settings
     from kronos.types import (
         Embedder,
@@ -49,8 +56,8 @@ if TYPE_CHECKING:
         OnModelChange,
         ProgressCallback,
         SearchMode,
+        Tokenizer,
         Vectors,
-        Where,
     )
     from kronos.validation import Item
 
@@ -219,13 +226,42 @@ class KronosMemory:
                 progress(Progress(len(ids), None))
         return ids
 
-    async def get(self, id: str) -> Memory:
-        """Read a memory; see `MemoryStore.get`."""
-        return await self._open.work(self._store.get, id)
+    async def upsert(
+        self,
+        content: str,
+        *,
+        id: str | None = None,
+        metadata: Metadata | None = None,
+        namespace: str | None = None,
+        importance: float = 0.5,
+        parent_id: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> str:
+        """Store one memory in the place of another; see `MemoryStore.upsert`."""
+        adding = self._adding
+        item = {
+            "content": content,
+            "metadata": metadata,
+            "namespace": namespace,
+            "importance": importance,
+            "parent_id": parent_id,
+            "expires_at": expires_at,
+            "id": id,
+        }
+        batch = self._store._prepare(item, "replace", match_content=True)
+        return (await adding.add(batch))[0]
 
-    async def find(self, id: str) -> Memory | None:
+    async def get(self, id: str, *, as_of: datetime | None = None) -> Memory:
+        """Read a memory; see `MemoryStore.get`."""
+        return await self._open.work(self._store.get, id, as_of=as_of)
+
+    async def find(self, id: str, *, as_of: datetime | None = None) -> Memory | None:
         """Read a memory, or None; see `MemoryStore.find`."""
-        return await self._open.work(self._store.find, id)
+        return await self._open.work(self._store.find, id, as_of=as_of)
+
+    async def history(self, id: str) -> builtins.list[Version]:
+        """What a memory was, and is; see `MemoryStore.history`."""
+        return await self._open.work(self._store.history, id)
 
     async def update(
         self,
@@ -252,27 +288,86 @@ class KronosMemory:
         """Delete memories; see `MemoryStore.delete`."""
         return await self._open.work(self._store.delete, ids, where=where, namespace=namespace)
 
+    async def touch(self, ids: str | Iterable[str]) -> int:
+        """Note that memories are made use of; see `MemoryStore.touch`."""
+        return await self._open.work(self._store.touch, ids)
+
     async def search(
         self,
-        query: str | Sequence[float] | Vectors,
+        query: str | Sequence[float] | Vectors | None = None,
         *,
         limit: int = 10,
         namespace: str | None = None,
         where: Where | None = None,
-        mode: SearchMode = "dense",
+        mode: SearchMode = "hybrid",
         min_score: float | None = None,
-    ) -> builtins.list[Hit]:
-        """Find the memories nearest in meaning; see `MemoryStore.search`."""
+        near: str | None = None,
+        ranking: Ranking | None = None,
+        group_by: str | None = None,
+        as_of: datetime | None = None,
+        expand: int = 0,
+        explain: bool = False,
+    ) -> Hits:
+        """Find the memories that match best; see `MemoryStore.search`."""
         threads, store = self._open, self._store
-        question = await threads.encode(store._ask, query)
-        return await threads.work(
-            store._search,
-            question,
+        wanted = store._wanted(
             limit=limit,
             namespace=namespace,
             where=where,
             mode=mode,
             min_score=min_score,
+            ranking=ranking,
+            group_by=group_by,
+            near=near,
+            as_of=as_of,
+            expand=expand,
+            explain=explain,
+        )
+        question = await threads.encode(store._ask, [query], wanted)
+        return (await threads.work(store._search, question))[0]
+
+    async def search_many(
+        self,
+        queries: Iterable[str | Sequence[float] | Vectors],
+        *,
+        limit: int = 10,
+        namespace: str | None = None,
+        where: Where | None = None,
+        mode: SearchMode = "hybrid",
+        min_score: float | None = None,
+        ranking: Ranking | None = None,
+        group_by: str | None = None,
+        as_of: datetime | None = None,
+        expand: int = 0,
+        explain: bool = False,
+    ) -> builtins.list[Hits]:
+        """Answer many questions at once; see `MemoryStore.search_many`."""
+        threads, store = self._open, self._store
+        wanted = store._wanted(
+            limit=limit,
+            namespace=namespace,
+            where=where,
+            mode=mode,
+            min_score=min_score,
+            ranking=ranking,
+            group_by=group_by,
+            near=None,
+            as_of=as_of,
+            expand=expand,
+            explain=explain,
+        )
+        asked = store._check_queries(queries)
+        if not asked:
+            return []
+        question = await threads.encode(store._ask, asked, wanted)
+        return await threads.work(store._search, question)
+
+    async def duplicates(
+        self, threshold: float = 0.95, *, where: Where | None = None, namespace: str | None = None
+    ) -> builtins.list[DuplicateGroup]:
+        """Find memories that say nearly the same; see `MemoryStore.duplicates`."""
+        return await self._open.work(
+            self._store.duplicates, threshold, where=where, namespace=namespace
         )
 
     async def list(
@@ -282,15 +377,81 @@ class KronosMemory:
         namespace: str | None = None,
         after: str | None = None,
         limit: int = 100,
+        as_of: datetime | None = None,
     ) -> builtins.list[Memory]:
         """Read memories in the order in which they were added; see `MemoryStore.list`."""
         return await self._open.work(
-            self._store.list, where=where, namespace=namespace, after=after, limit=limit
+            self._store.list,
+            where=where,
+            namespace=namespace,
+            after=after,
+            limit=limit,
+            as_of=as_of,
         )
 
-    async def count(self, *, where: Where | None = None, namespace: str | None = None) -> int:
+    async def iterate(
+        self,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+        as_of: datetime | None = None,
+    ) -> AsyncIterator[Memory]:
+        """Read all memories, `async for`; see `MemoryStore.iterate`."""
+        threads, store = self._open, self._store
+        selection = store._selection(where, namespace)
+        key = -1
+        while part := await threads.work(store._fetch, selection, as_of, key):
+            for _, memory in part:
+                yield memory
+            key = part[-1][0]
+
+    async def count(
+        self,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+        as_of: datetime | None = None,
+    ) -> int:
         """Count memories; see `MemoryStore.count`."""
-        return await self._open.work(self._store.count, where=where, namespace=namespace)
+        return await self._open.work(
+            self._store.count, where=where, namespace=namespace, as_of=as_of
+        )
+
+    async def link(
+        self, source_id: str, target_id: str, relation: str, weight: float = 1.0
+    ) -> None:
+        """Link a memory to another one; see `MemoryStore.link`."""
+        await self._open.work(self._store.link, source_id, target_id, relation, weight)
+
+    async def unlink(self, source_id: str, target_id: str, relation: str | None = None) -> int:
+        """Remove links; see `MemoryStore.unlink`."""
+        return await self._open.work(self._store.unlink, source_id, target_id, relation)
+
+    async def links(self, id: str) -> builtins.list[Link]:
+        """The links from and to a memory; see `MemoryStore.links`."""
+        return await self._open.work(self._store.links, id)
+
+    async def trace(
+        self, id: str, direction: Direction = "ancestors", depth: int = 10
+    ) -> builtins.list[Step]:
+        """Where a memory comes from, or what came of it; see `MemoryStore.trace`."""
+        return await self._open.work(self._store.trace, id, direction, depth)
+
+    async def index_field(self, path: str) -> bool:
+        """Give a metadata key an index; see `MemoryStore.index_field`."""
+        return await self._open.work(self._store.index_field, path)
+
+    async def unindex_field(self, path: str) -> bool:
+        """Take a metadata key's index away; see `MemoryStore.unindex_field`."""
+        return await self._open.work(self._store.unindex_field, path)
+
+    async def indexed_fields(self) -> builtins.list[str]:
+        """The metadata keys with an index; see `MemoryStore.indexed_fields`."""
+        return await self._open.work(self._store.indexed_fields)
+
+    async def rebuild_words(self, tokenizer: Tokenizer | None = None) -> None:
+        """Make the word index anew; see `MemoryStore.rebuild_words`."""
+        await self._open.work(self._store.rebuild_words, tokenizer)
 
     async def stats(self) -> Stats:
         """Count what the store holds; see `MemoryStore.stats`."""

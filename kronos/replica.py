@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kronos.errors import (
     CorruptStoreError,
     KronosWarning,
@@ -37,9 +39,11 @@ from kronos.index.snapshot import (
 if TYPE_CHECKING:
     from kronos.index.faiss import FaissIndex
     from kronos.repository import Repository
-    from kronos.types import Keys, Memory, Space, VectorIndex, Vectors
+    from kronos.types import Keys, Space, VectorIndex, Vectors
 
 _LARGE_SHARE = 10
+_SAMPLE_BITS = 8
+"""A sample has at most two to the power of so many vectors, and at least half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,33 @@ class SnapshotPolicy:
         if changes < self.changes:
             return False
         return changes * _LARGE_SHARE >= size or seconds >= self.interval_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Some vectors of an index, which are the same whatever the index went through."""
+
+    keys: Keys
+    """Ascending."""
+    vectors: Vectors
+    full_from: int
+    """A key from here on lies behind another point."""
+
+    @classmethod
+    def of(cls, index: VectorIndex | None) -> _Sample:
+        held = np.empty(0, np.int64) if index is None else index.keys()
+        if index is None or not held.size:
+            return cls(held, np.empty((0, 0), np.float32), 0)
+        step = max(2 ** (int(held[-1]).bit_length() - _SAMPLE_BITS), 1)
+        points = np.arange(0, int(held[-1]) + 1, step)
+        keys = np.unique(held[np.searchsorted(held, points)])
+        return cls(keys, index.vectors_of(keys), int(points[-1]) + step)
+
+    def is_touched_by(self, changed: Keys) -> bool:
+        """Whether keys that were written or removed may change it."""
+        if not changed.size:
+            return False
+        return bool(changed.max() >= self.full_from or np.isin(changed, self.keys).any())
 
 
 class Replica:
@@ -104,6 +135,7 @@ class Replica:
         self._unsaved = 0
         """Changes applied since the last snapshot."""
         self._saved_at = time.monotonic()
+        self._sample: _Sample | None = None
 
     def __len__(self) -> int:
         return 0 if self._index is None else len(self._index)
@@ -132,7 +164,8 @@ class Replica:
             self._index = self._load(repository, head) or self._new_index()
         if self._applied != head:
             if self._applied < repository.spaces.pruned_seq(self.space.id):
-                self._index, self._applied = self._new_index(), 0  # nobody knows what to forget
+                self._forget()
+                self._index = self._new_index()  # nobody knows what to forget
             try:
                 self._apply(self._index, repository)
             except BaseException:
@@ -143,9 +176,11 @@ class Replica:
 
     def _apply(self, index: VectorIndex, repository: Repository) -> None:
         gone = repository.spaces.tombstones_since(self.space.id, self._applied)
+        self._doubt_sample(gone)
         self._unsaved += len(gone)
         index.remove(gone)
         for keys, rows in repository.spaces.vectors_since(self.space, self._applied):
+            self._doubt_sample(keys)
             try:
                 index.upsert(keys, rows)
             except VectorError as exc:
@@ -155,34 +190,21 @@ class Replica:
                 ) from exc
             self._unsaved += len(keys)
 
-    def nearest(
-        self,
-        repository: Repository,
-        head: int,
-        query: Vectors,
-        *,
-        limit: int,
-        allowed: Keys | None,
-    ) -> list[tuple[Memory, float]]:
-        """The live memories nearest to a vector, with their scores, best first.
+    def sample(self) -> Vectors:
+        """Some vectors of the space, the same ones in every process: (n, dim) float32, n <= 256.
 
-        Args:
-            repository: over the transaction of the search.
-            head: the last seq that it sees.
-            query: (dim,) float32 of unit length.
-            limit: how many; as many come back when as many are live and allowed.
-            allowed: (n,) int64; only these keys may be found. None: all.
+        They are those of the first keys from points on that lie evenly between 0 and the highest,
+        a power of 2 apart; so it takes many writes until the points are others. Called with `lock`
+        held, after `catch_up`.
         """
-        index = self.catch_up(repository, head)
-        wanted = limit
-        while True:
-            scores, keys = index.search(query[None, :], wanted, allowed=allowed)
-            memories = repository.by_keys(keys[0])
-            if len(memories) >= limit or keys.shape[1] < wanted:
-                break
-            wanted *= 2  # expired memories took the places of live ones
-        ranked = zip(keys[0].tolist(), scores[0].tolist(), strict=True)
-        return [(memories[key], score) for key, score in ranked if key in memories][:limit]
+        if self._sample is None:
+            self._sample = _Sample.of(self._index)
+        return self._sample.vectors
+
+    def _doubt_sample(self, changed: Keys) -> None:
+        """Forget the sample when a change may make it another one."""
+        if self._sample is not None and self._sample.is_touched_by(changed):
+            self._sample = None
 
     @property
     def save_is_due(self) -> bool:
@@ -246,7 +268,7 @@ class Replica:
         discard_snapshots(self._folder, self.space.id)
 
     def _forget(self) -> None:
-        self._index = None
+        self._index = self._sample = None
         self._applied = self._unsaved = 0
         self._saved_at = time.monotonic()
 

@@ -8,8 +8,8 @@ leaves no vector of an older text in any space; the spaces are in `Repository.sp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Select,
     and_,
     bindparam,
@@ -30,33 +31,42 @@ from sqlalchemy import (
 )
 
 from kronos.db.dialect import WAY_OUT_OF_DAMAGE
-from kronos.db.tables import memories, spaces, store, tombstones, vectors
+from kronos.db.tables import accesses, memories, spaces, store, tombstones, vectors
 from kronos.errors import CorruptStoreError, DuplicateIdError, NotFoundError
+from kronos.history import History, PastText, later_of, rows_at, still_held
 from kronos.jobs import Jobs
+from kronos.links import Links, Reached
 from kronos.spaces import Spaces, checked_blobs, next_seqs, parts
-from kronos.types import Memory, OnConflict, Space
+from kronos.types import DuplicateGroup, Memory, OnConflict, Space, Step, Version
 from kronos.validation import Record, hash_content, to_datetime, to_microseconds
+from kronos.words import Words
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.duplicates import KeyGroup
     from kronos.types import Keys, Vectors
+
+    Floats: TypeAlias = NDArray[np.float64]
 
 _ROWS_A_FETCH = 500
 
-Condition: TypeAlias = ColumnElement[bool]
-"""A boolean SQL expression over `memories`, as `kronos.search.filters` makes them."""
+Condition: TypeAlias = Callable[[FromClause], ColumnElement[bool]]
+"""Makes a boolean SQL expression over rows such as those of `memories`: a filter, compiled."""
 
-_MEMORY = (
-    memories.c.key,
-    memories.c.id,
-    memories.c.namespace,
-    memories.c.content,
-    memories.c.metadata,
-    memories.c.importance,
-    memories.c.parent_id,
-    memories.c.created_at,
-    memories.c.updated_at,
-    memories.c.expires_at,
+_COLUMNS = (
+    "key",
+    "id",
+    "namespace",
+    "content",
+    "metadata",
+    "importance",
+    "parent_id",
+    "created_at",
+    "updated_at",
+    "expires_at",
 )
+_MEMORY = tuple(memories.c[name] for name in _COLUMNS)
 
 
 @dataclass(slots=True)
@@ -71,6 +81,8 @@ class Batch:
     """The space of `vectors`, and of the vectors that were handed in."""
     vectors: Vectors | None = None
     """(n, dim) float32 unit rows, one a record; None until the records were embedded."""
+    match_content: bool = False
+    """A record without an id of its caller's takes the place of a memory with its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,17 @@ class Pulse:
 
     seq: int
     active_space: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What a ranking asks of n memories."""
+
+    times: dict[str, Floats]
+    """By "created", "updated" and "accessed": (n,) microseconds since 1970 UTC."""
+    importance: Floats
+    """(n,) 0..1."""
+    namespaces: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +122,42 @@ class Repository:
         now: the time, UTC.
         expired_by: what has expired until then is gone; None is `now`. It is later than `now` when
             the clock was put back: what is gone must not come back.
+        keep_history: keep what memories were, when they are changed or deleted.
     """
 
     def __init__(
-        self, connection: Connection, now: datetime, *, expired_by: datetime | None = None
+        self,
+        connection: Connection,
+        now: datetime,
+        *,
+        expired_by: datetime | None = None,
+        keep_history: bool = True,
     ) -> None:
         self._connection = connection
         self._now = to_microseconds(now)
         self._expired_by = self._now if expired_by is None else to_microseconds(expired_by)
+        self._keep_history = keep_history
+        self._rows: FromClause = memories
         self.spaces = Spaces(connection, self._now)
+        self.history = History(connection, self._now)
+        self.words = Words(connection)
+        self.links = Links(connection, self._now, self._expired_by)
+
+    def as_of(self, moment: datetime) -> Repository:
+        """The same store as it was known at a moment; for reading memories alone."""
+        past = Repository(self._connection, moment)
+        past._rows = rows_at(past._now)
+        return past
+
+    @property
+    def connection(self) -> Connection:
+        """The transaction, for what speaks over it beside the repository."""
+        return self._connection
+
+    @property
+    def now(self) -> int:
+        """The time of the transaction: microseconds since 1970 UTC."""
+        return self._now
 
     @property
     def jobs(self) -> Jobs:
@@ -129,16 +179,46 @@ class Repository:
 
     def find(self, id: str) -> Memory | None:
         """The live memory with this id."""
+        found = select(*self._memory()).where(self._rows.c.id == id, self._live())
+        row = self._connection.execute(found.order_by(self._rows.c.key.desc())).first()
+        return None if row is None else _memory(row)
+
+    def find_key(self, id: str) -> tuple[int, Memory] | None:
+        """The live memory with this id, and its key."""
         row = self._connection.execute(
             select(*_MEMORY).where(memories.c.id == id, self._live())
-        ).one_or_none()
-        return None if row is None else _memory(row)
+        ).first()
+        return None if row is None else (int(row[0]), _memory(row))
+
+    def steps(self, reached: Sequence[Reached]) -> list[Step]:
+        """What a walk over links came to, with the memories."""
+        found = self.by_keys(np.array([each.key for each in reached], np.int64))
+        return [
+            Step(found[each.key], each.depth, each.relation, each.from_id)
+            for each in reached
+            if each.key in found
+        ]
+
+    def duplicate_groups(self, groups: Sequence[KeyGroup]) -> list[DuplicateGroup]:
+        """Groups of keys, with the memories; those that live."""
+        found = self.by_keys(np.array([key for each in groups for key in each.keys], np.int64))
+        alive = [([key for key in each.keys if key in found], each.score) for each in groups]
+        return [
+            DuplicateGroup(tuple(found[key] for key in keys), score)
+            for keys, score in alive
+            if len(keys) > 1
+        ]
 
     def by_keys(self, keys: Keys) -> dict[int, Memory]:
         """The live memories among these keys."""
         found: dict[int, Memory] = {}
         for part in parts(keys.tolist()):
-            rows = self._connection.execute(_BY_KEYS, {"keys": part, "now": self._expired_by}).all()
+            if self._rows is memories:
+                values = {"keys": part, "now": self._expired_by}
+                rows = self._connection.execute(_BY_KEYS, values).all()
+            else:
+                past = select(*self._memory()).where(self._rows.c.key.in_(part), self._live())
+                rows = self._connection.execute(past).all()
             found.update((row[0], _memory(row)) for row in rows)
         return found
 
@@ -150,11 +230,73 @@ class Repository:
             found.update(self._connection.execute(statement).scalars())
         return found
 
-    def keys(self, scope: str | None, condition: Condition | None) -> Keys:
-        """The keys of the live memories in a scope that meet a condition: (n,) int64, ascending."""
-        statement = self._matching(select(memories.c.key), scope, condition)
-        found = self._connection.execute(statement.order_by(memories.c.key)).scalars().all()
-        return np.fromiter(found, np.int64, len(found))
+    def keys(
+        self, scope: str | None, condition: Condition | None, *, since: int | None = None
+    ) -> Keys:
+        """The keys of the live memories in a scope that meet a condition: (n,) int64, ascending.
+
+        Args:
+            scope: a namespace and all below it; None for every one.
+            condition: the filter.
+            since: of those alone that were written after this seq.
+        """
+        if condition is not None and self._rows is memories and self.is_whole_store(scope):
+            scope = None  # SQLite would go by the namespace, and not by the index of a field
+        statement = self._matching(select(self._rows.c.key), scope, condition)
+        if since is not None:
+            statement = statement.where(memories.c.seq > since)
+        found = self._connection.execute(statement).scalars().all()
+        return np.sort(np.fromiter(found, np.int64, len(found)))
+
+    def changed_since(self, seq: int) -> Keys:
+        """The keys of memories that were written after a seq: (n,) int64, ascending."""
+        statement = select(memories.c.key).where(memories.c.seq > seq)
+        found = self._connection.execute(statement).scalars().all()
+        return np.sort(np.fromiter(found, np.int64, len(found)))
+
+    def signals(self, keys: Keys) -> Signals:
+        """What a ranking asks of memories, in the order of their keys."""
+        found: dict[int, Sequence[Any]] = {}
+        rows = self._rows
+        columns = [rows.c[name] for name in ("key", "created_at", "updated_at", "importance")]
+        statement = select(
+            *columns, rows.c.namespace, func.coalesce(accesses.c.accessed_at, rows.c.created_at)
+        ).select_from(rows.outerjoin(accesses, accesses.c.memory_key == rows.c.key))
+        for part in parts(keys.tolist()):
+            for row in self._connection.execute(statement.where(rows.c.key.in_(part))):
+                found[row[0]] = row
+        ordered = [found.get(key, _NOBODY) for key in keys.tolist()]
+
+        def column(position: int) -> Floats:
+            return np.array([row[position] for row in ordered], np.float64)
+
+        times = {"created": column(1), "updated": column(2), "accessed": column(5)}
+        return Signals(times, column(3), [row[4] for row in ordered])
+
+    def known_then(
+        self, scope: str | None, condition: Condition | None
+    ) -> tuple[Keys, Keys, NDArray[np.bool_]]:
+        """Of a repository `as_of` a moment: what was live then, in a scope and under a condition.
+
+        Returns:
+            (n,) int64 keys, ascending; (n,) int64 keys of the versions, 0 where the row of today
+            held already; and (n,) whether the text is the one of today.
+        """
+        rows = self._rows
+        statement = self._matching(
+            select(rows.c.key, func.coalesce(rows.c.version_key, 0), still_held(rows)),
+            scope,
+            condition,
+        )
+        found = np.array(self._connection.execute(statement.order_by(rows.c.key)).all(), np.int64)
+        found = found.reshape(-1, 3)
+        return found[:, 0], found[:, 1], found[:, 2].astype(np.bool_)
+
+    def past_texts(
+        self, scope: str | None, condition: Condition | None, space: Space
+    ) -> list[PastText]:
+        """What of `known_then` has another text today: the texts, and their vectors in a space."""
+        return self.history.texts(self._rows, self._tests(scope, condition), space)
 
     def page(
         self, scope: str | None, condition: Condition | None, after: str | None, limit: int
@@ -164,25 +306,40 @@ class Repository:
         Raises:
             NotFoundError: no memory has the id `after`.
         """
-        statement = self._matching(select(*_MEMORY), scope, condition)
+        statement = self._matching(select(*self._memory()), scope, condition)
         if after is not None:
-            statement = statement.where(memories.c.key > self._key_of(after))
-        rows = self._connection.execute(statement.order_by(memories.c.key).limit(limit))
+            statement = statement.where(self._rows.c.key > self._key_of(after))
+        rows = self._connection.execute(statement.order_by(self._rows.c.key).limit(limit))
         return [_memory(row) for row in rows]
+
+    def behind(
+        self, key: int, scope: str | None, condition: Condition | None, limit: int
+    ) -> list[tuple[int, Memory]]:
+        """Live memories in a scope that meet a condition, with their keys, all above a key."""
+        statement = self._matching(select(*self._memory()), scope, condition)
+        statement = statement.where(self._rows.c.key > key).order_by(self._rows.c.key)
+        rows = self._connection.execute(statement.limit(limit))
+        return [(row[0], _memory(row)) for row in rows]
 
     def walk(
         self, scope: str | None, condition: Condition | None, limit: int
     ) -> Iterator[list[tuple[int, Memory]]]:
         """All live memories in a scope that meet a condition, with their keys, so many at once."""
         after = -1
-        while True:
-            statement = self._matching(select(*_MEMORY), scope, condition)
-            statement = statement.where(memories.c.key > after).order_by(memories.c.key)
-            rows = self._connection.execute(statement.limit(limit)).all()
-            if not rows:
-                return
-            yield [(row[0], _memory(row)) for row in rows]
-            after = rows[-1][0]
+        while found := self.behind(after, scope, condition, limit):
+            yield found
+            after = found[-1][0]
+
+    def versions(self, id: str) -> list[Version]:
+        """What the memories with an id were, and are, the oldest first."""
+        return [
+            Version(
+                _memory([row._mapping[name] for name in _COLUMNS]),
+                to_datetime(row.recorded_at),
+                None if row.replaced_at is None else to_datetime(row.replaced_at),
+            )
+            for row in self.history.of(id)
+        ]
 
     def altered(self) -> Iterator[str]:
         """The ids of memories whose text is not the one that was written; reads every row.
@@ -200,7 +357,8 @@ class Repository:
 
     def count(self, scope: str | None = None, condition: Condition | None = None) -> int:
         """How many live memories in a scope meet a condition."""
-        statement = self._matching(select(func.count()).select_from(memories), scope, condition)
+        statement = select(func.count()).select_from(self._rows)
+        statement = self._matching(statement, scope, condition)
         return int(self._connection.execute(statement).scalar_one())
 
     def is_whole_store(self, scope: str | None) -> bool:
@@ -214,20 +372,29 @@ class Repository:
     def _matching(
         self, statement: Select[Any], scope: str | None, condition: Condition | None
     ) -> Select[Any]:
-        statement = statement.where(self._live())
+        return statement.where(*self._tests(scope, condition))
+
+    def _tests(self, scope: str | None, condition: Condition | None) -> list[ColumnElement[bool]]:
+        tests = [self._live()]
         if scope is not None:
             first, last = _below(scope)
-            name = memories.c.namespace
-            statement = statement.where(or_(name == scope, and_(name >= first, name < last)))
-        return statement if condition is None else statement.where(condition)
+            name = self._rows.c.namespace
+            tests.append(or_(name == scope, and_(name >= first, name < last)))
+        return tests if condition is None else [*tests, condition(self._rows)]
 
-    def _live(self) -> Condition:
-        return or_(memories.c.expires_at.is_(None), memories.c.expires_at > self._expired_by)
+    def _live(self) -> ColumnElement[bool]:
+        expires_at = self._rows.c.expires_at
+        return or_(expires_at.is_(None), expires_at > self._expired_by)
+
+    def _memory(self) -> list[ColumnElement[Any]]:
+        return [self._rows.c[name] for name in _COLUMNS]
 
     def _key_of(self, id: str) -> int:
-        key = self._connection.execute(
-            select(memories.c.key).where(memories.c.id == id)
-        ).scalar_one_or_none()
+        """The key of a memory, be it gone: a page may have ended with it."""
+        found = select(memories.c.key).where(memories.c.id == id)
+        key = self._connection.execute(found).scalar_one_or_none()
+        if key is None:
+            key = self.history.key_of(id)
         if key is None:
             raise _not_found(id)
         return int(key)
@@ -244,6 +411,9 @@ class Repository:
         Returns:
             For each batch the ids of its records, or why it was not written.
         """
+        for batch in batches:
+            if batch.match_content:
+                self._match_content(batch)
         taken = self._existing(batches)
         writes: dict[str, _Write] = {}
         outcomes = [_resolve(batch, self._blobs(batch, space), taken, writes) for batch in batches]
@@ -255,6 +425,21 @@ class Repository:
         if batch.vectors is None or batch.space.id != space.id:
             raise AssertionError("a batch must be embedded in the space it is written to")
         return checked_blobs(space, batch.vectors)
+
+    def _match_content(self, batch: Batch) -> None:
+        """Give records the ids of the memories whose texts they have, in their namespaces."""
+        for position, record in enumerate(batch.records):
+            if record.id_given:
+                continue
+            found = select(memories.c.id).where(
+                memories.c.content_hash == record.content_hash,
+                memories.c.namespace == record.namespace,
+                self._live(),
+            )
+            known = self._connection.execute(found.order_by(memories.c.key).limit(1)).scalar()
+            if known is not None:
+                batch.records[position] = replace(record, id=known, id_given=True)
+        batch.ids = [record.id for record in batch.records]
 
     def _existing(self, batches: Iterable[Batch]) -> dict[str, tuple[int, bytes]]:
         """Key and content hash of the live memories whose ids are asked for; expired ones go."""
@@ -281,6 +466,7 @@ class Repository:
                 "key": seq,
                 "id": write.record.id,
                 **self._times(write.record),
+                "recorded_at": self._now,
                 "seq": seq,
                 **_columns(write.record),
             }
@@ -352,11 +538,14 @@ class Repository:
         *,
         same_text: bool,
     ) -> None:
+        if self._keep_history:
+            self.history.keep([key], text_goes=not same_text)
         (seq,) = next_seqs(self._connection, 1)
+        recorded_at = later_of(self._now, memories.c.recorded_at)
         self._connection.execute(
             update(memories)
             .where(memories.c.key == key)
-            .values(**values, updated_at=self._now, seq=seq)
+            .values(**values, updated_at=self._now, recorded_at=recorded_at, seq=seq)
         )
         if not same_text:
             self.spaces.forget_vectors([key], seq)
@@ -386,13 +575,28 @@ class Repository:
     def _delete(self, keys: Sequence[int]) -> int:
         if not keys:
             return 0
+        if self._keep_history:
+            self.history.keep(keys, text_goes=True)
         (seq,) = next_seqs(self._connection, 1)
         self.spaces.forget_vectors(keys, seq)
         for part in parts(keys):
             self._connection.execute(delete(memories).where(memories.c.key.in_(part)))
         return len(keys)
 
+    def touch(self, ids: Sequence[str]) -> int:
+        """Note that memories are made use of now. Returns how many live ones there were."""
+        found: list[int] = []
+        for part in parts(ids):
+            statement = select(memories.c.key).where(memories.c.id.in_(part), self._live())
+            found.extend(self._connection.execute(statement).scalars())
+        for part in parts(found):
+            self._connection.execute(delete(accesses).where(accesses.c.memory_key.in_(part)))
+            rows = [{"memory_key": key, "accessed_at": self._now} for key in part]
+            self._connection.execute(insert(accesses), rows)
+        return len(found)
 
+
+_NOBODY = (0, 0, 0, 0.0, "", 0)
 _PULSE = select(
     store.c.seq, select(spaces.c.id).where(spaces.c.state == "active").scalar_subquery()
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos.embedding.checked import embed_documents, embed_query
+from kronos.embedding.checked import embed_documents, embed_queries
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
@@ -93,16 +93,21 @@ class Serving:
             return np.empty((0, self.space.dim), np.float32)
         return embed_documents(self.require_embedder("add items with an `embedding`"), texts)
 
-    def query_vector(self, query: str | Sequence[float] | Vectors) -> Vectors:
-        """A question as a vector: (dim,) float32 of unit length.
+    def query_vectors(self, texts: Sequence[str]) -> Vectors:
+        """Questions as vectors: (n, dim) float32 unit rows.
 
         Raises:
-            NoEmbedderError: the question is a text, and the store has no embedder.
-            DimensionMismatchError: the question is a vector of another width than the space.
+            NoEmbedderError: the store has no embedder.
+        """
+        return embed_queries(self.require_embedder("search with a vector"), texts)
+
+    def own_vector(self, query: Sequence[float] | Vectors) -> Vectors:
+        """A caller's own vector, checked: (dim,) float32 of unit length.
+
+        Raises:
+            DimensionMismatchError: it has another width than the space.
             VectorError: it is no finite vector.
         """
-        if isinstance(query, str):
-            return embed_query(self.require_embedder("search with a vector"), query)
         row: Vectors = check_embeddings([query], self.space.dim, self.space.model, ["query"])[0]
         return row
 
@@ -210,9 +215,12 @@ class Settler:
     def _begin(self, embedder: Embedder | None, alias: str | None) -> None:
         """Give a store that is new its first space, unless another process has."""
         with self.database.write() as connection:
-            spaces = Repository(connection, self.clock()).spaces
+            repository = Repository(connection, self.clock())
+            spaces = repository.spaces
             if spaces.active() is None:
                 spaces.activate(self._find_or_create(spaces, embedder, alias))
+                if repository.words.tokenizer != self.settings.tokenizer:
+                    repository.words.rebuild(self.settings.tokenizer)
 
     def _find_or_create(
         self, spaces: Spaces, embedder: Embedder | None, alias: str | None

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from kronos.errors import ConfigurationError
-from kronos.types import Durability
+from kronos.types import Durability, Tokenizer
 
 DEFAULT_STORE = "./.kronos"
 _PREFIX = "KRONOS_"
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "durability": ("full", "normal"),
+    "tokenizer": ("porter", "unicode61", "trigram"),
+}
+_SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,15 @@ class Settings:
     """An index is saved after so many changes, once they are a tenth of it."""
     snapshot_interval_s: float = 300.0
     """After so many seconds since the last time, those many changes are enough."""
+    tokenizer: Tokenizer = "porter"
+    """How a new store cuts texts into words: "porter" (English word stems), "unicode61" (words as
+    they are), "trigram" (any three letters, for scripts without spaces). For a store that exists:
+    `rebuild_words`."""
+    keep_history: bool = True
+    """Keep what memories were when they are changed or deleted, for `history` and `as_of`."""
+    track_access: bool = False
+    """Note when memories are found by `get` and `search`, for a ranking by last access: a small
+    write after each."""
     network_timeout_s: float = 0.8
     """How long to look for a network before a missing model counts as not to be had."""
     max_content_bytes: int = 16 * 2**20
@@ -51,18 +65,18 @@ class Settings:
     """Nesting of one memory's metadata."""
 
     def __post_init__(self) -> None:
-        if self.durability not in ("full", "normal"):
-            raise ConfigurationError(
-                f'durability must be "full" or "normal", not {self.durability!r}',
-                field="durability",
-            )
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.name == "keep_spaces" and value == 0 and value is not False:
-                continue
-            if option.name != "durability" and not _is_positive_number(value):
+            if option.name in _CHOICES:
+                fits, expected = value in _CHOICES[option.name], _said(_CHOICES[option.name])
+            elif isinstance(option.default, bool):
+                fits, expected = isinstance(value, bool), "true or false"
+            else:
+                fits, expected = _is_positive_number(value), "a positive number"
+                fits = fits or (option.name == "keep_spaces" and value == 0 and value is not False)
+            if not fits:
                 raise ConfigurationError(
-                    f"{option.name} must be a positive number, not {value!r}", field=option.name
+                    f"{option.name} must be {expected}, not {value!r}", field=option.name
                 )
 
     @classmethod
@@ -154,10 +168,12 @@ def _is_positive_number(value: object) -> bool:
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
+    expected = {int: "a whole number", bool: "true or false"}.get(kind, "a number")
     try:
-        return kind(text)
-    except ValueError as exc:
-        raise ConfigurationError(
-            f"{name} must be {'a whole number' if kind is int else 'a number'}, not {text!r}",
-            field=name,
-        ) from exc
+        return _SWITCHES[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError) as exc:
+        raise ConfigurationError(f"{name} must be {expected}, not {text!r}", field=name) from exc
+
+
+def _said(choices: tuple[str, ...]) -> str:
+    return " or ".join(f'"{choice}"' for choice in choices)

@@ -30,7 +30,17 @@ from sqlalchemy import (
 )
 
 from kronos.db.dialect import fill_in_vectors
-from kronos.db.tables import failures, jobs, leases, memories, spaces, store, tombstones, vectors
+from kronos.db.tables import (
+    failures,
+    jobs,
+    leases,
+    memories,
+    past_vectors,
+    spaces,
+    store,
+    tombstones,
+    vectors,
+)
 from kronos.db.vectors import from_rows, to_bytes
 from kronos.errors import DimensionMismatchError, VectorError
 from kronos.types import Failure, Space, SpaceStats
@@ -195,10 +205,18 @@ class Spaces:
             return False
         its_jobs = select(jobs.c.id).where(jobs.c.space_id == space.id).scalar_subquery()
         self._connection.execute(delete(leases).where(leases.c.job_id.in_(its_jobs)))
-        for table in (jobs, failures, tombstones):
+        for table in (jobs, failures, tombstones, past_vectors):
             self._connection.execute(delete(table).where(table.c.space_id == space.id))
         self._connection.execute(delete(spaces).where(spaces.c.id == space.id))
         return True
+
+    def vector_of(self, space: Space, key: int) -> Vectors | None:
+        """The vector of a memory's current text: (dim,) float32; None where it is pending."""
+        statement = select(vectors.c.vector).where(
+            vectors.c.space_id == space.id, vectors.c.memory_key == key
+        )
+        blob = self._connection.execute(statement).scalar_one_or_none()
+        return None if blob is None else from_rows([blob], space.dim)[0]
 
     def pruned_seq(self, space_id: int) -> int:
         """Tombstones up to this seq are gone: an index that has applied less replays from zero."""

@@ -6,7 +6,7 @@ protocols, `Embedder` and `VectorIndex`, are the only plug points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 JsonValue: TypeAlias = Any
 """None, bool, int (64 bits), finite float, str, list or dict of these with str keys."""
 Metadata: TypeAlias = Mapping[str, JsonValue]
-Where: TypeAlias = Mapping[str, Any]
 OnConflict: TypeAlias = Literal["error", "replace", "ignore"]
 OnModelChange: TypeAlias = Literal["rebuild", "background", "error"]
 Durability: TypeAlias = Literal["full", "normal"]
@@ -55,6 +54,17 @@ class Memory:
     """From this moment on the memory is never returned."""
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What a memory was for some time, or is."""
+
+    memory: Memory
+    recorded_at: datetime
+    """When the store learnt it."""
+    replaced_at: datetime | None
+    """When it was changed or deleted; None while it holds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMemory:
     """One record to be stored; everything but the content may be left out."""
@@ -82,11 +92,16 @@ class Hit:
 
     memory: Memory
     score: float
-    """Higher is better; cosine similarity, -1..1, for mode="dense"."""
+    """Higher is better. By default, for mode="dense": cosine similarity, -1..1; for "lexical":
+    BM25, from 0 on; for "hybrid": the cosine and what the words add."""
     embedder: str
-    """The name of the embedder that answered."""
+    """The name of the embedder that answered; "words" where none did."""
     rank: int
     """0 for the best hit."""
+    shares: Mapping[str, float] | None = None
+    """With explain=True: what each signal adds to the score; None otherwise."""
+    via: str | None = None
+    """For a memory that was brought in by expand: the id of the hit that leads to it."""
 
     @property
     def id(self) -> str:
@@ -97,6 +112,39 @@ class Hit:
     def content(self) -> str:
         """The memory's content."""
         return self.memory.content
+
+
+class Hits(list[Hit]):
+    """The hits of one search, the best first."""
+
+    __slots__ = ("explanation",)
+
+    def __init__(self, hits: Iterable[Hit] = (), explanation: Explanation | None = None) -> None:
+        super().__init__(hits)
+        self.explanation = explanation
+        """With explain=True: how the search was answered; None otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step of a search."""
+
+    name: str
+    detail: str
+    """What was done, in words."""
+    count: int
+    """How many memories came of it."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a search was answered."""
+
+    mode: SearchMode
+    """Which signals were asked; a question without words, or without a vector, has but one."""
+    embedder: str
+    steps: tuple[PlanStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +179,44 @@ class SpaceStats:
     """Memories whose vector is missing or was made from an older text."""
     failed: int = 0
     """Pending memories whose text the embedder could not embed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What one memory says of another one."""
+
+    source_id: str
+    target_id: str
+    relation: str
+    """1 to 200 characters, such as "caused"."""
+    weight: float
+    """Finite; a search that follows links counts it as if it were within 0..1."""
+    created_at: datetime
+    """When the two were first linked so; a new weight does not change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A memory that another one came from or led to."""
+
+    memory: Memory
+    depth: int
+    """Steps from where the trace began, at least 1: the fewest that lead there."""
+    relation: str
+    """Of the last step on a shortest way: "parent", in either direction, or a link's relation."""
+    from_id: str
+    """The id of the memory before it on that way."""
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Memories that say nearly the same."""
+
+    memories: tuple[Memory, ...]
+    """At least two, the oldest first."""
+    score: float
+    """Cosine, 0..1: the highest score at which the group still hangs together. Each memory gets to
+    each other one over pairs of at least this score; two of them may be less alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +471,9 @@ class VectorIndex(Protocol):
 
     def keys(self) -> Keys:
         """All keys, in ascending order: (n,) int64."""
+
+    def held(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of some keys the index holds: (n,) bool."""
 
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys, all of which must be held: (n, dim) float32."""

@@ -229,9 +229,12 @@ def check_importance(value: object, *, field: str = "importance") -> float:
 
 def check_number(value: object, *, field: str) -> float:
     """Check a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{field} must be a finite number, not {value!r}", field=field)
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an int beyond every float
+        pass
+    raise InputError(f"{field} must be a finite number, not {_short(repr(value))}", field=field)
 
 
 def check_limit(value: object, *, field: str = "limit", least: int = 1) -> int:

@@ -15,7 +15,16 @@ HOMES = {
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],
     "huggingface_hub": ["embedding/"],
-    "sqlalchemy": ["db/", "repository.py", "jobs.py", "spaces.py", "search/"],
+    "sqlalchemy": [
+        "db/",
+        "repository.py",
+        "history.py",
+        "jobs.py",
+        "links.py",
+        "spaces.py",
+        "words.py",
+        "search/",
+    ],
     "alembic": ["db/schema.py"],
     "pickle": [],
 }

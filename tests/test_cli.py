@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kronos import MemoryStore
+from kronos.cli import main
+from kronos.types import ReindexReport
 
 MAIN = "from kronos.cli import main; main()"
+HEAVY = {"torch", "transformers", "sentence_transformers", "faiss", "alembic", "sqlalchemy"}
 
 
 class Kronos:
@@ -62,9 +70,46 @@ class Kronos:
         return lines[0]
 
 
+class Inside(Kronos):
+    """Runs the command in this process, where it starts a hundred times as fast."""
+
+    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            warnings.catch_warnings(),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["kronos", *words])
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            patch.delenv("KRONOS_STORE", raising=False)
+            try:
+                main()
+            except SystemExit as exc:
+                code = int(exc.code or 0)
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def kronos(tmp_path: Path) -> Kronos:
     return Kronos(tmp_path)
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Inside:
+    """A store with three memories of boats and one of bread; "ketch" came from "boats"."""
+    kronos = Inside(tmp_path)
+    kronos("add", "boats have masts", "--id", "boats", "--model", "hash", "--metadata", '{"k": 1}')
+    kronos("add", "a ketch has two masts", "--id", "ketch", "--parent", "boats")
+    kronos("add", "a ketch has two masts.", "--id", "again", "--metadata", '{"k": 1}')
+    kronos("add", "rye bread is sour", "--id", "bread", "--importance", "1")
+    return kronos
+
+
+def ids(memories: list[dict[str, Any]]) -> list[str]:
+    return [memory["id"] for memory in memories]
 
 
 def test_a_first_session(kronos: Kronos, tmp_path: Path) -> None:
@@ -290,3 +335,245 @@ def test_a_reindex_without_a_model_embeds_what_is_pending_as_a_job(
     assert [event["event"] for event in events] == ["progress", "end"]
     assert (events[-1]["embedded"], events[-1]["pending"]) == (1, 0)
     assert kronos.json("info")["spaces"][0]["space"]["model"] == "hash"
+
+
+# -- Searching --------------------------------------------------------------------------------
+
+
+def test_a_search_by_words_alone_loads_no_model(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    open_: Callable[..., MemoryStore] = MemoryStore.open
+
+    def spy(path: Any, **options: Any) -> MemoryStore:
+        asked.append(options["embedding_model"])
+        return open_(path, **options)
+
+    monkeypatch.setattr(MemoryStore, "open", spy)
+    hits = inside.json("search", "sour masts", "--mode", "lexical")
+    assert sorted(ids(hits)) == ["again", "boats", "bread", "ketch"]
+    assert {hit["embedder"] for hit in hits} == {"words"}
+    assert ids(inside.json("search", "sour", "--mode", "lexical")) == ["bread"]
+    assert set(asked) == {None}
+    dense = inside.json("search", "sour", "--mode", "dense")
+    assert (len(dense), dense[0]["id"], dense[0]["embedder"]) == (4, "bread", "hash")
+    assert "hash" in asked
+
+
+def test_a_memory_is_asked_for_what_is_like_it(inside: Inside) -> None:
+    hits = inside.json("search", "--near", "ketch", "-l", "2")
+    assert ids(hits) == ["again", "boats"]
+    assert hits[0]["score"] == pytest.approx(1, abs=0.2)
+    assert "no memory has the id 'gone'" in inside.error("search", "--near", "gone", code=1)
+    assert "a query, or --near" in inside.error("search", "boats", "--near", "ketch", code=2)
+    assert "a query, or --near" in inside.error("search", code=2)
+
+
+def test_hits_are_grouped_and_ranked_as_asked(inside: Inside) -> None:
+    assert ids(inside.json("search", "two masts", "--group-by", "k", "--where", '{"k": 1}')) == [
+        "again"
+    ]
+    assert inside.json("search", "two masts")[-1]["id"] == "bread"
+    assert inside.json("search", "two masts", "--importance", "9")[0]["id"] == "bread"
+    for id in ("ketch", "again"):
+        assert id in ids(inside.json("search", "two masts", "-l", "2"))
+    diverse = inside.json("search", "two masts", "-l", "2", "--diversity", "0.9")
+    assert not {"ketch", "again"} <= set(ids(diverse))
+    newest = inside.json("search", "masts", "--recency", "99", "--half-life", "1s")
+    assert newest[0]["id"] == "bread"
+
+
+def test_linked_memories_are_brought_in_and_name_their_hit(inside: Inside) -> None:
+    inside("link", "ketch", "bread", "carries")
+    plain = inside.json("search", "ketch", "-l", "1")
+    assert set(plain[0]) & {"via", "shares"} == set()
+    hits = inside.json("search", "--near", "again", "-l", "1", "--expand", "1")
+    assert ids(hits[:1]) == ["ketch"]
+    brought = {hit["id"]: hit["via"] for hit in hits[1:]}
+    assert set(brought.values()) == {"ketch"}
+    assert brought.keys() <= {"boats", "bread"}
+    assert "via ketch" in inside("search", "--near", "again", "-l", "1", "--expand", "1")
+
+
+def test_a_search_explains_itself(inside: Inside) -> None:
+    words = ("search", "two masts", "--explain", "--importance", "0.5", "-l", "2")
+    found = inside.json(*words)
+    assert found["explanation"]["mode"] == "hybrid"
+    assert found["explanation"]["embedder"] == "hash"
+    steps = found["explanation"]["steps"]
+    assert {"name", "detail", "count", "seconds"} == set(steps[0])
+    assert len(found["hits"]) == 2
+    for hit in found["hits"]:
+        assert hit["shares"]["importance"] == pytest.approx(0.25)
+        assert sum(hit["shares"].values()) == pytest.approx(hit["score"])
+    shown = inside(*words, "--expand", "1")
+    assert all(step["name"] in shown for step in steps)
+    heads = [line.split() for line in shown.splitlines()]
+    assert ["step", "detail", "count", "ms"] in heads
+    signals = [*found["hits"][0]["shares"]]
+    assert ["rank", "score", *signals, "text"] in heads
+    assert "a ketch has two masts" in shown
+    assert "via " in shown, "what was brought in names its hit"
+
+
+def test_a_reranker_that_cannot_be_had_is_an_error(inside: Inside) -> None:
+    error = inside.error("search", "masts", "--rerank", "no-such/judge", code=1)
+    assert "no-such/judge" in error
+
+
+# -- The past ---------------------------------------------------------------------------------
+
+
+def test_the_past_is_read_and_searched(inside: Inside) -> None:
+    assert inside("add", "bread is sweet", "--id", "bread", "--upsert").strip() == "bread"
+    then, now = inside.json("history", "bread")
+    assert (then["content"], now["content"]) == ("rye bread is sour", "bread is sweet")
+    assert then["replaced_at"] == now["recorded_at"]
+    assert now["replaced_at"] is None
+    moment = then["recorded_at"]
+    assert inside.json("get", "bread")["content"] == "bread is sweet"
+    assert inside.json("get", "bread", "--as-of", moment)["content"] == "rye bread is sour"
+    before = inside.json("list", "--as-of", moment)
+    assert [m["content"] for m in before if m["id"] == "bread"] == ["rye bread is sour"]
+    for mode in ("lexical", "dense", "hybrid"):
+        hit = inside.json("search", "sour bread", "--as-of", moment, "--mode", mode)[0]
+        assert hit["content"] == "rye bread is sour"
+    shown = inside("history", "bread")
+    assert shown.index("rye bread is sour") < shown.index("to now") < shown.index("is sweet")
+
+    assert "none had it" in inside.error("get", "bread", "--as-of", "2020-01-01T00:00Z", code=1)
+    assert inside.json("list", "--as-of", "2020-01-01T00:00:00+01:00") == []
+    assert "or had, the id 'gone'" in inside.error("history", "gone", code=1)
+    for words in (("get", "bread"), ("list",), ("search", "x", "--mode", "lexical")):
+        error = inside.error(*words, "--as-of", "yesterday", code=2)
+        assert error.endswith("--as-of is no ISO 8601 time: 'yesterday'")
+        assert "timezone-aware" in inside.error(*words, "--as-of", "2026-01-01", code=2)
+
+
+# -- Links, duplicates, indexes ---------------------------------------------------------------
+
+
+def test_an_upsert_takes_the_place_of_its_text_or_of_its_id(inside: Inside) -> None:
+    words = ("add", "boats have masts", "--upsert", "--metadata", '{"new": true}')
+    assert inside.json(*words) == {"id": "boats"}
+    assert inside.json("get", "boats")["metadata"] == {"new": True}
+    assert inside.json("get", "ketch")["parent_id"] == "boats"
+    assert len(inside.json("list")) == 4
+    assert "boats" in inside.error("add", "x", "--id", "boats", code=1)
+
+
+def test_duplicates_come_in_groups(inside: Inside) -> None:
+    (group,) = inside.json("duplicates", "--threshold", "0.9")
+    assert ids(group["memories"]) == ["ketch", "again"]
+    assert 0.9 <= group["score"] <= 1.0001
+    shown = inside("duplicates", "-t", "0.9")
+    assert shown.index("ketch") < shown.index("again")
+    assert inside.json("duplicates", "-w", '{"k": 1}') == []
+    assert inside.json("duplicates", "-n", "elsewhere") == []
+    assert "above 0 and at most 1" in inside.error("duplicates", "-t", "0", code=2)
+    assert "no JSON" in inside.error("duplicates", "-w", "{", code=2)
+
+
+def test_links_are_made_followed_and_removed(inside: Inside) -> None:
+    made = inside.json("link", "ketch", "bread", "carries", "--weight", "0.5")
+    assert made == {
+        "source_id": "ketch",
+        "target_id": "bread",
+        "relation": "carries",
+        "weight": 0.5,
+    }
+    (link,) = inside.json("links", "bread")
+    assert made.items() <= link.items()
+    assert inside("links", "ketch").strip() == "ketch carries bread (weight 0.5)"
+
+    def way(*words: str) -> list[tuple[int, str, str, str]]:
+        steps = inside.json("trace", *words)
+        return [(s["depth"], s["relation"], s["from_id"], s["id"]) for s in steps]
+
+    up = [(1, "carries", "bread", "ketch"), (2, "parent", "ketch", "boats")]
+    assert way("bread") == up
+    assert way("bread", "--depth", "1") == up[:1]
+    assert way("bread", "--direction", "descendants") == []
+    assert ids(inside.json("trace", "ketch", "--direction", "both")) == ["boats", "bread"]
+    assert "2 from ketch by parent" in inside("trace", "bread")
+
+    inside("link", "ketch", "bread", "holds")
+    assert inside.json("unlink", "ketch", "bread", "carries") == {"removed": 1}
+    assert inside("unlink", "ketch", "bread") == "1 links removed\n"
+    assert inside.json("links", "ketch") == []
+    assert "'gone'" in inside.error("link", "ketch", "gone", "holds", code=1)
+    assert "'gone'" in inside.error("links", "gone", code=1)
+    assert "'gone'" in inside.error("trace", "gone", code=1)
+    assert "to itself" in inside.error("link", "ketch", "ketch", "is", code=2)
+    assert "relation" in inside.error("link", "ketch", "bread", " ", code=2)
+    assert "direction must be" in inside.error("trace", "ketch", "--direction", "up", code=2)
+    assert "depth must be" in inside.error("trace", "ketch", "--depth", "0", code=2)
+
+
+def test_metadata_keys_get_an_index_and_lose_it(inside: Inside) -> None:
+    assert inside.json("index", "list") == []
+    assert inside.json("index", "add", "k") == {"field": "k", "added": True}
+    assert inside.json("index", "add", "k") == {"field": "k", "added": False}
+    inside("index", "add", "source.name")
+    assert sorted(inside.json("index", "list")) == ["k", "source.name"]
+    assert inside("index", "list").split() == inside.json("index", "list")
+    assert ids(inside.json("list", "--where", '{"k": 1}')) == ["boats", "again"]
+    assert inside.json("index", "remove", "k") == {"field": "k", "removed": True}
+    assert inside("index", "remove", "k") == "k had no index\n"
+    assert inside.json("index", "list") == ["source.name"]
+    assert "a 'b" in inside.error("index", "add", "a 'b", code=2)
+
+
+def test_the_word_index_is_made_anew(inside: Inside) -> None:
+    def found(word: str) -> list[str]:
+        return ids(inside.json("search", word, "--mode", "lexical"))
+
+    assert found("mast") == found("masts") != []
+    assert inside.json("index", "words", "--tokenizer", "unicode61") == {"tokenizer": "unicode61"}
+    assert found("mast") == []
+    assert "cut by trigram" in inside("index", "words", "--tokenizer", "trigram")
+    assert found("rea") == ["bread"]
+    inside("index", "words")
+    assert found("rea") == ["bread"]
+    assert "tokenizer must be" in inside.error("index", "words", "--tokenizer", "x", code=2)
+
+
+def test_a_search_that_is_asked_wrongly_is_one_line(inside: Inside) -> None:
+    def refused(*words: str) -> str:
+        return inside.error("search", "masts", *words, code=2)
+
+    assert 'mode must be "hybrid"' in refused("--mode", "vague")
+    assert "half_life" in refused("--half-life", "long")
+    assert "ranking.diversity" in refused("--diversity", "2")
+    assert "ranking.recency" in refused("--recency", "-1")
+    assert "expand must be" in refused("--expand", "-1")
+    assert "a 'b" in refused("--group-by", "a 'b")
+
+
+# -- The program ------------------------------------------------------------------------------
+
+
+def test_help_loads_no_heavy_module(kronos: Kronos) -> None:
+    code = (
+        "import sys; from kronos.cli import app; sys.argv = ['kronos']; "
+        "app(['--help'], standalone_mode=False); "
+        f"print('loaded:', {HEAVY!r} & {{*sys.modules}} or 'nothing')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kronos.environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("loaded: nothing\n")
+
+
+def test_a_reindex_without_the_switch_ends_with_3(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reindex: Callable[..., ReindexReport] = MemoryStore.reindex
+    monkeypatch.setattr(
+        MemoryStore,
+        "reindex",
+        lambda *args, **options: replace(reindex(*args, **options), state="failed", failed=1),
+    )
+    (*_, end) = inside.lines("reindex", code=3)
+    assert (end["event"], end["state"]) == ("end", "failed")

@@ -33,14 +33,15 @@ def test_a_snippet_runs_and_prints_what_it_says(tmp_path: Path, snippet: str, ou
 
 
 def test_the_commands_named_are_those_that_exist() -> None:
-    from kronos.cli import app, db, reindex
+    from kronos.cli import app, db, index, reindex
 
     def names(commands: object) -> set[str]:
         return {c.name or c.callback.__name__ for c in commands}  # type: ignore[attr-defined]
 
     section = README.split("## Commands")[1].split("## ")[0]
-    own, jobs, schema = re.findall(r"`(?:kronos |kronos db )?(\w+ \| [^`]*)`", section)
+    own, indexes, jobs, schema = re.findall(r"`(?:kronos (?:db |index )?)?(\w+ \| [^`]*)`", section)
     assert set(own.split(" | ")) == names(app.registered_commands)
+    assert set(indexes.split(" | ")) == names(index.registered_commands)
     assert set(jobs.split(" | ")) == names(reindex.registered_commands)
     assert set(schema.split(" | ")) == names(db.registered_commands)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +23,17 @@ from sqlalchemy import Connection, Table, insert, select, update
 from kronos.db import schema
 from kronos.db.dialect import PART, pad
 from kronos.db.engine import Database
-from kronos.db.tables import memories, spaces, store, vectors
+from kronos.db.tables import (
+    accesses,
+    fields,
+    links,
+    memories,
+    past_vectors,
+    spaces,
+    store,
+    vectors,
+    versions,
+)
 from kronos.db.vectors import from_rows
 from kronos.errors import ConfigurationError, CorruptStoreError, InputError, StorageError
 from kronos.files import locked, make_folder, sync
@@ -35,6 +46,8 @@ _A_LOST_SEQ = 10**12
 _NO_SEQ = 2**62
 """No store gets so far: a number from there on is damage."""
 _ROWS_AT_ONCE = 500
+_HASH = 32
+"""Bytes of a text's hash."""
 
 
 def restore(backup: Path, location: Location, settings: Settings) -> Path | None:
@@ -266,10 +279,38 @@ class _Salvage:
             return is_current and not not_unit(vector[None, :]).any()
 
         rows = self._copy(vectors, ("space_id", "memory_key"), is_vector)
+        self._copy_the_rest(hashes, dims)
         if not found and not found_spaces:
             return None
         self._take_store_row()
         return found, tuple(damaged), rows
+
+    def _copy_the_rest(self, hashes: dict[int, bytes], dims: dict[int, int]) -> None:
+        """What memories were, where they lead, when they were found; none of it is missed."""
+
+        def is_version(row: dict[str, Any]) -> bool:
+            self._saw(row["key"])
+            to_datetime(row["replaced_at"])
+            row["seq"] = row["key"]
+            return _is_whole(row | {"key": row["memory_key"]})
+
+        def is_link(row: dict[str, Any]) -> bool:
+            ends = row["source_key"] in hashes and row["target_key"] in hashes
+            return ends and math.isfinite(row["weight"]) and bool(row["relation"]) and _is_text(row)
+
+        def is_past_vector(row: dict[str, Any]) -> bool:
+            (vector,) = from_rows([row["vector"]], dims.get(row["space_id"], -1))
+            return len(row["content_hash"]) == _HASH and not not_unit(vector[None, :]).any()
+
+        self._copy(versions, "key", is_version)
+        self._copy(past_vectors, ("space_id", "content_hash"), is_past_vector)
+        self._copy(links, ("source_key", "target_key", "relation"), is_link)
+        self._copy(
+            accesses,
+            "memory_key",
+            lambda row: row["memory_key"] in hashes and bool(to_datetime(row["accessed_at"])),
+        )
+        self._copy(fields, "id", lambda row: bool(row["path"]) and _is_text(row))
 
     def _is_space(self, row: dict[str, Any]) -> bool:
         self._saw(row["id"])

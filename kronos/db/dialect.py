@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, func
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
 
 from kronos.errors import (
     ConfigurationError,
@@ -423,8 +433,42 @@ def json_type(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElemen
 
 
 def json_value(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[Any]:
-    """The number or text at a path of a JSON column, as SQL compares it; see `json_type`."""
+    """The number or text at a path of a JSON column, as SQL compares it; see `json_type`.
+
+    An index on this expression answers comparisons with it.
+    """
     return func.json_extract(column, _json_path(path))
+
+
+def has_element(
+    column: ColumnElement[Any],
+    path: tuple[str, ...],
+    condition: Callable[[ColumnElement[Any], ColumnElement[Any]], ColumnElement[bool]],
+) -> ColumnElement[bool]:
+    """Whether an array at a path of a JSON column has some element.
+
+    Args:
+        column: as `json_type` takes it; what stands at the path must be an array.
+        path: as `json_type` takes it.
+        condition: takes the JSON type and the value of an element, and says which is meant.
+    """
+    element = func.json_each(column, _json_path(path)).table_valued("type", "value")
+    meant = condition(element.c.type, element.c.value)
+    one: ColumnElement[int] = literal_column("1")
+    found = select(one).select_from(element).where(meant)
+    return found.correlate_except(element).exists()
+
+
+def json_list(values: Sequence[float | str]) -> Select[Any]:
+    """The values as rows, for `IN`: however many, they are one parameter."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return select(func.json_each(text).table_valued("value").c.value)
+
+
+def holds_text(text: ColumnElement[Any], part: str) -> ColumnElement[bool]:
+    """Whether a text holds another one, letter by letter."""
+    found: ColumnElement[bool] = func.instr(text, part) > 0
+    return found
 
 
 def fill_in_vectors(
@@ -470,8 +514,11 @@ _FILL_IN = """
 """
 
 
-def _json_path(path: tuple[str, ...]) -> str:
-    return "$" + "".join(f'."{key}"' for key in path)
+def _json_path(path: tuple[str, ...]) -> ColumnElement[str]:
+    # Quoted into the statement, not bound: SQLite uses an index on an expression only where it sees
+    # at once that it is the same one.
+    text = "$" + "".join(f'."{key}"' for key in path)
+    return bindparam(None, text, Text(), literal_execute=True, unique=True)
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:

@@ -71,10 +71,9 @@ def embed_documents(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     return rows[[position[text] for text in texts]]
 
 
-def embed_query(embedder: Embedder, text: str) -> Vectors:
-    """Embed a question: (dim,) float32 of unit length. Raises as `embed_documents` does."""
-    row: Vectors = _embed(embedder, embedder.embed_queries, [text])[0]
-    return row
+def embed_queries(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """Embed questions: (n, dim) float32 unit rows. Raises as `embed_documents` does."""
+    return _embed(embedder, embedder.embed_queries, list(texts))
 
 
 @dataclass(frozen=True, slots=True)

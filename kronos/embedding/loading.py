@@ -11,11 +11,11 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kronos.embedding.fingerprint import model_fingerprint
 from kronos.embedding.hub import Source, find_sources, reason_of
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kronos.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 _LIBRARIES = ("sentence_transformers", "transformers", "torch")
@@ -104,12 +106,28 @@ def load_model(
     Raises:
         ModelLoadError: it cannot be had, for any reason; all reasons are named, and what mends it.
     """
+    return load_from_some_source(
+        model,
+        lambda folder: _load_on_some_device(folder, _name(model, folder), device, settings),
+        cache_dir=cache_dir,
+        settings=settings,
+    )
+
+
+def load_from_some_source(
+    model: str, load: Callable[[Path], T], *, cache_dir: Path | None, settings: Settings
+) -> T:
+    """Find a model's folder and load what is in it: the nearest folder that can be loaded.
+
+    Raises:
+        ModelLoadError: it cannot be had, for any reason; all reasons are named.
+    """
     reasons: list[str] = []
     cause: Exception | None = None
     for source in _sources(model, cache_dir, settings.network_timeout_s):
         try:
             if (folder := source()) is not None:
-                return _load_on_some_device(folder, _name(model, folder), device, settings)
+                return load(folder)
         except Exception as exc:  # whatever a broken file makes of a library; see reason_of
             reasons.append(reason_of(exc))
             cause = exc

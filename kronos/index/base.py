@@ -134,7 +134,7 @@ def require_known(keys: Keys, known: NDArray[np.bool_]) -> None:
         )
 
 
-def best(scores: Vectors, k: int) -> NDArray[np.intp]:
+def best(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
     """Positions of the k highest of (n,) scores, best first; equal ones in their own order."""
     near = np.arange(scores.size)
     if k < scores.size:

@@ -23,6 +23,8 @@ from kronos.index.base import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kronos.types import Keys, Vectors
 
 
@@ -87,6 +89,11 @@ class ExactIndex:
         """All keys, in ascending order: (n,) int64."""
         self._merge()
         return np.array(self._keys)
+
+    def held(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of some keys the index holds: (n,) bool."""
+        self._merge()
+        return locate(self._keys, check_keys(keys))[1]
 
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys: (n, dim) float32.

@@ -132,6 +132,10 @@ class FaissIndex:
         """All keys, in ascending order: (n,) int64."""
         return np.sort(self._keys())
 
+    def held(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of some keys the index holds: (n,) bool."""
+        return self._find(check_keys(keys))[1]
+
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys: (n, dim) float32.
 

@@ -1,31 +1,182 @@
-"""How a filtered search is answered: which keys the index may find.
+"""How a filtered search is answered: which memories may be found, and how they are gone through.
 
 Filtering after the top k returns too few, so the filter comes first: SQL names the keys that may be
-found, and the index ranks those alone. Nothing is asked of SQL when every memory may be found.
+found. They are kept, and follow the changes by seq as an index does, so that a filter that is used
+again costs nothing. A few are compared one by one; of many the index is asked, for those alone or,
+where most may be found, for so many that enough are left.
 """
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from kronos.forking import Lock
+from kronos.index.base import locate
+from kronos.search.filters import canonical, compile_filter, parse
+
 if TYPE_CHECKING:
-    from kronos.repository import Condition, Repository
-    from kronos.types import Keys
+    from sqlalchemy import ColumnElement, FromClause
+
+    from kronos.repository import Pulse, Repository
+    from kronos.search.filters import Filter, Where
+    from kronos.types import Keys, VectorIndex, Vectors
+
+_MOST_SETS = 64
+_MOST_KEYS = 8_000_000
+"""So many sets, and keys in them all (64 MB), are kept; those used last."""
+_MOST_PART = 3
+"""When more than one memory in three may be found, the index is asked for more than are wanted."""
+_MARGIN = 1.5
+_FEW = 10
 
 
-def allowed_keys(
-    repository: Repository, scope: str | None, condition: Condition | None
-) -> Keys | None:
-    """Find the keys that a search may return.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which memories a call means: a namespace with all below it, and a filter."""
+
+    scope: str | None
+    """None for every namespace."""
+    filter: Filter | None
+
+    @classmethod
+    def of(cls, scope: str | None, where: Where | Filter | None) -> Selection:
+        """Parse a filter.
+
+        Raises:
+            FilterError: it cannot be understood.
+        """
+        return cls(scope, parse(where))
+
+    def __call__(self, rows: FromClause) -> ColumnElement[bool]:
+        """The filter as SQL over some rows; for selections that have one."""
+        condition = compile_filter(self.filter, rows)
+        assert condition is not None
+        return condition
+
+    @property
+    def condition(self) -> Selection | None:
+        """What makes the filter's SQL; None for no filter."""
+        return None if self.filter is None else self
+
+    @property
+    def name(self) -> tuple[str | None, str]:
+        """What tells two selections apart."""
+        return self.scope, canonical(self.filter)
+
+
+@dataclass(slots=True)
+class _KeySet:
+    keys: Keys | None
+    """Ascending; None: every memory may be found."""
+    seq: int
+
+
+class KeySets:
+    """The keys that selections stand for, kept from search to search. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._sets: OrderedDict[tuple[str | None, str], _KeySet] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, repository: Repository, pulse: Pulse, selection: Selection) -> Keys | None:
+        """Find the keys that a search may return.
+
+        Args:
+            repository: over the transaction of the search.
+            pulse: of that transaction.
+            selection: what may be found.
+
+        Returns:
+            (n,) int64, ascending, of memories some of which may have expired since; None when
+            every memory may be found.
+        """
+        if selection.scope is None and selection.filter is None:
+            return None
+        with self._lock:
+            name = selection.name
+            known = self._sets.pop(name, None)
+            if known is None or known.seq != pulse.seq:
+                known = _KeySet(self._follow(repository, pulse, selection, known), pulse.seq)
+            self._sets[name] = known
+            self._evict()
+            return known.keys
+
+    def _follow(
+        self, repository: Repository, pulse: Pulse, selection: Selection, known: _KeySet | None
+    ) -> Keys | None:
+        if selection.filter is None and repository.is_whole_store(selection.scope):
+            return None
+        scope, condition = selection.scope, selection.condition
+        # A database that was put back has other rows at the seqs that were seen.
+        if (
+            known is None
+            or known.keys is None
+            or known.seq > pulse.seq
+            or known.seq < repository.spaces.pruned_seq(pulse.active_space or 0)
+        ):
+            return repository.keys(scope, condition)
+        changed = repository.changed_since(known.seq)
+        matching = repository.keys(scope, condition, since=known.seq)
+        kept = known.keys[~locate(changed, known.keys)[1]]
+        return np.union1d(kept, matching)
+
+    def _evict(self) -> None:
+        def size() -> int:
+            return sum(0 if s.keys is None else s.keys.size for s in self._sets.values())
+
+        while len(self._sets) > 1 and (len(self._sets) > _MOST_SETS or size() > _MOST_KEYS):
+            self._sets.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an index found."""
+
+    scores: Vectors
+    """(n,) float32, best first."""
+    keys: Keys
+    """(n,) int64."""
+    plan: str
+    """How, in words."""
+
+
+def nearest(index: VectorIndex, query: Vectors, k: int, allowed: Keys | None) -> Found:
+    """Find the k nearest of the keys that may be found; see `nearest_of_each`."""
+    return nearest_of_each(index, query[None, :], k, allowed)[0]
+
+
+def nearest_of_each(
+    index: VectorIndex, queries: Vectors, k: int, allowed: Keys | None
+) -> list[Found]:
+    """Find the k nearest of the keys that may be found, for each of some queries, in one scan.
 
     Args:
-        repository: over the transaction of the search.
-        scope: a namespace and all below it; None for every one.
-        condition: the compiled filter; None for no filter.
-
-    Returns:
-        (n,) int64; None when every memory may be found.
+        index: what is searched.
+        queries: (n, dim) float32.
+        k: how many; as many come back when as many are held.
+        allowed: (m,) int64, ascending; None: all.
     """
-    if condition is None and repository.is_whole_store(scope):
-        return None
-    return repository.keys(scope, condition)
+    if allowed is not None and allowed.size * _MOST_PART > len(index):
+        return _over_fetched(index, queries, k, allowed)
+    scores, keys = index.search(queries, k, allowed=allowed)
+    plan = f"index of {len(index)}" if allowed is None else f"the {allowed.size} that match, alone"
+    return [Found(*each, plan) for each in zip(scores, keys, strict=True)]
+
+
+def _over_fetched(index: VectorIndex, queries: Vectors, k: int, allowed: Keys) -> list[Found]:
+    wanted = math.ceil(k * len(index) / allowed.size * _MARGIN) + _FEW
+    while True:
+        scores, keys = index.search(queries, wanted)
+        matching = [locate(allowed, row)[1] for row in keys]
+        if keys.shape[1] < wanted or all(np.count_nonzero(each) >= k for each in matching):
+            plan = f"index of {len(index)}, the nearest {wanted} filtered"
+            return [
+                Found(row[known][:k], found[known][:k], plan)
+                for row, found, known in zip(scores, keys, matching, strict=True)
+            ]
+        wanted *= 4

@@ -258,6 +258,13 @@ def test_fewer_than_one_neighbour_is_refused(kind: Kind, k: int) -> None:
         held_index(kind).search(coarse_vectors(1, 0), k)
 
 
+def test_it_says_which_keys_it_holds(kind: Kind) -> None:
+    index = held_index(kind)
+    asked = np.concatenate([index.keys()[:2], [-7, 10**12]])
+    np.testing.assert_array_equal(index.held(asked), [True, True, False, False])
+    assert index.held(as_keys()).shape == (0,)
+
+
 def test_vectors_of_a_key_that_is_not_held_names_it(kind: Kind) -> None:
     with pytest.raises(NotFoundError, match="key 99"):
         held_index(kind).vectors_of(as_keys(1, 99))

@@ -1,0 +1,87 @@
+"""The commands `kronos db`: the revision of the database's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from kronos.cli.common import Json, Store, open_database
+from kronos.cli.printing import out, print_json, print_result
+
+db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, look.")
+
+
+@db.command()
+def upgrade(
+    revision: Annotated[str, typer.Argument(help="A revision.")] = "head",
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the database to a newer schema, after a backup."""
+    from kronos.db import schema
+
+    _migrate(store, lambda database: schema.upgrade(database, revision), as_json)
+
+
+@db.command()
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="A revision.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the database to an older schema, after a backup."""
+    from kronos.db import schema
+
+    _migrate(store, lambda database: schema.downgrade(database, revision), as_json)
+
+
+@db.command()
+def current(store: Store = None, as_json: Json = False) -> None:
+    """Show the database's revision."""
+    from kronos.db import schema
+
+    with open_database(store) as database:
+        revision = schema.current(database)
+    print_result({"revision": revision}, revision or "none: the database is empty", as_json)
+
+
+@db.command()
+def check(store: Store = None, as_json: Json = False) -> None:
+    """Say whether the database's schema is this Kronos's own; exit code 1 when it is not."""
+    from kronos.db import schema
+
+    with open_database(store) as database:
+        schema.check(database)
+    print_result({"ok": True}, f"the schema is up to date ({schema.head()})", as_json)
+
+
+@db.command()
+def history(as_json: Json = False) -> None:
+    """List all revisions, the oldest first."""
+    from kronos.db import schema
+
+    revisions = schema.history()
+    if as_json:
+        print_json([{"revision": r.id, "description": r.summary} for r in revisions])
+        return
+    for revision in revisions:
+        out.print(f"{revision.id}  {escape(revision.summary)}")
+
+
+def _migrate(store: str | None, change: Callable[[Any], Path | None], as_json: bool) -> None:
+    from kronos.db import schema
+
+    with open_database(store) as database:
+        before = schema.current(database)
+        backup = change(database)
+        after = schema.current(database)
+    saved = "" if backup is None else f"; the backup is {backup}"
+    print_result(
+        {"before": before, "after": after, "backup": None if backup is None else str(backup)},
+        f"the database went from {before or 'nothing'} to {after or 'nothing'}{saved}",
+        as_json,
+    )

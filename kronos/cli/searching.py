@@ -1,0 +1,166 @@
+"""The command `kronos search`: what is asked, how hits are ranked, and how that is explained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from kronos.cli.common import (
+    AsOf,
+    Json,
+    Limit,
+    Namespace,
+    Store,
+    Where,
+    open_store,
+    parse_json,
+    parse_time,
+)
+from kronos.cli.printing import err, memory_fields, one_line, out, print_json, show
+from kronos.errors import InputError
+
+if TYPE_CHECKING:
+    from kronos.types import Explanation, Hit, Hits
+
+
+def search(
+    query: Annotated[
+        str | None, typer.Argument(help="What to look for, in your own words.")
+    ] = None,
+    store: Store = None,
+    limit: Limit = 10,
+    where: Where = None,
+    namespace: Namespace = None,
+    mode: Annotated[
+        str, typer.Option(help="hybrid, dense (by meaning alone) or lexical (by words, no model).")
+    ] = "hybrid",
+    near: Annotated[
+        str | None, typer.Option(metavar="ID", help="Instead of a query: what is like a memory.")
+    ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out hits below it.")] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Only the best hit for each value of a metadata key, namespace or parent_id.",
+        ),
+    ] = None,
+    as_of: AsOf = None,
+    expand: Annotated[
+        int, typer.Option(help="Bring in memories so many links or parents away from a hit.")
+    ] = 0,
+    recency: Annotated[float, typer.Option(help="Weight of how new a memory is.")] = 0.0,
+    half_life: Annotated[
+        str, typer.Option(metavar="TIME", help="For --recency: 30m, 12h, 7d, 4w.")
+    ] = "7d",
+    importance: Annotated[float, typer.Option(help="Weight of a memory's importance.")] = 0.0,
+    diversity: Annotated[
+        float, typer.Option(help="0 to 1: how much a hit loses for being like those before it.")
+    ] = 0.0,
+    rerank: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A cross-encoder that reads the best hits.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the steps, and what each score is made of.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find memories by meaning and by words."""
+    from kronos.search.ranking import Ranking
+
+    if (query is None) == (near is None):
+        raise InputError("search takes a query, or --near and an id", field="query")
+    condition, moment = parse_json(where, "--where"), parse_time(as_of, "--as-of")
+    ranking = Ranking(
+        recency=recency,
+        half_life=half_life,
+        importance=importance,
+        diversity=diversity,
+        rerank=rerank,
+    )
+    # Diversity compares vectors, some of which may have to be made first.
+    embeds = mode in ("hybrid", "dense") or diversity > 0
+    with open_store(store, embeds=embeds) as memories:
+        hits = memories.search(
+            query,
+            limit=limit,
+            where=condition,
+            namespace=namespace,
+            mode=mode,  # type: ignore[arg-type]  # the store checks it
+            near=near,
+            min_score=min_score,
+            ranking=ranking,
+            group_by=group_by,
+            as_of=moment,
+            expand=expand,
+            explain=explain,
+        )
+    if as_json:
+        _print_as_json(hits)
+    else:
+        _show_hits(hits)
+
+
+# -- Printing -----------------------------------------------------------------------------------
+
+
+def _print_as_json(hits: Hits) -> None:
+    from dataclasses import asdict
+
+    found = [_hit_fields(hit) for hit in hits]
+    if hits.explanation is None:
+        print_json(found)
+    else:
+        print_json({"hits": found, "explanation": asdict(hits.explanation)})
+
+
+def _hit_fields(hit: Hit) -> dict[str, Any]:
+    found: dict[str, Any] = {"score": hit.score, "rank": hit.rank, "embedder": hit.embedder}
+    if hit.shares is not None:
+        found["shares"] = dict(hit.shares)
+    if hit.via is not None:
+        found["via"] = hit.via
+    return {**found, **memory_fields(hit.memory)}
+
+
+def _show_hits(hits: Hits) -> None:
+    if hits.explanation is not None:
+        _show_explanation(hits.explanation)
+        if hits:
+            _show_shares(hits)
+    else:
+        for hit in hits:
+            via = "" if hit.via is None else f"  via {hit.via}"
+            show(hit.memory, f"{hit.score:.3f}{via}")
+    if not hits:
+        err.print("nothing found")
+
+
+def _show_explanation(explanation: Explanation) -> None:
+    out.print(escape(f"{explanation.mode}, answered by {explanation.embedder}"))
+    table = Table("step", "detail", box=None)
+    table.add_column("count", justify="right")
+    table.add_column("ms", justify="right")
+    for step in explanation.steps:
+        milliseconds = f"{step.seconds * 1000:.1f}"
+        table.add_row(escape(step.name), escape(step.detail), str(step.count), milliseconds)
+    out.print(table)
+
+
+def _show_shares(hits: Hits) -> None:
+    """A row for each hit; one that links brought in has no shares, and names its hit."""
+    signals = [*dict.fromkeys(signal for hit in hits for signal in hit.shares or ())]
+    table = Table(box=None)
+    for name in ("rank", "score", *signals):
+        table.add_column(escape(name), justify="right")
+    table.add_column("text")
+    for hit in hits:
+        shares = hit.shares or {}
+        own = [f"{shares[signal]:.3f}" if signal in shares else "" for signal in signals]
+        via = "" if hit.via is None else f"via {hit.via}: "
+        text = escape(via + one_line(hit.content))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", *own, text)
+    out.print(table)

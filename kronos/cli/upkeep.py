@@ -1,0 +1,159 @@
+"""The commands for the store as a whole: look, check, compact, copy, put back, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from kronos.cli.common import Json, Namespace, Store, Where, open_store, parse_json
+from kronos.cli.printing import job_line, out, print_json, print_result
+from kronos.errors import StorageError
+from kronos.settings import default_store
+
+if TYPE_CHECKING:
+    from kronos.types import Stats
+
+
+def info(store: Store = None, as_json: Json = False) -> None:
+    """Show what the store holds, and who answers."""
+    from dataclasses import asdict
+
+    with open_store(store, embeds=False) as memories:
+        stats = memories.stats()
+    if as_json:
+        print_json(asdict(stats))
+    else:
+        _show_stats(stats)
+
+
+def compact(
+    store: Store = None,
+    keep_spaces: Annotated[
+        int | None, typer.Option(help="Retired spaces to keep.  [KRONOS_KEEP_SPACES, else 1]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Drop old spaces and expired memories, and give the free space back to the disk."""
+    from dataclasses import asdict
+
+    with open_store(store, embeds=False) as memories:
+        report = memories.compact(keep_spaces=keep_spaces)
+    names = ", ".join(f"{space.id} ({space.model})" for space in report.dropped)
+    print_result(
+        asdict(report),
+        f"{(report.bytes_before - report.bytes_after) / 1e6:.1f} MB given back, "
+        f"{report.bytes_after / 1e6:.1f} MB left; spaces dropped: {names or 'none'}; "
+        f"memories that had expired: {report.expired}",
+        as_json,
+    )
+
+
+def doctor(
+    store: Store = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be derived from the texts.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare everything that must agree; exit code 1 when something is wrong."""
+    from dataclasses import asdict
+
+    with open_store(store, embeds=False) as memories:
+        report = memories.check(repair=repair)
+    if as_json:
+        print_json({"ok": report.ok, **asdict(report)})
+    for found in () if as_json else (*report.problems, *report.advice):
+        mended = "repaired: " if found.repaired else ""
+        out.print(escape(f"{found.kind}: {mended}{found.detail}"))
+    if not report.ok:
+        raise StorageError("the store is not as it should be; see above")
+    if not as_json:
+        out.print("index and database agree, and nothing is damaged")
+
+
+def export(
+    path: Annotated[Path, typer.Argument(help="A file that ends with .jsonl or .parquet.")],
+    store: Store = None,
+    vectors: Annotated[bool, typer.Option("--vectors", help="With the vectors.")] = False,
+    where: Where = None,
+    namespace: Namespace = "*",
+    as_json: Json = False,
+) -> None:
+    """Write memories to a file that `import` brings back exactly."""
+    condition = parse_json(where, "--where")
+    with open_store(store, embeds=False) as memories:
+        count = memories.export_to(path, vectors=vectors, where=condition, namespace=namespace)
+    print_result({"memories": count, "path": str(path)}, f"{count} memories are in {path}", as_json)
+
+
+def backup(
+    path: Annotated[Path, typer.Argument(help="A new file, or a folder.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Copy the whole store to a file, while others read and write."""
+    with open_store(store, embeds=False) as memories:
+        written = memories.backup(path)
+    print_result({"backup": str(written)}, f"the backup is {written}", as_json)
+
+
+def restore(
+    path: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Put a backup in the store's place; what was there is kept aside."""
+    from kronos.store import MemoryStore
+
+    aside = MemoryStore.restore(path, store or default_store())
+    kept = f"; what was there before is {aside}" if aside else ""
+    print_result(
+        {"before": None if aside is None else str(aside)}, f"{path} was put back{kept}", as_json
+    )
+
+
+def recover(store: Store = None, as_json: Json = False) -> None:
+    """Save what can still be read of a damaged store; the original is kept aside."""
+    from dataclasses import asdict
+
+    from kronos.store import MemoryStore
+
+    report = MemoryStore.recover(store or default_store())
+    lost = f"; damaged and left out: {', '.join(report.damaged[:20])}" if report.damaged else ""
+    print_result(
+        asdict(report),
+        f"{report.memories} memories and {report.vectors} vectors were saved{lost}; the damaged "
+        f"database is {report.aside}",
+        as_json,
+    )
+
+
+def _show_stats(stats: Stats) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_row("store", escape(f"{stats.path} ({stats.store_id})"))
+    table.add_row("memories", f"{stats.memories}")
+    table.add_row("last change", f"seq {stats.seq}")
+    active = next((e for e in stats.spaces if e.space.state == "active"), None)
+    if active is not None:
+        waiting = f"; {active.pending} memories wait for it" if active.pending else ""
+        table.add_row("answers", escape(f"{active.space.model}{waiting}"))
+    table.add_row("database", f"{stats.database_bytes / 1e6:.1f} MB, schema {stats.schema}")
+    for entry in stats.spaces:
+        space = entry.space
+        asked = f", asked for as {space.alias}" if space.alias else ""
+        revision = f", revision {space.revision[:12]}" if space.revision else ""
+        table.add_row(
+            f"space {space.id}",
+            escape(
+                f"{space.state}: {space.model}{asked}{revision}, fingerprint "
+                f"{space.fingerprint[:16]}, {space.dim} wide, {entry.vectors} vectors, "
+                f"{entry.pending} pending, {entry.failed} of them failed"
+            ),
+        )
+    for job in stats.jobs:
+        table.add_row(f"job {job.id}", escape(job_line(job).partition(": ")[2]))
+    out.print(table)

@@ -1,0 +1,102 @@
+"""Cross-encoders: models that read a question and a text together, and say how well they go.
+
+They are slow and see more than two vectors can, so they judge a few candidates at the end. What
+they say is brought to 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kronos.embedding.hub import reason_of
+from kronos.embedding.loading import load_from_some_source
+from kronos.errors import EmbeddingError, ModelLoadError
+from kronos.forking import Lock
+
+if TYPE_CHECKING:
+    from kronos.settings import Settings
+    from kronos.types import Vectors
+
+
+class Reranker:
+    """A loaded cross-encoder. Threads may share it.
+
+    Args:
+        model: a CrossEncoder of sentence-transformers.
+        name: what it was asked for by.
+        batch_size: pairs that it reads at once.
+    """
+
+    def __init__(self, model: Any, name: str, batch_size: int) -> None:
+        self.name = name
+        self._model = model
+        self._batch_size = batch_size
+        self._lock = Lock()
+
+    def judge(self, question: str, texts: Sequence[str]) -> Vectors:
+        """How well each of some texts answers a question: (n,) float32, 0..1.
+
+        Raises:
+            EmbeddingError: the model failed.
+        """
+        if not texts:
+            return np.empty(0, np.float32)
+        pairs = [(question, text) for text in texts]
+        try:
+            with self._lock:
+                found = self._model.predict(
+                    pairs,
+                    batch_size=self._batch_size,
+                    activation_fn=_identity,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                )
+            logits = np.asarray(found, np.float64).reshape(len(texts), -1)[:, -1]
+        except Exception as exc:
+            raise EmbeddingError(f"the reranker {self.name} failed: {reason_of(exc)}") from exc
+        if not np.isfinite(logits).all():
+            raise EmbeddingError(f"the reranker {self.name} gave NaN or inf")
+        return (1 / (1 + np.exp(-np.clip(logits, -50, 50)))).astype(np.float32)
+
+
+def load_reranker(
+    name: str, *, device: str, cache_dir: Path | None, settings: Settings
+) -> Reranker:
+    """Find a cross-encoder and load it.
+
+    Args:
+        name: a folder, or a name on the Hugging Face hub.
+        device: "auto", or one of torch's.
+        cache_dir: where downloads go.
+        settings: how long to look for a network, and how many texts a model reads at once.
+
+    Raises:
+        ModelLoadError: it cannot be had, or is no cross-encoder.
+    """
+
+    def load(folder: Path) -> Reranker:
+        from sentence_transformers import CrossEncoder
+
+        model = CrossEncoder(
+            str(folder),
+            device=None if device == "auto" else device,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        return Reranker(model, name, settings.encode_batch_size)
+
+    try:
+        return load_from_some_source(name, load, cache_dir=cache_dir, settings=settings)
+    except ModelLoadError as exc:
+        raise ModelLoadError(
+            f"the reranker {name!r} cannot be used ({exc}): name a cross-encoder, or leave "
+            "ranking.rerank out"
+        ) from exc
+
+
+def _identity(logits: Any) -> Any:
+    return logits

@@ -1,0 +1,285 @@
+"""A store that is open: its database, who answers, and the transactions that calls run in.
+
+`Opened` opens and closes, and follows when another process makes another space the active one. What
+is done in its transactions is the work of the classes above it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kronos import doctor
+from kronos.background import Background
+from kronos.db import schema
+from kronos.db.engine import Database
+from kronos.embedding.checked import check_embedder
+from kronos.embedding.registry import EMBEDDING_MODELS
+from kronos.embedding.service import EmbeddingService
+from kronos.errors import ConfigurationError, StorageError, StoreClosedError
+from kronos.forking import Lock
+from kronos.repository import Repository
+from kronos.search.fields import fields_of
+from kronos.search.plan import KeySets
+from kronos.serving import Serving, Settler
+from kronos.settings import Location, Settings
+from kronos.validation import check_limit, check_namespace, check_time
+
+if TYPE_CHECKING:
+    from kronos.embedding.reranking import Reranker
+    from kronos.types import Embedder, OnModelChange, ProgressCallback
+
+
+Store = TypeVar("Store", bound="Opened")
+
+
+class Moved(Exception):
+    """Another space is the active one now."""
+
+
+def utc_now() -> datetime:
+    """The time, UTC."""
+    return datetime.now(timezone.utc)
+
+
+class Opened:
+    """What every call of a store stands on; `MemoryStore` documents the arguments."""
+
+    def __init__(
+        self,
+        storage_path: str | os.PathLike[str],
+        *,
+        namespace: str = "default",
+        embedding_model: str | None = "mini",
+        embedder: Embedder | None = None,
+        device: str = "auto",
+        embedding_dim: int = 384,
+        on_model_change: OnModelChange = "rebuild",
+        strict: bool = False,
+        settings: Settings | None = None,
+        migrate: bool = False,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        if on_model_change not in ("rebuild", "background", "error"):
+            raise ConfigurationError(
+                'on_model_change must be "rebuild", "background" or "error", not '
+                f"{on_model_change!r}",
+                field="on_model_change",
+            )
+        self.location = Location.of(storage_path)
+        self.namespace = check_namespace(namespace)
+        self._model = embedding_model
+        self._embedder = embedder
+        self._device = device
+        self._embedding_dim = check_limit(embedding_dim, field="embedding_dim")
+        self._on_model_change: OnModelChange = on_model_change
+        self._strict = strict
+        self._settings = Settings.from_env() if settings is None else settings
+        self._migrate = migrate
+        self._clock = clock
+        self._latest = datetime.min.replace(tzinfo=timezone.utc)
+        """The latest time seen: clocks are put back, and what had expired must stay gone."""
+        self._database: Database | None = None
+        self._current: Serving | None = None
+        self._jobs, self._snapshots = Background("job"), Background("snapshot")
+        self._key_sets = KeySets()
+        self._rerankers: dict[str, Reranker] = {}
+        self._own: Embedder | None = None
+        """The embedder that was asked for, once the store is open."""
+        # The writers of one process queue here, which is fairer than SQLite's own waiting.
+        self._writing = Lock()
+        # Held while the store opens, closes or follows a switch: models load under it.
+        self._settling = Lock(threading.RLock)
+
+    @classmethod
+    def open(
+        cls: type[Store],
+        storage_path: str | os.PathLike[str],
+        *,
+        progress: ProgressCallback | None = None,
+        **options: Any,
+    ) -> Store:
+        """Open a store.
+
+        Args:
+            storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
+            progress: called while vectors are made anew after a model change.
+            **options: as for the class.
+
+        Raises:
+            SchemaOutdatedError: the database is older than this Kronos, and `migrate` is not set.
+            SchemaTooNewError: the database is newer.
+            EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
+                "error".
+            ReindexError: some texts cannot be embedded with the new model.
+            ModelLoadError: the model cannot be had, and `strict` is set.
+        """
+        store = cls(storage_path, **options)
+        store.connect(progress=progress)
+        return store
+
+    def connect(self, *, progress: ProgressCallback | None = None) -> None:
+        """Open the store; does nothing when it is open. Raises as `open` does."""
+        with self._settling:
+            if self._database is not None:
+                return
+            database = Database(self.location.database, self._settings)
+            try:
+                with suppress(StorageError):
+                    doctor.remove_unfinished(self.location.database, self.location.index)
+                schema.prepare(database, migrate=self._migrate)
+                self._mend_field_indexes(database)
+                self._own = self._own_embedder()
+                settler = self._settler(database)
+                self._current, job = settler.settle(
+                    self._own,
+                    alias=None if self._embedder else absolute(self._model),
+                    on_model_change=self._on_model_change,
+                    progress=progress,
+                )
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+            self._key_sets = KeySets()
+            self._jobs, self._snapshots = Background("job"), Background("snapshot")
+            if job is not None:
+                self._jobs.start(job)
+
+    def _mend_field_indexes(self, database: Database) -> None:
+        """Make the indexes of metadata keys that a migration or a recovery left out."""
+        with database.read() as connection:
+            missing = fields_of(self._repository(connection)).missing()
+        if missing:
+            with suppress(StorageError), database.write() as connection:
+                fields_of(self._repository(connection)).ensure()
+
+    def _load(self, model: str, *, strict: bool, dim: int | None = None) -> EmbeddingService:
+        service = EmbeddingService(
+            model,
+            device=self._device,
+            cache_dir=self.location.models,
+            embedding_dim=dim or self._embedding_dim,
+            strict=strict,
+            settings=self._settings,
+        )
+        service.load()
+        return service
+
+    def _own_embedder(self) -> Embedder | None:
+        if self._embedder is not None:
+            return check_embedder(self._embedder)
+        return None if self._model is None else self._load(self._model, strict=self._strict)
+
+    def _settler(self, database: Database) -> Settler:
+        return Settler(
+            database=database,
+            folder=self.location.index,
+            device=self._device,
+            settings=self._settings,
+            clock=self._clock,
+            load=lambda model, dim: self._load(model, strict=True, dim=dim),
+            embedding_dim=self._embedding_dim,
+            strict=self._strict,
+        )
+
+    def close(self) -> None:
+        """Save the index and close; does nothing when the store is closed.
+
+        A job in the background finishes its batch; it goes on when the store is opened again.
+        """
+        self._jobs.stop()
+        self._snapshots.stop()
+        with self._settling, self._writing:
+            database, self._database = self._database, None
+            serving, self._current = self._current, None
+            self._own = None
+            if database is None or serving is None:
+                return
+            try:
+                serving.replica.save()
+            finally:
+                database.close()
+
+    def __enter__(self: Store) -> Store:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _serving(self) -> Serving:
+        if self._database is None or self._current is None:
+            raise StoreClosedError
+        return self._current
+
+    @property
+    def _open_database(self) -> Database:
+        if self._database is None:
+            raise StoreClosedError
+        return self._database
+
+    def _repository(self, connection: Any) -> Repository:
+        now = self._clock()
+        self._latest = max(now, self._latest)
+        return Repository(
+            connection,
+            now,
+            expired_by=self._latest,
+            keep_history=self._settings.keep_history,
+        )
+
+    @contextmanager
+    def _reader(self) -> Iterator[Repository]:
+        with self._open_database.read() as connection:
+            yield self._repository(connection)
+
+    @contextmanager
+    def _reader_of(self, as_of: datetime | None) -> Iterator[Repository]:
+        """The same, of what the store knew at a moment."""
+        self._check_as_of(as_of)
+        with self._reader() as repository:
+            yield repository if as_of is None else repository.as_of(as_of)
+
+    def _check_as_of(self, as_of: datetime | None) -> None:
+        check_time(as_of, field="as_of")
+
+    @contextmanager
+    def _writer(self, serving: Serving | None = None) -> Iterator[Repository]:
+        """A write transaction; with vectors of a space, only while that space serves."""
+        with self._writing, self._open_database.write() as connection:
+            repository = self._repository(connection)
+            if serving and not serving.is_current(repository, repository.pulse()):
+                raise Moved
+            yield repository
+
+    def _follow(self, left: Serving, *loaded: Embedder) -> None:
+        """Let the active space of now answer, whoever made it so.
+
+        Models load outside any lock that readers or writers hold.
+        """
+        with self._settling:
+            if self._serving is not left:
+                return  # another thread was here first
+            own = [] if self._own is None else [self._own]
+            known = [] if left.embedder is None else [left.embedder, *loaded, *own]
+            self._current = self._settler(self._open_database).follow(known)
+
+
+def absolute(model: str | None) -> str | None:
+    """A model as another process, in another folder, may ask for it."""
+    if model is None or model in EMBEDDING_MODELS or not Path(model).expanduser().is_dir():
+        return model
+    return str(Path(model).expanduser().absolute())

@@ -1,0 +1,350 @@
+"""One search over one read transaction: candidates, their scores, and the hits that come of them.
+
+The promise is the one of the store: k hits come back when k live memories match, and no memory that
+is left out scores higher than the last hit by more than the candidates could show. Candidates are
+taken in a growing pool, the best matches first, until that is certain, or `MOST_CANDIDATES` were
+looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from kronos.index.base import best, locate
+from kronos.search.filters import parse_path
+from kronos.search.fusion import Fusion
+from kronos.search.ranking import diverse
+from kronos.types import PlanStep
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.repository import Repository
+    from kronos.search.plan import Selection
+    from kronos.search.ranking import Ranking
+    from kronos.search.sources import Source
+    from kronos.types import Keys, Memory, SearchMode, Vectors
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+CANDIDATES = 100
+"""So many are taken from each of vectors and words, and more when more hits are wanted."""
+MOST_CANDIDATES = 10_000
+"""No search looks at more, however much time and importance could still change."""
+_DIVERSE = 5
+"""Candidates for each hit that is to be unlike the others."""
+_GROWTH = 4
+_MATCH = ("vectors", "words", "agreement")
+"""The shares that say how well a memory matches."""
+_OWN_GROUPS = {name: ("", name) for name in ("namespace", "parent_id")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a search is asked for, checked."""
+
+    selection: Selection
+    limit: int
+    mode: SearchMode
+    min_score: float
+    ranking: Ranking
+    group_by: tuple[str, ...] | None
+    """As `group_path` gives it."""
+    now: int
+    """Microseconds since 1970 UTC; recency is counted from then."""
+
+    @property
+    def asks_vectors(self) -> bool:
+        """Whether the index is needed."""
+        return self.mode != "lexical" or self.ranking.diversity > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for."""
+
+    text: str | None
+    vector: Vectors | None
+    """(dim,) float32 of unit length."""
+    lexical_vectors: bool = False
+    """The vector is the hash embedder's."""
+    excluded: int | None = None
+    """The key of the memory that the hits are to be like."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A memory that may become a hit."""
+
+    key: int
+    memory: Memory
+    score: float
+    shares: dict[str, float]
+
+    def judged(self, verdict: float) -> Candidate:
+        """The same with another verdict on how well it matches."""
+        kept = {name: share for name, share in self.shares.items() if name not in _MATCH}
+        score = verdict + sum(kept.values())
+        return replace(self, score=score, shares={"rerank": verdict, **kept})
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The best matches so far."""
+
+    keys: Keys
+    shares: dict[str, Floats]
+    """What each signal adds to the score: (n,)."""
+    unseen: float
+    """No memory outside matches better."""
+    is_all: bool
+    """Nothing that matches is outside."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Notes the steps of a search, and how long each took."""
+
+    steps: list[PlanStep] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[_Note]:
+        """Time a step; what is noted on the value becomes part of it."""
+        note, started = _Note(), time.perf_counter()
+        yield note
+        seconds = time.perf_counter() - started
+        self.steps.append(PlanStep(name, note.detail, note.count, seconds))
+
+
+@dataclass(slots=True)
+class _Note:
+    detail: str = ""
+    count: int = 0
+
+
+class Search:
+    """One search.
+
+    Args:
+        repository: over the transaction.
+        source: where candidates come from.
+        request: what is asked for.
+        query: what is looked for.
+        watch: notes the steps.
+    """
+
+    def __init__(
+        self, repository: Repository, source: Source, request: Request, query: Query, watch: Watch
+    ) -> None:
+        self._repository = repository
+        self._source = source
+        self._request = request
+        self._query = query
+        self._watch = watch
+        self._words: tuple[Keys, Floats] | None = None
+
+    def run(self, wanted: int) -> list[Candidate]:
+        """Find the best candidates, at most so many, the best first."""
+        ranking = self._request.ranking
+        size = first_size(self._request, wanted)
+        while True:
+            pool = self._pool(size)
+            order, scores, shares = self._rank(pool)
+            chosen = self._choose(pool.keys, order, scores, shares, wanted)
+            # The best that can still be found outside; without more than similarity to count, what
+            # was found is in its final order.
+            beyond = ranking.similarity * pool.unseen + ranking.most_gain
+            if pool.is_all or size >= MOST_CANDIDATES or beyond < self._request.min_score:
+                return chosen
+            if len(chosen) >= wanted and (
+                not ranking.needs_signals or chosen[wanted - 1].score >= beyond
+            ):
+                return chosen
+            size *= _GROWTH
+
+    # -- Candidates ------------------------------------------------------------------------------
+
+    def _pool(self, size: int) -> _Pool:
+        if self._query.excluded is not None:
+            size += 1
+        pool = {"dense": self._dense, "lexical": self._lexical, "hybrid": self._hybrid}[
+            self._request.mode
+        ](size)
+        if self._query.excluded is None:
+            return pool
+        kept = pool.keys != self._query.excluded
+        shares = {name: share[kept] for name, share in pool.shares.items()}
+        return _Pool(pool.keys[kept], shares, pool.unseen, pool.is_all)
+
+    def _dense(self, size: int) -> _Pool:
+        assert self._query.vector is not None
+        with self._watch.step("vectors") as note:
+            found = self._source.nearest(self._query.vector, size)
+            note.detail, note.count = found.plan, found.keys.size
+        scores = found.scores.astype(np.float64)
+        unseen = float(scores[-1]) if scores.size else -math.inf
+        return _Pool(found.keys, {"vectors": scores}, unseen, found.keys.size < size)
+
+    def _lexical(self, size: int) -> _Pool:
+        keys, scores = self._all_words()
+        near = best(scores, size)
+        unseen = float(scores[near[-1]]) if near.size else -math.inf
+        shares = {"words": scores[near]}
+        return _Pool(keys[near], shares, unseen, keys.size <= size)
+
+    def _hybrid(self, size: int) -> _Pool:
+        near = self._dense(size)
+        keys, scores = self._all_words()
+        said = best(scores, size)
+        with self._watch.step("fusion") as note:
+            union = np.union1d(near.keys, keys[said])
+            cosines = self._cosines(near, union)
+            words = np.zeros(union.size)
+            positions, known = locate(keys, union)
+            words[known] = scores[positions]
+            # The same bets however many hits are wanted, so that scores do not depend on it.
+            heads = np.concatenate([near.keys[:CANDIDATES], keys[said[:CANDIDATES]]])
+            # Whoever is outside is no nearer than the last, and holds no more of the words. Not
+            # even among all that have a vector, it has none, and a cosine of 0.
+            cosines = np.append(cosines, 0.0 if near.is_all else near.unseen)
+            words = np.append(words, scores[said[-1]] if keys.size > size else 0.0)
+            head = np.append(np.isin(union, heads), not union.size)
+            fused = self._fusion().shares(cosines, words, head)
+            note.count = union.size
+        unseen = float(sum(share[-1] for share in fused.values()))
+        shares = {name: share[:-1] for name, share in fused.items()}
+        return _Pool(union, shares, unseen, near.is_all and keys.size <= size)
+
+    def _fusion(self) -> Fusion:
+        assert self._query.vector is not None
+        sample = self._source.sample()
+        return Fusion.of(self._query.vector, sample, lexical_vectors=self._query.lexical_vectors)
+
+    def _cosines(self, near: _Pool, union: Keys) -> Floats:
+        """The cosines of a union of candidates; those that the index gave are not made again."""
+        assert self._query.vector is not None
+        found = np.zeros(union.size)
+        positions = np.searchsorted(union, near.keys)
+        found[positions] = near.shares["vectors"]
+        others = np.ones(union.size, np.bool_)
+        others[positions] = False
+        found[others] = self._source.cosines(self._query.vector, union[others])
+        return found
+
+    def _all_words(self) -> tuple[Keys, Floats]:
+        if self._words is None:
+            with self._watch.step("words") as note:
+                self._words = self._source.words(self._query.text or "")
+                note.count = self._words[0].size
+        return self._words
+
+    # -- Hits ------------------------------------------------------------------------------------
+
+    def _rank(self, pool: _Pool) -> tuple[NDArray[np.intp], Floats, dict[str, Floats]]:
+        """The order of a pool, and its scores and their shares."""
+        ranking = self._request.ranking
+        shares = pool.shares
+        if ranking.similarity != 1:
+            shares = {name: ranking.similarity * share for name, share in shares.items()}
+        if ranking.needs_signals and pool.keys.size:
+            with self._watch.step("signals") as note:
+                signals = self._repository.signals(pool.keys)
+                shares = shares | ranking.shares(signals, self._request.now)
+                note.count = pool.keys.size
+        scores = sum(shares.values(), np.zeros(pool.keys.size))
+        return np.lexsort((pool.keys, -scores)), scores, shares
+
+    def _choose(
+        self,
+        keys: Keys,
+        order: NDArray[np.intp],
+        scores: Floats,
+        shares: dict[str, Floats],
+        wanted: int,
+    ) -> list[Candidate]:
+        """The best candidates that live, one a group, unlike each other where that is wished."""
+        request, diversity = self._request, self._request.ranking.diversity
+        order = order[scores[order] >= request.min_score]
+        enough = wanted * _DIVERSE if diversity else wanted
+        chosen: list[Candidate] = []
+        with self._watch.step("rows") as note:
+            for start in range(0, order.size, enough):
+                part = order[start : start + enough]
+                memories = self._repository.by_keys(keys[part])
+                note.count += len(memories)
+                for position, key in zip(part.tolist(), keys[part].tolist(), strict=True):
+                    if key in memories:
+                        told = {name: float(share[position]) for name, share in shares.items()}
+                        score = float(scores[position])
+                        chosen.append(Candidate(key, memories[key], score, told))
+                chosen = one_of_each_group(chosen, request.group_by)
+                if len(chosen) >= enough:
+                    break
+        if not diversity:
+            return chosen[:wanted]
+        with self._watch.step("diversity") as note:
+            note.count = len(chosen)
+            found = np.array([each.key for each in chosen], np.int64)
+            return diversified(chosen, self._source.vectors(found), wanted, diversity)
+
+
+def first_size(request: Request, wanted: int) -> int:
+    """How many candidates a search takes from vectors and from words at first."""
+    if request.mode == "dense" and not request.ranking.needs_signals and not request.group_by:
+        return wanted * (_DIVERSE if request.ranking.diversity else 1)
+    return max(wanted * 2, CANDIDATES)
+
+
+def group_path(key: str) -> tuple[str, ...]:
+    """Where a memory's group stands: the path of a metadata key, or of a field of its own.
+
+    Raises:
+        FilterError: the key is no path.
+    """
+    return _OWN_GROUPS.get(key) or parse_path(key)
+
+
+def one_of_each_group(candidates: list[Candidate], path: tuple[str, ...] | None) -> list[Candidate]:
+    """The best candidate of each group; one without a group is alone in its own.
+
+    Args:
+        candidates: the best first.
+        path: where a memory's group stands; None for no groups.
+    """
+    if path is None:
+        return candidates
+    seen: set[str] = set()
+    kept: list[Candidate] = []
+    for each in candidates:
+        value = _value(each.memory, path)
+        group = json.dumps(value, sort_keys=True)
+        if value is None or group not in seen:
+            kept.append(each)
+            seen.add(group)
+    return kept
+
+
+def diversified(
+    candidates: Sequence[Candidate], vectors: Vectors, wanted: int, diversity: float
+) -> list[Candidate]:
+    """Candidates that match and are unlike each other; see `kronos.search.ranking.diverse`."""
+    scores = [each.score for each in candidates]
+    return [candidates[position] for position in diverse(scores, vectors, wanted, diversity)]
+
+
+def _value(memory: Memory, path: tuple[str, ...]) -> Any:
+    """What stands at a path; None for nothing."""
+    if path in _OWN_GROUPS.values():
+        return getattr(memory, path[1])
+    value: Any = memory.metadata
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

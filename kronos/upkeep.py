@@ -1,0 +1,384 @@
+"""The upkeep of a store: its models, its vectors, its files, and whether all of it agrees.
+
+`Upkeep` holds the verbs that an operator calls; most of the work is done by the modules that it
+joins, and no rule stands here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kronos import doctor
+from kronos.compaction import compact
+from kronos.db import backup, schema
+from kronos.errors import InputError, ModelLoadError, StorageError
+from kronos.estimate import estimate
+from kronos.index.snapshot import discard_other_snapshots
+from kronos.jobs import JobOptions
+from kronos.model_change import ModelChange
+from kronos.opening import Opened, absolute
+from kronos.reindex import ReindexJob, Work
+from kronos.settings import Location, Settings
+from kronos.types import (
+    CompactReport,
+    Failure,
+    Job,
+    Problem,
+    RecoveryReport,
+    ReindexPlan,
+    ReindexReport,
+    Report,
+    Space,
+    Stats,
+)
+from kronos.validation import check_limit, check_number
+
+if TYPE_CHECKING:
+    from kronos.types import Embedder, ProgressCallback
+
+
+class Upkeep(Opened):
+    """The verbs of upkeep; `MemoryStore` is the class to use."""
+
+    def reindex(
+        self,
+        model: str | None = None,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+        activate: bool = True,
+        allow_failed: bool = False,
+        keep_old: bool = False,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Embed what is pending, or change the embedding model.
+
+        The new vectors are made beside the old ones in committed batches; searches and writes go on
+        meanwhile. It is a job that other processes may share: whoever calls this with the same
+        model joins in. A run that was stopped or killed goes on where it was.
+
+        Args:
+            model: a preset, a model's name, a folder or "hash"; None keeps the model that the store
+                has.
+            workers: threads that share the model.
+            batch_size: texts that a worker has in hand, at most, half of them embedded while the
+                others are stored; None is twice the settings'.
+            rate: texts a second, at most, of this call's workers together.
+            max_seconds: take up no more texts after so long; the job stays open.
+            activate: make the new space the active one at the end.
+            allow_failed: do so even if there are texts that the model cannot embed.
+            keep_old: drop no retired space after the switch.
+            stop: set it to stop soon; the job stays open.
+            progress: called after every committed batch.
+
+        Raises:
+            ModelLoadError: the model cannot be had; nothing was changed.
+            NoEmbedderError: no model is named, and the store's vectors were handed in.
+            EmbeddingError: the embedder fails on any text; what was embedded before is kept.
+            InputError: a number is out of its range.
+        """
+        work = self._work(workers, batch_size, rate, max_seconds)
+        embedder, alias = self._target(model)
+        options = JobOptions(activate=activate, allow_failed=allow_failed, keep_old=keep_old)
+        settler = self._settler(self._open_database)
+        job = settler.job(embedder, alias=alias, options=options, work=work, stop=stop)
+        return self._run(job, progress)
+
+    def _work(
+        self,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+    ) -> Work:
+        for name, value in (("rate", rate), ("max_seconds", max_seconds)):
+            if value is not None and check_number(value, field=name) <= 0:
+                raise InputError(f"{name} must be a number above 0, not {value!r}", field=name)
+        return Work.of(
+            self._settings,
+            workers=check_limit(workers, field="workers"),
+            batch_size=None if batch_size is None else check_limit(batch_size, field="batch_size"),
+            rate=rate,
+            max_seconds=max_seconds,
+        )
+
+    def _run(self, job: ReindexJob, progress: ProgressCallback | None) -> ReindexReport:
+        report = job.run(progress)
+        serving = self._serving
+        with self._reader() as repository:
+            moved = not serving.is_current(repository, repository.pulse())
+        if moved:
+            self._follow(serving, *job.loaded)
+        return report
+
+    def _target(self, model: str | None) -> tuple[Embedder, str | None]:
+        serving = self._serving
+        if model is not None:
+            return self._load(model, strict=True), absolute(model)
+        if serving.stands_in:  # what answers in its place never becomes the active one
+            raise _lost(serving.degraded)
+        if serving.embedder is None and serving.space.alias is not None:
+            return self._kept_model(serving.space, serving.space.alias), serving.space.alias
+        return serving.require_embedder("name a model"), serving.space.alias
+
+    def _kept_model(self, space: Space, alias: str) -> Embedder:
+        """What a store opened without an embedder would be opened with."""
+        service = self._load(alias, strict=False, dim=space.dim)
+        if service.fallback_reason and service.fingerprint != space.fingerprint:
+            raise _lost(service.fallback_reason)
+        return service
+
+    @property
+    def _change(self) -> ModelChange:
+        at_hand = [self._own, self._serving.embedder]
+        known = [embedder for embedder in at_hand if embedder is not None]
+        return ModelChange(self._settler(self._open_database), known)
+
+    def plan_reindex(self, model: str | None = None) -> ReindexPlan:
+        """Say what `reindex` would do; the model is loaded and tried, and nothing is written.
+
+        Args:
+            model: as for `reindex`.
+
+        Raises:
+            ModelLoadError: the model cannot be had.
+            NoEmbedderError: no model is named, and the store has no embedder.
+        """
+        embedder, _ = self._target(model)
+        return estimate(self._open_database, embedder, clock=self._clock)
+
+    def resume_reindex(
+        self,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        rate: float | None = None,
+        max_seconds: float | None = None,
+        allow_failed: bool | None = None,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Go on with the newest unfinished job, with what was asked of it; see `reindex`.
+
+        Texts that failed are tried again.
+
+        Raises:
+            NotFoundError: no job is unfinished.
+            ModelLoadError: the job's model cannot be had, or is a program's own embedder.
+        """
+        work = self._work(workers, batch_size, rate, max_seconds)
+        return self._run(self._change.resume(work, allow_failed=allow_failed, stop=stop), progress)
+
+    def activate_reindex(
+        self,
+        *,
+        allow_failed: bool | None = None,
+        stop: threading.Event | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ReindexReport:
+        """Make the space of the newest unfinished job the active one; what it lacks is embedded.
+
+        Args:
+            allow_failed: also without the texts that its model cannot embed.
+            stop: as for `reindex`.
+            progress: as for `reindex`.
+
+        Raises:
+            NotFoundError: no job is unfinished.
+        """
+        job = self._change.activate(self._work(), allow_failed=allow_failed, stop=stop)
+        return self._run(job, progress)
+
+    def rollback(
+        self, *, stop: threading.Event | None = None, progress: ProgressCallback | None = None
+    ) -> ReindexReport:
+        """Go back to the space that was the active one before; embeds only what changed since.
+
+        Raises:
+            NotFoundError: no retired space was kept.
+            ModelLoadError: something changed, and the space's model cannot be had.
+        """
+        return self._run(self._change.rollback(self._work(), stop=stop), progress)
+
+    def cancel_reindex(self) -> Job:
+        """End the newest unfinished job, wherever its workers are; `compact` drops what it made.
+
+        Raises:
+            NotFoundError: no job is unfinished.
+        """
+        return self._change.cancel()
+
+    def jobs(self) -> builtins.list[Job]:
+        """The reindex jobs, the newest first; the oldest finished ones are forgotten."""
+        return self._change.jobs()
+
+    def failures(self) -> builtins.list[Failure]:
+        """Texts that an embedder could not embed, at most 100 a space, and why."""
+        return self._change.failures()
+
+    def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
+        """Drop what nobody wants any more, and give the free space back to the disk.
+
+        That are retired spaces beyond `keep_spaces`, what cancelled jobs made, what a fallback made
+        that serves no longer, memories that have expired, and all that is left of deleted ones,
+        their history included: no byte of their texts, words, metadata and vectors stands in the
+        store's files then, but in backups that were taken. What living memories were before stays.
+        Others may read and write meanwhile.
+
+        Args:
+            keep_spaces: so many retired spaces are kept to roll back to; None is the settings'.
+
+        Raises:
+            InputError: `keep_spaces` is no number from 0 on.
+        """
+        keep = self._settings.keep_spaces
+        if keep_spaces is not None:
+            keep = check_limit(keep_spaces, field="keep_spaces", least=0)
+        replica = self._serving.replica
+        return compact(self._open_database, keep, replica, self.location.index, clock=self._clock)
+
+    def stats(self) -> Stats:
+        """Count what the store holds, and say who answers."""
+        serving = self._serving
+        with serving.replica.lock, self._reader() as repository:
+            return Stats(
+                store_id=repository.store_id(),
+                path=str(self.location.database),
+                memories=repository.count(),
+                seq=repository.pulse().seq,
+                embedder=None if serving.embedder is None else serving.space.model,
+                degraded=serving.degraded,
+                dim=serving.space.dim,
+                max_tokens=getattr(serving.embedder, "max_tokens", None),
+                spaces=tuple(repository.spaces.stats()),
+                jobs=tuple(repository.jobs.all(unfinished=True)),
+                index_size=len(serving.replica),
+                index_kind=serving.replica.kind,
+                database_bytes=self._open_database.size_bytes(),
+                schema=schema.current(self._open_database) or "",
+            )
+
+    def check(self, *, repair: bool = False) -> Report:
+        """Compare everything that must agree.
+
+        Args:
+            repair: mend what can be derived from the texts: the index, vectors that do not fit, the
+                words, files that nobody needs and, after a backup, the indexes of SQLite.
+
+        Returns:
+            What is wrong, in words, and what of it was repaired.
+        """
+        serving, database, location = self._serving, self._open_database, self.location
+        advice = [*doctor.surroundings(database, location.database.parent)]
+        problems = [
+            *doctor.damaged_database(database, self._backup_beside, repair=repair),
+            *doctor.altered_texts(database, self._clock),
+        ]
+        if any(problem.kind == "database" and not problem.repaired for problem in problems):
+            return Report(tuple(problems), tuple(advice))  # no row can be believed
+        problems += doctor.wrong_schema(database)
+        with self._writer() if repair else self._reader() as repository:
+            problems += doctor.misfit_vectors(repository, repair=repair)
+            problems += doctor.pending_memories(repository)
+            problems += doctor.missing_field_indexes(repository, repair=repair)
+            if repair:
+                doctor.remove_orphans(location.database, location.index, repository)
+            advice += doctor.orphaned_files(location.database, location.index, repository)
+        try:
+            with self._writer() as repository:  # comparing words is a write to SQLite
+                problems += doctor.wrong_words(repository, repair=repair)
+        except StorageError as exc:
+            advice.append(Problem("words", f"the words could not be compared: {exc}"))
+        with serving.replica.saving, serving.replica.lock, self._reader() as repository:
+            problems += doctor.wrong_index(repository, serving.replica, repair=repair)
+        return Report(tuple(problems), tuple(advice))
+
+    def _backup_beside(self) -> Path:
+        return self.backup(backup.beside(self.location.database, "before-repair"))
+
+    def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the database, as it is committed now, to a file, while others read and write.
+
+        Args:
+            path: a file that does not exist yet, or a folder, in which it gets a name with the
+                time.
+
+        Returns:
+            The file. It holds all of the store: texts, metadata, vectors, jobs.
+
+        Raises:
+            InputError: the file exists, or its folder does not.
+            StorageError: the copy could not be written; no part of it is left.
+        """
+        target = Path(path).expanduser().absolute()
+        if target.is_dir():
+            target = backup.beside(target / self.location.database.name, "backup")
+        if target.exists() or not target.parent.is_dir():
+            why = "exists" if target.exists() else "lies in no folder that exists"
+            raise InputError(f"{target} {why}: name a new file for the backup", field="path")
+        self._open_database.backup(target)
+        return target
+
+    @staticmethod
+    def restore(
+        path: str | os.PathLike[str],
+        storage_path: str | os.PathLike[str],
+        *,
+        settings: Settings | None = None,
+    ) -> Path | None:
+        """Put a backup in the place of a store's database; open stores follow at their next call.
+
+        Args:
+            path: what `backup` wrote.
+            storage_path: the store, a folder or a SQLAlchemy URL; it need not exist.
+            settings: how long to wait for writers; None reads them from the environment.
+
+        Returns:
+            Where the database from before is kept; None when there was none.
+
+        Raises:
+            InputError: there is no backup at `path`.
+            CorruptStoreError: the backup is damaged. After each error the store is as it was.
+            StorageError: the store is busy, or the disk failed.
+        """
+        location = Location.of(storage_path)
+        source = Path(path).expanduser().absolute()
+        aside = backup.restore(source, location, settings or Settings.from_env())
+        discard_other_snapshots(location.index, ())
+        return aside
+
+    @staticmethod
+    def recover(
+        storage_path: str | os.PathLike[str], *, settings: Settings | None = None
+    ) -> RecoveryReport:
+        """Make a new database of what can still be read of a damaged one, which is kept aside.
+
+        No process may have the store open. Vectors that cannot be read are made anew when the store
+        is opened.
+
+        Args:
+            storage_path: the store, a folder or a SQLAlchemy URL.
+            settings: None reads them from the environment.
+
+        Raises:
+            InputError: there is no database.
+            CorruptStoreError: nothing can be read of it: restore a backup.
+        """
+        location = Location.of(storage_path)
+        report = backup.recover(location, settings or Settings.from_env())
+        discard_other_snapshots(location.index, ())
+        return report
+
+
+def _lost(reason: str | None) -> ModelLoadError:
+    return ModelLoadError(
+        "the store's own model cannot be used, so nothing can be embedded with it: "
+        f"{reason}. Name another model to change to"
+    )

@@ -1,0 +1,100 @@
+"""The words of the memories: which memories hold one, and how much it says of each.
+
+`Words` speaks over one open transaction, as `Repository` does. Scores are BM25 as SQLite's FTS5
+computes it (k1 = 1.2, b = 0.75; https://sqlite.org/fts5.html#the_bm25_function), turned round so
+that higher is better, with one change: FTS5 gives no weight at all to a word that half of the texts
+hold, and in a small store such a word may be all there is; it weighs at least 0.1 here.
+
+What is to be found comes as an FTS5 expression that `kronos.search.lexical` has written: no
+caller's text reaches FTS5 as syntax.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from sqlalchemy import Connection, TextClause, text
+
+from kronos.db import words
+from kronos.db.words import MEMORY_WORDS, VERSION_WORDS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.types import Keys, Tokenizer
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+
+class Words:
+    """The word indexes, over one open transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def count(self, term: str, *, past: bool = False) -> int:
+        """How many texts hold a term, which is an FTS5 expression."""
+        statement = _VERSIONS_WITH if past else _MEMORIES_WITH
+        return int(self._connection.execute(statement, {"match": term}).scalar_one())
+
+    def scores(self, term: str, *, past: bool = False) -> tuple[Keys, Floats]:
+        """Find all that hold a term.
+
+        Args:
+            term: an FTS5 expression.
+            past: among past versions, by the keys of these, instead of the memories.
+
+        Returns:
+            (n,) int64 keys, ascending, and (n,) float64 scores.
+        """
+        size, ranked = (_VERSIONS, _RANKED_VERSIONS) if past else (_MEMORIES, _RANKED_MEMORIES)
+        rows = self._connection.execute(ranked, {"match": term}).all()
+        keys = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        scores = np.fromiter((-row[1] for row in rows), np.float64, len(rows))
+        if len(rows):
+            total = self._connection.execute(size).scalar_one()
+            weight = math.log((total - len(rows) + 0.5) / (len(rows) + 0.5))
+            scores *= max(weight, _LEAST_WEIGHT) / max(weight, _FTS5_LEAST_WEIGHT)
+        return keys, scores
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """How texts are cut into words."""
+        return words.tokenizer(self._connection)
+
+    def rebuild(self, tokenizer: Tokenizer | None = None) -> None:
+        """Make the indexes anew from the texts; None keeps how they are cut into words."""
+        words.rebuild(self._connection, tokenizer or self.tokenizer)
+
+    def optimize(self) -> None:
+        """Leave no word of a text that is gone."""
+        words.optimize(self._connection)
+
+    def problems(self) -> list[str]:
+        """Where the indexes do not agree with the texts; in a write transaction."""
+        return words.problems(self._connection)
+
+
+_LEAST_WEIGHT = 0.1
+_FTS5_LEAST_WEIGHT = 1e-6
+"""What FTS5 puts in the place of a weight that is not above 0."""
+
+
+def _with(words: str) -> TextClause:
+    return text(f"SELECT count(*) FROM {words} WHERE {words} MATCH :match")  # noqa: S608
+
+
+def _ranked(words: str) -> TextClause:
+    return text(f"SELECT rowid, rank FROM {words} WHERE {words} MATCH :match")  # noqa: S608
+
+
+def _size(words: str) -> TextClause:
+    # The table of lengths has a narrow row for each text: to count it costs a few page reads.
+    return text(f"SELECT count(*) FROM {words}_docsize")  # noqa: S608
+
+
+_MEMORIES, _VERSIONS = _size(MEMORY_WORDS), _size(VERSION_WORDS)
+_MEMORIES_WITH, _VERSIONS_WITH = _with(MEMORY_WORDS), _with(VERSION_WORDS)
+_RANKED_MEMORIES, _RANKED_VERSIONS = _ranked(MEMORY_WORDS), _ranked(VERSION_WORDS)

@@ -1,0 +1,111 @@
+"""Cross-encoders: a tiny one made of chance, loaded from its folder, and what it does to hits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kronos import MemoryStore, Ranking
+from kronos.embedding.reranking import Reranker, load_reranker
+from kronos.errors import EmbeddingError, InputError, ModelLoadError
+from kronos.settings import Settings
+from tests.conftest import Opener
+
+
+@pytest.fixture(scope="session")
+def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cross-encoder that was never trained."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("judge")
+    tokenizer = BertTokenizer.from_pretrained(tiny)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=1,
+        initializer_range=1.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    logging.enable_progress_bar()
+    return folder
+
+
+def load(folder: Path) -> Reranker:
+    return load_reranker(str(folder), device="cpu", cache_dir=None, settings=Settings())
+
+
+def test_hits_are_ordered_by_the_reranker_s_verdict(open_store: Opener, judge: Path) -> None:
+    store = open_store()
+    texts = ["the cat sleeps", "a warm stone", "the rate rose", "a river in the sun", "of cat and"]
+    store.add_many(texts)
+    query = "cat on a stone"
+    verdicts = dict(zip(texts, load(judge).judge(query, texts).tolist(), strict=True))
+    assert len(set(verdicts.values())) == len(texts)
+    assert all(0 <= verdict <= 1 for verdict in verdicts.values())
+    ranking = Ranking(rerank=str(judge), importance=0.0)
+    hits = store.search(query, ranking=ranking, limit=3, explain=True)
+    expected = sorted(texts, key=lambda text: -verdicts[text])[:3]
+    assert [hit.content for hit in hits] == expected
+    assert [hit.score for hit in hits] == pytest.approx([verdicts[text] for text in expected])
+    assert all(hit.shares == {"rerank": hit.score} for hit in hits)
+    assert hits.explanation is not None
+    assert hits.explanation.steps[-1].name == "rerank"
+    # Only the best candidates are read, and what else counts is added to the verdict.
+    few = store.search(query, ranking=Ranking(rerank=str(judge), rerank_top=2))
+    assert {hit.content for hit in few} == {hit.content for hit in store.search(query, limit=2)}
+    gained = store.search(query, ranking=Ranking(rerank=str(judge), importance=0.4), limit=5)
+    assert [hit.score for hit in gained] == pytest.approx(
+        sorted((verdict + 0.2 for verdict in verdicts.values()), reverse=True)
+    )
+
+
+def test_groups_and_variety_come_after_the_reranker(open_store: Opener, judge: Path) -> None:
+    store = open_store()
+    texts = ["the cat sleeps", "a warm stone", "the rate rose", "a river in the sun"]
+    for row, text in enumerate(texts):
+        store.add(text, metadata={"g": row % 2})
+    verdicts = load(judge).judge("cat", texts)
+    best = [max((0, 2), key=lambda row: verdicts[row]), max((1, 3), key=lambda row: verdicts[row])]
+    ranking = Ranking(rerank=str(judge))
+    hits = store.search("cat", ranking=ranking, group_by="g")
+    assert {hit.content for hit in hits} == {texts[row] for row in best}
+    diverse = store.search("cat", ranking=Ranking(rerank=str(judge), diversity=0.5), limit=3)
+    assert len(diverse) == 3
+    with pytest.raises(InputError, match="no words"):
+        store.search([1.0] * 64, ranking=ranking)
+
+
+def test_a_reranker_that_cannot_be_had_is_named(store: MemoryStore, tmp_path: Path) -> None:
+    store.add("bees")
+    (tmp_path / "empty").mkdir()
+    for name in ("nobody/has-this-model", str(tmp_path / "empty"), "./nowhere/at-all"):
+        with pytest.raises(ModelLoadError, match="reranker"):
+            store.search("bees", ranking=Ranking(rerank=name))
+    assert len(store.search("bees")) == 1
+
+
+def test_a_reranker_that_fails_says_so() -> None:
+    class Broken:
+        def predict(self, *_: object, **__: object) -> object:
+            raise RuntimeError("out of luck")
+
+    class Hollow:
+        def predict(self, pairs: list[object], **_: object) -> object:
+            return np.full(len(pairs), np.nan)
+
+    for model, why in ((Broken(), "out of luck"), (Hollow(), "NaN")):
+        with pytest.raises(EmbeddingError, match=why):
+            Reranker(model, "broken", 8).judge("a", ["b"])
+    assert Reranker(Broken(), "unused", 8).judge("a", []).shape == (0,)
