@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.errors import KronosWarning
+from kronos.history import History
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.repository import Repository
 from kronos.types import CompactReport
@@ -63,6 +64,7 @@ def compact(
     replica: Replica,
     folder: Path,
     *,
+    forget_before: int | None,
     clock: Callable[[], datetime],
 ) -> CompactReport:
     """Drop what nobody wants, and give the free space of the file back to the disk.
@@ -72,6 +74,7 @@ def compact(
         keep: so many retired spaces are kept.
         replica: the index that serves; it gives back what deleted vectors took.
         folder: where the snapshots lie.
+        forget_before: forget what memories were before this moment too, in microseconds.
         clock: the time, UTC.
 
     Raises:
@@ -80,7 +83,7 @@ def compact(
     before = database.size_bytes()
     dropped = drop_spaces(database, keep, leftovers=True, clock=clock)
     expired = _delete_expired(database, clock)
-    _forget_the_past(database, clock)
+    _forget_the_past(database, forget_before, clock)
     with replica.saving, replica.lock, database.read() as connection:
         repository = Repository(connection, clock())
         head = repository.pulse().seq
@@ -107,15 +110,17 @@ def _delete_expired(database: Database, clock: Callable[[], datetime]) -> int:
             return expired
 
 
-def _forget_the_past(database: Database, clock: Callable[[], datetime]) -> None:
-    """Forget what deleted memories were, and every word of theirs."""
-    for forget in ("forget", "forget_vectors"):
-        while True:
+def _forget_the_past(database: Database, before: int | None, clock: Callable[[], datetime]) -> None:
+    """Forget what deleted memories were, what others were long ago, and every word of both."""
+    steps: list[Callable[[History], int]] = [
+        lambda history: history.forget(_MEMORIES_A_TRANSACTION, before=before),
+        lambda history: history.forget_vectors(_MEMORIES_A_TRANSACTION),
+    ]
+    for step in steps:
+        some = _MEMORIES_A_TRANSACTION
+        while some == _MEMORIES_A_TRANSACTION:
             with database.write() as connection:
-                history = Repository(connection, clock()).history
-                some = getattr(history, forget)(_MEMORIES_A_TRANSACTION)
-            if some < _MEMORIES_A_TRANSACTION:
-                break
+                some = step(Repository(connection, clock()).history)
     with database.write() as connection:
         Repository(connection, clock()).words.optimize()
 

@@ -178,14 +178,17 @@ class History:
             ],
         )
 
-    def forget(self, limit: int) -> int:
-        """Forget some of what memories were that are gone. Returns how many versions."""
-        gone = (
-            select(versions.c.key)
-            .where(~exists().where(memories.c.key == versions.c.memory_key))
-            .limit(limit)
-        )
-        keys = self._connection.execute(gone).scalars().all()
+    def forget(self, limit: int, *, before: int | None = None) -> int:
+        """Forget some of what memories were: those that are gone, and what was before a moment.
+
+        Returns:
+            How many versions.
+        """
+        unwanted = ~exists().where(memories.c.key == versions.c.memory_key)
+        if before is not None:
+            unwanted |= versions.c.replaced_at < before
+        found = select(versions.c.key).where(unwanted).limit(limit)
+        keys = self._connection.execute(found).scalars().all()
         for part in parts(keys):
             self._connection.execute(delete(versions).where(versions.c.key.in_(part)))
         return len(keys)

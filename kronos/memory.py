@@ -561,9 +561,13 @@ class KronosMemory:
         """Texts that could not be embedded; see `MemoryStore.failures`."""
         return await self._open.work(self._store.failures)
 
-    async def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
+    async def compact(
+        self, *, keep_spaces: int | None = None, forget_before: datetime | None = None
+    ) -> CompactReport:
         """Drop what nobody wants any more; see `MemoryStore.compact`."""
-        return await self._open.work(self._store.compact, keep_spaces=keep_spaces)
+        return await self._open.work(
+            self._store.compact, keep_spaces=keep_spaces, forget_before=forget_before
+        )
 
     async def backup(self, path: str | os.PathLike[str]) -> Path:
         """Copy the database while others read and write; see `MemoryStore.backup`."""

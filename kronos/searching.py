@@ -27,7 +27,6 @@ from kronos.errors import (
     StorageError,
 )
 from kronos.jobs import JobOptions
-from kronos.links import MAX_HOPS
 from kronos.opening import Moved
 from kronos.reindex import ReindexJob, catch_up
 from kronos.search import engine
@@ -65,6 +64,7 @@ _TEXTS_IN_A_SEARCH = 64
 """So many texts that another process left pending are embedded by the search that finds them; more
 are left to a job in the background."""
 _MOST_EXPANDED = 1000
+_MOST_HOPS = 8
 
 
 class _Behind(Exception):
@@ -444,8 +444,8 @@ class Searching(Upkeep):
 
 def _check_hops(expand: int) -> int:
     hops = check_limit(expand, field="expand", least=0)
-    if hops > MAX_HOPS:
-        raise InputError(f"expand must be at most {MAX_HOPS}, not {hops}", field="expand")
+    if hops > _MOST_HOPS:
+        raise InputError(f"expand must be at most {_MOST_HOPS}, not {hops}", field="expand")
     return hops
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import os
 import threading
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from kronos.types import (
     Space,
     Stats,
 )
-from kronos.validation import check_limit, check_number
+from kronos.validation import check_limit, check_number, check_time
 
 if TYPE_CHECKING:
     from kronos.types import Embedder, ProgressCallback
@@ -223,7 +224,9 @@ class Upkeep(Opened):
         """Texts that an embedder could not embed, at most 100 a space, and why."""
         return self._change.failures()
 
-    def compact(self, *, keep_spaces: int | None = None) -> CompactReport:
+    def compact(
+        self, *, keep_spaces: int | None = None, forget_before: datetime | None = None
+    ) -> CompactReport:
         """Drop what nobody wants any more, and give the free space back to the disk.
 
         That are retired spaces beyond `keep_spaces`, what cancelled jobs made, what a fallback made
@@ -234,15 +237,23 @@ class Upkeep(Opened):
 
         Args:
             keep_spaces: so many retired spaces are kept to roll back to; None is the settings'.
+            forget_before: a timezone-aware moment: what living memories were until before it is
+                forgotten too; None forgets nothing of theirs.
 
         Raises:
-            InputError: `keep_spaces` is no number from 0 on.
+            InputError: `keep_spaces` is no number from 0 on, or `forget_before` no moment.
         """
         keep = self._settings.keep_spaces
         if keep_spaces is not None:
             keep = check_limit(keep_spaces, field="keep_spaces", least=0)
-        replica = self._serving.replica
-        return compact(self._open_database, keep, replica, self.location.index, clock=self._clock)
+        return compact(
+            self._open_database,
+            keep,
+            self._serving.replica,
+            self.location.index,
+            forget_before=check_time(forget_before, field="forget_before"),
+            clock=self._clock,
+        )
 
     def stats(self) -> Stats:
         """Count what the store holds, and say who answers."""

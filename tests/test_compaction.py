@@ -62,14 +62,21 @@ def test_nothing_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None
     assert files_with(folder, SECRET.encode()) == []
 
 
-def test_nothing_of_a_changed_text_is_left_on_disk(open_store: Opener) -> None:
-    store = open_store()
+@pytest.mark.parametrize("keep_history", [True, False])
+def test_nothing_of_a_changed_text_is_left_on_disk(
+    open_store: Opener, clock: Clock, keep_history: bool
+) -> None:
+    store = open_store(settings=Settings(keep_history=keep_history))
     store.add_many(f"filler {number}" for number in range(300))
     store.add(f"{SECRET} one", id="a", metadata={"is": SECRET})
     store.add_many(f"filler later {number}" for number in range(300))
     before = vector_bytes(store, f"{SECRET} one")
     store.update("a", content="harmless", metadata={"is": "nothing"})
-    store.compact()
+    if keep_history:
+        store.compact(forget_before=clock.now)
+        assert files_with(store.location.folder, SECRET.encode()) != []
+        clock.tick(1)
+    store.compact(forget_before=clock.now if keep_history else None)
     assert files_with(store.location.folder, SECRET.encode()) == []
     assert files_with(store.location.folder, before) == []
     assert store.get("a").content == "harmless"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -197,7 +198,7 @@ def test_a_memory_has_one_state_at_a_time_even_when_the_clock_is_put_back(
     store.update("a", content="third")
     versions = store.history("a")
     assert [version.memory.content for version in versions] == ["first", "second", "third"]
-    for earlier, later in zip(versions, versions[1:], strict=False):
+    for earlier, later in itertools.pairwise(versions):
         assert earlier.replaced_at == later.recorded_at
     assert store.get("a").content == "third"
     assert store.get("a", as_of=clock.now).content == "first"
@@ -263,7 +264,7 @@ def test_iterate_reads_everything_once_while_others_write(store: MemoryStore) ->
             store.update(ids[600], content="changed")
             store.add("new at the end", id="new")
     assert seen == [*ids, "new"]
-    for wrong in ("2026-01-01", datetime(2026, 1, 1)):  # noqa: DTZ001
+    for wrong in ("2026-01-01", datetime(2026, 1, 1)):
         with pytest.raises(InputError, match="as_of"):
             store.iterate(as_of=wrong)  # type: ignore[arg-type]
 

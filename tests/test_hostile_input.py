@@ -398,7 +398,7 @@ def check_stored(store: MemoryStore, added: str, item: dict[str, Any]) -> None:
     expires = item.get("expires_at")
     assert held.expires_at == (None if expires is None else to_microseconds(expires))
     if expires is None and "embedding" not in item:
-        best = store.search(item["content"], limit=1, namespace="*")[0]
+        best = store.search(item["content"], limit=1, namespace="*", mode="dense")[0]
         assert best.score == pytest.approx(1, abs=1e-5)
 
 

@@ -135,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
             for id, fields in self.live().items()
             if fields["n"] >= least and within(fields["namespace"], options["namespace"])
         }
-        hits = store.search(query, limit=limit, **options)
+        hits = store.search(query, limit=limit, mode="dense", **options)
         assert len(hits) == min(limit, len(expected))
         assert len({hit.id for hit in hits}) == len(hits)
         scores = self.scores(query, {id: fields["content"] for id, fields in expected.items()})
@@ -143,6 +143,23 @@ class StoreMachine(RuleBasedStateMachine):
             assert hit.content == expected[hit.id]["content"]
             assert abs(hit.score - scores[hit.id]) < 1e-5
             assert abs(hit.score - best) < 1e-5
+
+    @rule(query=texts, n=numbers, second=st.booleans())
+    def search_by_words(self, query: str, n: int, second: bool) -> None:
+        where = {"n": {"$gte": n}}
+        hits = self.either(second).search(
+            query, mode="lexical", namespace="*", where=where, limit=50
+        )
+        assert {hit.id for hit in hits} == {
+            id
+            for id, fields in self.live().items()
+            if fields["n"] >= n and set(query.split()) & set(fields["content"].split())
+        }
+
+    @rule(query=texts, second=st.booleans())
+    def search_by_both(self, query: str, second: bool) -> None:
+        hits = self.either(second).search(query, namespace="*", limit=50)
+        assert {hit.id for hit in hits} == set(self.live())
 
     def scores(self, query: str, contents: dict[str, str]) -> dict[str, float]:
         embedder = HashEmbedder(self.dim)

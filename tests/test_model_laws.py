@@ -137,7 +137,7 @@ class ModelMachine(RuleBasedStateMachine):
     @rule(query=texts, limit=st.integers(1, 6), second=either)
     def search(self, query: str, limit: int, second: bool) -> None:
         store = self.pick(second)
-        hits = self.quietly(lambda: store.search(query, limit=limit))
+        hits = self.quietly(lambda: store.search(query, limit=limit, mode="dense"))
         assert len(hits) == min(limit, len(self.model))
         if not hits:
             return

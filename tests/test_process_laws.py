@@ -78,7 +78,7 @@ def contents(store: MemoryStore) -> dict[str, tuple[str, Any]]:
 
 def found(store: MemoryStore, query: str) -> tuple[list[tuple[str, float]], int]:
     """All hits, and the width of the space that answered."""
-    hits = store.search(query, limit=10**6)
+    hits = store.search(query, limit=10**6, mode="dense")
     return [(hit.id, hit.score) for hit in hits], store._serving.space.dim
 
 

@@ -292,7 +292,11 @@ def test_shares_add_up_to_the_score(store: MemoryStore, mode: Any) -> None:
     assert hits.explanation.mode == mode
     assert {step.name for step in hits.explanation.steps} >= {"filter", "signals", "rows"}
     expected = {"recency", "importance", "namespace"}
-    expected |= {"hybrid": {"vectors", "words", "agreement"}, "dense": {"vectors"}, "lexical": {"words"}}[mode]
+    expected |= {
+        "hybrid": {"vectors", "words", "agreement"},
+        "dense": {"vectors"},
+        "lexical": {"words"},
+    }[mode]
     for hit in hits:
         assert hit.shares is not None
         assert set(hit.shares) == expected
@@ -379,7 +383,7 @@ def test_a_ranking_is_exact_however_much_time_and_importance_count(
         place = {"other": 0.2, "default": -0.1, "default/a": 0.1}[memory.namespace]
         cosine = float(vectored.rows[memory.id] @ query)
         recency = math.exp(-age / 36_000 * math.log(2))
-        return similarity * cosine + 0.7 * recency + 0.4 * memory.importance + place
+        return float(similarity * cosine + 0.7 * recency + 0.4 * memory.importance + place)
 
     everything = sorted(vectored.store.iterate(namespace="*"), key=score, reverse=True)
     hits = vectored.store.search(query.tolist(), ranking=ranking, namespace="*", limit=15)

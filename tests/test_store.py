@@ -60,7 +60,7 @@ def test_an_added_memory_is_read_and_found_with_all_its_fields(
 def test_a_text_finds_itself_with_score_one(store: MemoryStore) -> None:
     store.add_many(TEXTS)
     for text in TEXTS:
-        best = store.search(text)[0]
+        best = store.search(text, mode="dense")[0]
         assert best.content == text
         assert best.score == pytest.approx(1, abs=1e-5)
 
@@ -277,7 +277,7 @@ def test_vectors_handed_in_are_found_by_vector(open_store: Opener) -> None:
     assert [hit.content for hit in hits] == ["axis 1", "axis 2"]
     assert hits[0].score == pytest.approx(0.9 / np.linalg.norm([0.1, 0.9, 0.2, 0]))
     for call in (
-        lambda: store.search("a text"),
+        lambda: store.search("a text", mode="dense"),
         lambda: store.add("a text"),
         lambda: store.update(hits[0].id, content="new"),
         lambda: store.reindex(),

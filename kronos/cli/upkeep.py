@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from kronos.cli.common import Json, Namespace, Store, Where, open_store, parse_json
+from kronos.cli.common import Json, Namespace, Store, Where, open_store, parse_json, parse_time
 from kronos.cli.printing import job_line, out, print_json, print_result
 from kronos.errors import StorageError
 from kronos.settings import default_store
@@ -35,13 +35,20 @@ def compact(
     keep_spaces: Annotated[
         int | None, typer.Option(help="Retired spaces to keep.  [KRONOS_KEEP_SPACES, else 1]")
     ] = None,
+    forget_before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Forget what memories were until before it: ISO 8601, with a zone."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Drop old spaces and expired memories, and give the free space back to the disk."""
     from dataclasses import asdict
 
+    before = parse_time(forget_before, "--forget-before")
     with open_store(store, embeds=False) as memories:
-        report = memories.compact(keep_spaces=keep_spaces)
+        report = memories.compact(keep_spaces=keep_spaces, forget_before=before)
     names = ", ".join(f"{space.id} ({space.model})" for space in report.dropped)
     print_result(
         asdict(report),

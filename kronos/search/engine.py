@@ -21,6 +21,7 @@ import numpy as np
 from kronos.index.base import best, locate
 from kronos.search.filters import parse_path
 from kronos.search.fusion import Fusion
+from kronos.search.lexical import names_something
 from kronos.search.ranking import diverse
 from kronos.types import PlanStep
 
@@ -225,8 +226,12 @@ class Search:
 
     def _fusion(self) -> Fusion:
         assert self._query.vector is not None
-        sample = self._source.sample()
-        return Fusion.of(self._query.vector, sample, lexical_vectors=self._query.lexical_vectors)
+        return Fusion.of(
+            self._query.vector,
+            self._source.sample(),
+            lexical_vectors=self._query.lexical_vectors,
+            has_names=names_something(self._query.text or ""),
+        )
 
     def _cosines(self, near: _Pool, union: Keys) -> Floats:
         """The cosines of a union of candidates; those that the index gave are not made again."""

@@ -66,6 +66,21 @@ def terms(query: str, tokenizer: Tokenizer) -> list[Term]:
     return [Term(f'"{word}"', weight) for word, weight in zip(words, weights, strict=False)]
 
 
+def names_something(query: str) -> bool:
+    """Whether a question seems to hold a name or a number: there its words are to be trusted.
+
+    A word with a digit does, and one with a capital, but for that of the first word and where all
+    letters are capitals.
+    """
+    words = _WORD.findall(query)
+    if any(character.isdigit() for character in query):
+        return True
+    if query.isupper():
+        return False
+    capitals = [sum(map(str.isupper, word)) for word in words]
+    return any(capitals[1:]) or any(count > 1 for count in capitals[:1])
+
+
 def affordable_terms(words: Words, query: str) -> list[Term]:
     """The words of a question that are looked for, in their order.
 
