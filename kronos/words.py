@@ -15,9 +15,10 @@ import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection
 
 from kronos.db import words
+from kronos.db.dialect import fetch
 from kronos.db.words import MEMORY_WORDS, VERSION_WORDS
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ class Words:
 
     def count(self, term: str, *, past: bool = False) -> int:
         """How many texts hold a term, which is an FTS5 expression."""
-        statement = _VERSIONS_WITH if past else _MEMORIES_WITH
-        return int(self._connection.execute(statement, {"match": term}).scalar_one())
+        ((found,),) = fetch(self._connection, _COUNT.format(_table(past)), (term,))
+        return int(found)
+
+    def size(self, *, past: bool = False) -> int:
+        """How many texts there are."""
+        ((found,),) = fetch(self._connection, _SIZE.format(_table(past)))
+        return int(found)
 
     def scores(self, term: str, *, past: bool = False) -> tuple[Keys, Floats]:
-        """Find all that hold a term.
+        """Find all that hold a term, and score them.
 
         Args:
             term: an FTS5 expression.
@@ -49,15 +55,28 @@ class Words:
         Returns:
             (n,) int64 keys, ascending, and (n,) float64 scores.
         """
-        size, ranked = (_VERSIONS, _RANKED_VERSIONS) if past else (_MEMORIES, _RANKED_MEMORIES)
-        rows = self._connection.execute(ranked, {"match": term}).all()
+        rows = fetch(self._connection, _RANKED.format(_table(past)), (term,))
         keys = np.fromiter((row[0] for row in rows), np.int64, len(rows))
         scores = np.fromiter((-row[1] for row in rows), np.float64, len(rows))
         if len(rows):
-            total = self._connection.execute(size).scalar_one()
-            weight = math.log((total - len(rows) + 0.5) / (len(rows) + 0.5))
+            weight = self._weight(len(rows), past)
             scores *= max(weight, _LEAST_WEIGHT) / max(weight, _FTS5_LEAST_WEIGHT)
         return keys, scores
+
+    def presence(self, term: str, *, past: bool = False) -> tuple[Keys, Floats]:
+        """The same at a quarter of the cost, as if each held it once and were of mean length.
+
+        Args:
+            term: as for `scores`.
+            past: as for `scores`.
+        """
+        rows = fetch(self._connection, _HOLDERS.format(_table(past)), (term,))
+        keys = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        weight = self._weight(len(rows), past) if len(rows) else 0.0
+        return keys, np.full(keys.size, max(weight, _LEAST_WEIGHT))
+
+    def _weight(self, held: int, past: bool) -> float:
+        return math.log((self.size(past=past) - held + 0.5) / (held + 0.5))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -80,21 +99,13 @@ class Words:
 _LEAST_WEIGHT = 0.1
 _FTS5_LEAST_WEIGHT = 1e-6
 """What FTS5 puts in the place of a weight that is not above 0."""
+# S608: the tables' names are our own.
+_COUNT = "SELECT count(*) FROM {0} WHERE {0} MATCH ?"
+_HOLDERS = "SELECT rowid FROM {0} WHERE {0} MATCH ?"
+_RANKED = "SELECT rowid, rank FROM {0} WHERE {0} MATCH ?"
+# The table of lengths has a narrow row for each text: to count it costs a few page reads.
+_SIZE = "SELECT count(*) FROM {0}_docsize"
 
 
-def _with(words: str) -> TextClause:
-    return text(f"SELECT count(*) FROM {words} WHERE {words} MATCH :match")  # noqa: S608
-
-
-def _ranked(words: str) -> TextClause:
-    return text(f"SELECT rowid, rank FROM {words} WHERE {words} MATCH :match")  # noqa: S608
-
-
-def _size(words: str) -> TextClause:
-    # The table of lengths has a narrow row for each text: to count it costs a few page reads.
-    return text(f"SELECT count(*) FROM {words}_docsize")  # noqa: S608
-
-
-_MEMORIES, _VERSIONS = _size(MEMORY_WORDS), _size(VERSION_WORDS)
-_MEMORIES_WITH, _VERSIONS_WITH = _with(MEMORY_WORDS), _with(VERSION_WORDS)
-_RANKED_MEMORIES, _RANKED_VERSIONS = _ranked(MEMORY_WORDS), _ranked(VERSION_WORDS)
+def _table(past: bool) -> str:
+    return VERSION_WORDS if past else MEMORY_WORDS

@@ -186,8 +186,16 @@ def test_words_find_names_and_numbers_whatever_their_case_and_accents(store: Mem
 def test_words_are_scored_as_bm25_by_hand(store: MemoryStore) -> None:
     texts = ["bees bees hive", "bees roof", "roof roof roof garden wall", "hive"]
     store.add_many(texts)
-    found = {hit.content: hit.score for hit in store.search("bees roof", mode="lexical")}
+    found = {hit.content: hit.score for hit in store.search("bees and roof", mode="lexical")}
     assert found == pytest.approx(_bm25(texts, ["bees", "roof"]), rel=1e-6)
+
+
+def test_words_side_by_side_count_once_more(store: MemoryStore) -> None:
+    store.add_many([f"filler {row}" for row in range(30)])
+    apart, together = store.add_many(["this bowl is super large", "this large super bowl is"])
+    hits = store.search("the super bowl", mode="lexical")
+    assert [hit.id for hit in hits] == [together, apart]
+    assert hits[0].score > 1.1 * hits[1].score
 
 
 def _bm25(texts: list[str], terms: list[str]) -> dict[str, float]:

@@ -417,6 +417,15 @@ class SQLite:
         ]
 
 
+def fetch(connection: Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    """Read rows past SQLAlchemy, which takes longer than the statement: searches pay for it.
+
+    What the driver raises is translated by the transaction.
+    """
+    rows: list[Any] = _driver(connection).execute(statement, values).fetchall()
+    return rows
+
+
 def json_type(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[str | None]:
     """The JSON type of what stands at a path of a JSON column.
 

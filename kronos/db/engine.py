@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
-from kronos.db.dialect import SQLite, driver
+from kronos.db.dialect import ERRORS, SQLite, driver
 from kronos.errors import CorruptStoreError, StoreClosedError
 from kronos.forking import Gate, follow_forks
 from kronos.settings import Settings
@@ -112,13 +112,13 @@ class Database:
                     with connection.begin():
                         begin(connection)
                         yield connection
-                except DBAPIError:
+                except (DBAPIError, driver.Error):
                     # After a failed commit or fsync nobody knows what the connection still holds.
                     connection.invalidate()
                     raise
         except DBAPIError as exc:
             raise self.dialect.fault(exc.orig) from exc
-        except UnicodeDecodeError as exc:
+        except ERRORS as exc:
             raise self.dialect.fault(exc) from exc
 
     def backup(self, target: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DatabaseError
 
+from kronos.db.dialect import fetch
 from kronos.db.tables import metadata
 
 if TYPE_CHECKING:
@@ -67,9 +68,7 @@ event.listen(metadata, "after_create", lambda _, connection, **__: create(connec
 
 def tokenizer(connection: Connection) -> Tokenizer:
     """How texts are cut into words."""
-    sql = connection.exec_driver_sql(
-        "SELECT sql FROM sqlite_master WHERE name = ?", (MEMORY_WORDS,)
-    ).scalar_one()
+    ((sql,),) = fetch(connection, "SELECT sql FROM sqlite_master WHERE name = ?", (MEMORY_WORDS,))
     found = _TOKENIZE.search(sql)
     known = {tokenize: name for name, tokenize in TOKENIZERS.items()}
     return known[found[1]] if found and found[1] in known else DEFAULT_TOKENIZER

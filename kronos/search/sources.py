@@ -16,7 +16,7 @@ import numpy as np
 from kronos.db.vectors import from_rows
 from kronos.errors import KronosError
 from kronos.index.base import locate
-from kronos.search.lexical import affordable_terms, word_scores
+from kronos.search.lexical import terms, word_scores
 from kronos.search.plan import Found, nearest
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Present:
     def words(self, query: str) -> tuple[Keys, Floats]:
         """See `Source`."""
         words = self.repository.words
-        keys, scores = word_scores(words, affordable_terms(words, query))
+        keys, scores = word_scores(words, terms(words, query))
         if self.allowed is None:
             return keys, scores
         _, known = locate(self.allowed, keys)
@@ -198,7 +198,7 @@ class Past:
     def words(self, query: str) -> tuple[Keys, Floats]:
         """See `Source`."""
         words = self._today.words
-        found = affordable_terms(words, query)
+        found = terms(words, query)
         keys, scores = word_scores(words, found)
         _, known = locate(self._keys[self._versions == 0], keys)
         versions, past_scores = word_scores(words, found, past=True)
