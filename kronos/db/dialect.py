@@ -549,6 +549,11 @@ def _code(error: BaseException | None) -> int | None:
     return next((code for part, code in _CODES_BY_MESSAGE.items() if part in text), None)
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Whether an error of the driver says that what is stored is damaged."""
+    return _code(error) in (_Code.CORRUPT, _Code.NOTADB)
+
+
 def version() -> str:
     """The version of the SQLite library that is used."""
     return str(driver.sqlite_version)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DatabaseError
 
-from kronos.db.dialect import fetch
+from kronos.db.dialect import fetch, is_damage
 from kronos.db.tables import metadata
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def problems(connection: Connection) -> list[str]:
                 f"INSERT INTO {words} ({words}, rank) VALUES ('integrity-check', 1)"  # noqa: S608
             )
         except DatabaseError as exc:
+            if not is_damage(exc.orig):
+                raise
             found.append(f"the word index of {table} does not agree with its texts: {exc.orig}")
     return found
 

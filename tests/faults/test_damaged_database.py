@@ -133,8 +133,9 @@ def test_a_text_that_another_program_altered_is_found(tmp_path: Path, whole: byt
     assert whole.count(b"text 123 ") == 1
     (tmp_path / "kronos.db").write_bytes(whole.replace(b"text 123 ", b"test 123 "))
     with MemoryStore.open(tmp_path, **OPTIONS) as store:
-        (problem,) = store.check().problems
+        problem, words = store.check().problems
         assert (problem.kind, problem.repaired) == ("texts", False)
+        assert (words.kind, words.repaired) == ("words", False)
         assert "m123" in problem.detail
         assert not store.check(repair=True).ok, "no text is ever repaired"
     assert MemoryStore.recover(tmp_path).damaged == ("m123",)

@@ -46,7 +46,19 @@ def open_store(folder: str, *, durability: Any = "full", **options: Any) -> Memo
 def state_of(store: MemoryStore) -> dict[str, Any]:
     """Everything that a caller stored."""
     held = store.list(limit=10**6, namespace="*")
-    return {m.id: [m.content, dict(m.metadata), m.importance, m.namespace] for m in held}
+    links = {m.id: store.links(m.id) for m in held}
+    return {
+        m.id: [
+            m.content,
+            dict(m.metadata),
+            m.importance,
+            m.namespace,
+            # A recovery that is killed writes its memory again.
+            [v.memory.content for v in store.history(m.id) if m.id != "again"],
+            [[link.source_id, link.target_id, link.weight] for link in links[m.id]],
+        ]
+        for m in held
+    }
 
 
 def fill(folder: str) -> None:
@@ -83,6 +95,18 @@ def delete(store: MemoryStore) -> None:
 def replace(store: MemoryStore) -> None:
     items = [{"content": f"put in place {n}", "id": f"m{n}"} for n in range(10)]
     store.add_many(items, on_conflict="replace")
+
+
+def link(store: MemoryStore) -> None:
+    store.link("m1", "m2", "knows", 0.5)
+
+
+def index_field(store: MemoryStore) -> None:
+    store.index_field("n")
+
+
+def words(store: MemoryStore) -> None:
+    store.rebuild_words("unicode61")
 
 
 def snapshot(store: MemoryStore) -> None:
@@ -132,6 +156,9 @@ OPENED: dict[str, Callable[[MemoryStore], None]] = {
     "update": update,
     "delete": delete,
     "replace": replace,
+    "link": link,
+    "index_field": index_field,
+    "words": words,
     "snapshot": snapshot,
     "reindex": reindex,
     "compact": compact,
@@ -274,6 +301,9 @@ def search_problems(store: MemoryStore, state: dict[str, Any]) -> list[str]:
     hits = store.search("word in text", limit=10**6)
     if {hit.id for hit in hits} != set(state):
         problems.append("search finds other ids than there are")
+    hits = store.search("text", mode="lexical", limit=10**6)
+    if {hit.id for hit in hits} != {id for id, held in state.items() if "text" in held[0].split()}:
+        problems.append("words find other ids than hold them")
     if not state:
         return problems
     embedder = HashEmbedder(store.stats().dim)
@@ -282,7 +312,7 @@ def search_problems(store: MemoryStore, state: dict[str, Any]) -> list[str]:
     for probe in (0, len(ids) // 2, len(ids) - 1):
         query = embedder.embed_queries([state[ids[probe]][0]])[0]
         best = float(np.max(rows @ query))
-        found = store.search(state[ids[probe]][0], limit=1)[0]
+        found = store.search(state[ids[probe]][0], limit=1, mode="dense")[0]
         if abs(found.score - best) > 1e-5:
             problems.append(f"the nearest to {ids[probe]} is {found.id} ({found.score}, {best})")
     return problems
