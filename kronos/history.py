@@ -21,6 +21,7 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    func,
     insert,
     null,
     select,
@@ -139,6 +140,12 @@ class History:
         ).where(memories.c.id == id)
         both = union_all(past, present).subquery()
         return self._connection.execute(select(both).order_by(both.c.seq)).all()
+
+    def count(self) -> int:
+        """How many earlier versions are kept."""
+        return int(
+            self._connection.execute(select(func.count()).select_from(versions)).scalar_one()
+        )
 
     def key_of(self, id: str) -> int | None:
         """The key of the last memory that had this id and is gone."""

@@ -313,6 +313,12 @@ class Stats:
     database_bytes: int
     schema: str
     """The database's Alembic revision."""
+    versions: int = 0
+    """Earlier versions of memories that are kept."""
+    tokenizer: Tokenizer = "porter"
+    """How texts are cut into words."""
+    indexed_fields: tuple[str, ...] = ()
+    """Metadata keys that have an index of their own."""
 
 
 @dataclass(frozen=True, slots=True)

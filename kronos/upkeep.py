@@ -23,6 +23,7 @@ from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
 from kronos.opening import Opened, absolute
 from kronos.reindex import ReindexJob, Work
+from kronos.search.fields import fields_of
 from kronos.settings import Location, Settings
 from kronos.types import (
     CompactReport,
@@ -274,6 +275,9 @@ class Upkeep(Opened):
                 index_kind=serving.replica.kind,
                 database_bytes=self._open_database.size_bytes(),
                 schema=schema.current(self._open_database) or "",
+                versions=repository.history.count(),
+                tokenizer=repository.words.tokenizer,
+                indexed_fields=tuple(fields_of(repository).all()),
             )
 
     def check(self, *, repair: bool = False) -> Report:

@@ -14,7 +14,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-OUTPUTS = ["Ada keeps bees on the roof.", "Standup is at half past nine.", ""]
+OUTPUTS = [
+    "Ada keeps bees on the roof.",
+    "Standup is at half past nine.",
+    "The invoice KX-4711 is due in May.",
+    "The launch is in June.\n['The launch is in June.', 'The launch is in September.']",
+    "",
+]
 
 
 @pytest.mark.parametrize(("snippet", "output"), list(zip(SNIPPETS, OUTPUTS, strict=True)))

@@ -142,12 +142,15 @@ def recover(store: Store = None, as_json: Json = False) -> None:
 def _show_stats(stats: Stats) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("store", escape(f"{stats.path} ({stats.store_id})"))
-    table.add_row("memories", f"{stats.memories}")
+    past = f", {stats.versions} earlier versions" if stats.versions else ""
+    table.add_row("memories", f"{stats.memories}{past}")
     table.add_row("last change", f"seq {stats.seq}")
     active = next((e for e in stats.spaces if e.space.state == "active"), None)
     if active is not None:
         waiting = f"; {active.pending} memories wait for it" if active.pending else ""
         table.add_row("answers", escape(f"{active.space.model}{waiting}"))
+    indexed = f"; indexed keys: {', '.join(stats.indexed_fields)}" if stats.indexed_fields else ""
+    table.add_row("words", escape(f"cut by {stats.tokenizer}{indexed}"))
     table.add_row("database", f"{stats.database_bytes / 1e6:.1f} MB, schema {stats.schema}")
     for entry in stats.spaces:
         space = entry.space
