@@ -28,7 +28,9 @@ from sqlalchemy import (
     union_all,
 )
 
+from kronos.db import words
 from kronos.db.tables import memories, past_vectors, vectors, versions
+from kronos.db.words import VERSION_WORDS
 from kronos.spaces import checked_blobs, parts
 
 if TYPE_CHECKING:
@@ -109,6 +111,11 @@ class History:
                 later_of(self._now, memories.c.recorded_at),
             ).where(memories.c.key.in_(part))
             self._connection.execute(insert(versions).from_select(columns, present))
+            words.add(
+                self._connection,
+                VERSION_WORDS,
+                select(memories.c.seq, memories.c.content).where(memories.c.key.in_(part)),
+            )
             if text_goes:
                 made = select(vectors.c.space_id, vectors.c.content_hash, vectors.c.vector)
                 self._connection.execute(

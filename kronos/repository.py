@@ -473,6 +473,7 @@ class Repository:
             for seq, write in zip(seqs, writes, strict=True)
         ]
         self._connection.execute(insert(memories), rows)
+        self.words.add(seqs[0], seqs[-1])
         self.spaces.insert_vectors(
             space,
             [

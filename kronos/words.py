@@ -15,10 +15,11 @@ import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from kronos.db import words
 from kronos.db.dialect import fetch
+from kronos.db.tables import memories
 from kronos.db.words import MEMORY_WORDS, VERSION_WORDS
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Words:
 
     def _weight(self, held: int, past: bool) -> float:
         return math.log((self.size(past=past) - held + 0.5) / (held + 0.5))
+
+    def add(self, first: int, last: int) -> None:
+        """Add the words of new memories: those with keys from one to another."""
+        rows = select(memories.c.key, memories.c.content)
+        words.add(self._connection, MEMORY_WORDS, rows.where(memories.c.key.between(first, last)))
 
     @property
     def tokenizer(self) -> Tokenizer:

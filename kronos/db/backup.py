@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, insert, select, update
 
-from kronos.db import schema
+from kronos.db import schema, words
 from kronos.db.dialect import PART, pad
 from kronos.db.engine import Database
 from kronos.db.tables import (
@@ -113,6 +113,7 @@ def recover(location: Location, settings: Settings) -> RecoveryReport:
             schema.prepare(fresh)
             with fresh.write() as connection:
                 report = _Salvage(connection, copy, settings).run()
+                words.rebuild(connection, words.tokenizer(connection))
                 if report is None:
                     raise CorruptStoreError(
                         f"nothing of a Kronos store can be read in {location.database}: put a "

@@ -1,7 +1,9 @@
 """The word indexes: SQLite FTS5 over the texts of `memories` and of their past `versions`.
 
-An index holds no text of its own: triggers write the words of every row in the transaction that
-writes the row, so no reader ever sees one without the other. How texts are cut into words is a
+An index holds no text of its own. Its words are written in the transaction that writes the row, so
+no reader ever sees one without the other: for a row that is changed or deleted by triggers, for new
+rows by `add`, all at once (a trigger would make FTS5 flush its words after each row, which takes
+three times as long). How texts are cut into words is a
 property of the database, chosen when the store is new and changed by `rebuild`. All of it is
 derived from the rows.
 """
@@ -9,9 +11,9 @@ derived from the rows.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Select, column, event, insert, table
 from sqlalchemy.exc import DatabaseError
 
 from kronos.db.dialect import fetch, is_damage
@@ -34,9 +36,6 @@ _INDEX = """CREATE VIRTUAL TABLE {words} USING fts5(
     tokenize='{tokenize}'
 )"""
 _TRIGGERS = (
-    """CREATE TRIGGER {words}_insert AFTER INSERT ON {table} BEGIN
-    INSERT INTO {words} (rowid, content) VALUES (new.key, new.content);
-END""",
     """CREATE TRIGGER {words}_delete AFTER DELETE ON {table} BEGIN
     INSERT INTO {words} ({words}, rowid, content) VALUES ('delete', old.key, old.content);
 END""",
@@ -56,11 +55,11 @@ def is_word_table(name: str) -> bool:
 
 def create(connection: Connection) -> None:
     """Make the indexes of a database that has none: as the migrations do."""
-    for words, table in _TABLES.items():
+    for words, name in _TABLES.items():
         tokenize = TOKENIZERS[DEFAULT_TOKENIZER]
-        connection.exec_driver_sql(_INDEX.format(words=words, table=table, tokenize=tokenize))
+        connection.exec_driver_sql(_INDEX.format(words=words, table=name, tokenize=tokenize))
         for trigger in _TRIGGERS:
-            connection.exec_driver_sql(trigger.format(words=words, table=table))
+            connection.exec_driver_sql(trigger.format(words=words, table=name))
 
 
 event.listen(metadata, "after_create", lambda _, connection, **__: create(connection))
@@ -79,11 +78,26 @@ def rebuild(connection: Connection, tokenizer: Tokenizer) -> None:
 
     The tables are dropped and not emptied: nothing of a damaged one is read.
     """
-    for words, table in _TABLES.items():
+    for words, name in _TABLES.items():
         connection.exec_driver_sql(f"DROP TABLE IF EXISTS {words}")
         tokenize = TOKENIZERS[tokenizer]
-        connection.exec_driver_sql(_INDEX.format(words=words, table=table, tokenize=tokenize))
+        connection.exec_driver_sql(_INDEX.format(words=words, table=name, tokenize=tokenize))
         _command(connection, words, "rebuild")
+
+
+def add(connection: Connection, words: str, rows: Select[Any]) -> None:
+    """Add the words of new rows, in the transaction that wrote them.
+
+    Args:
+        connection: in a write transaction.
+        words: `MEMORY_WORDS` or `VERSION_WORDS`.
+        rows: selects key and content.
+    """
+    connection.execute(
+        insert(table(words, column("rowid"), column("content"))).from_select(
+            ["rowid", "content"], rows
+        )
+    )
 
 
 def optimize(connection: Connection) -> None:
@@ -95,7 +109,7 @@ def optimize(connection: Connection) -> None:
 def problems(connection: Connection) -> list[str]:
     """What is wrong with the indexes, compared with the rows; in a write transaction."""
     found = []
-    for words, table in _TABLES.items():
+    for words, name in _TABLES.items():
         try:
             connection.exec_driver_sql(
                 f"INSERT INTO {words} ({words}, rank) VALUES ('integrity-check', 1)"  # noqa: S608
@@ -103,7 +117,7 @@ def problems(connection: Connection) -> list[str]:
         except DatabaseError as exc:
             if not is_damage(exc.orig):
                 raise
-            found.append(f"the word index of {table} does not agree with its texts: {exc.orig}")
+            found.append(f"the word index of {name} does not agree with its texts: {exc.orig}")
     return found
 
 

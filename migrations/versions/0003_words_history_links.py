@@ -17,16 +17,14 @@ branch_labels = None
 depends_on = None
 
 _Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# What the words of a table are kept by. A later migration that writes `memories` or `versions` anew
+# What the words of a table are kept by, but for new rows, whose words are added by whoever adds the
+# rows. A later migration that writes `memories` or `versions` anew
 # drops the triggers with the old table, and must make them again.
 _WORDS = (
     """CREATE VIRTUAL TABLE {words} USING fts5(
     content, content='{table}', content_rowid='key',
     tokenize='porter unicode61 remove_diacritics 2'
 )""",
-    """CREATE TRIGGER {words}_insert AFTER INSERT ON {table} BEGIN
-    INSERT INTO {words} (rowid, content) VALUES (new.key, new.content);
-END""",
     """CREATE TRIGGER {words}_delete AFTER DELETE ON {table} BEGIN
     INSERT INTO {words} ({words}, rowid, content) VALUES ('delete', old.key, old.content);
 END""",
@@ -66,7 +64,7 @@ def downgrade() -> None:
     for number in fields:
         op.execute(f"DROP INDEX IF EXISTS ix_memories_field_{number}")
     for words in _TABLES:
-        for event in ("insert", "delete", "update"):
+        for event in ("delete", "update"):
             op.execute(f"DROP TRIGGER {words}_{event}")
         op.execute(f"DROP TABLE {words}")
     for table in ("fields", "accesses", "links", "past_vectors", "versions"):

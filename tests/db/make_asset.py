@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from kronos.db import schema
+from kronos.db import schema, words
 from kronos.db.engine import Database
 from kronos.settings import Settings
 
@@ -140,6 +140,7 @@ def fill(database: Database) -> None:
             names = ", ".join(rows[0])
             values = ", ".join(f":{name}" for name in rows[0])
             connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), rows)
+        words.rebuild(connection, "porter")
 
 
 def contents(

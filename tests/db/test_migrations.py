@@ -18,7 +18,7 @@ from pytest_alembic.tests import (  # noqa: F401  collected here
     test_up_down_consistency,
     test_upgrade,
 )
-from sqlalchemy import Connection, create_engine, insert, text
+from sqlalchemy import Connection, create_engine, insert, select, text
 
 from kronos.db import schema, tables, words
 from kronos.db.engine import Database
@@ -186,6 +186,13 @@ def _write_something_new(database: Database) -> None:
     vector: dict[str, Any] = {**ROWS["vectors"][2], "memory_key": 10, "seq": 10}
     with database.write() as connection:
         connection.execute(insert(tables.memories), [memory])
+        words.add(
+            connection,
+            words.MEMORY_WORDS,
+            select(tables.memories.c.key, tables.memories.c.content).where(
+                tables.memories.c.key == 10
+            ),
+        )
         connection.execute(insert(tables.vectors), [vector])
 
 
