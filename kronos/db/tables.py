@@ -18,7 +18,7 @@ Laws of the rows, kept by `kronos.repository`:
   `past_vectors`, by the text's hash.
 - A row of `fields` names a metadata key that has an index of its own, `ix_memories_field_<id>`.
 - `memory_words` and `version_words` (FTS5, made by `kronos.db.words`) hold the words of every text
-  in `memories` and `versions`; triggers write them in the same transaction.
+  in `memories` and `versions`, written in the same transaction.
 - A row of `failures` says that the space's embedder cannot embed the text with this hash.
 - At most one job a space is unfinished. Its texts are worked through in the order of their hashes,
   so that equal texts are one piece of work: those up to `cursor` have been handed out, each range
