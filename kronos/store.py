@@ -25,6 +25,7 @@ from kronos.index.exact import ExactIndex
 from kronos.opening import Moved, utc_now
 from kronos.repository import Batch
 from kronos.search.fields import fields_of
+from kronos.search.filters import parse
 from kronos.search.plan import Selection
 from kronos.searching import Searching
 from kronos.types import DuplicateGroup, Hits, Link, Memory, Progress, Step, Version
@@ -696,7 +697,7 @@ class MemoryStore(Searching):
             InputError: nothing names what to delete, or both ids and a filter do.
         """
         # An empty filter names nothing: it is more often a mistake than a wish.
-        matching = bool(where) or namespace is not None
+        matching = parse(where) is not None or namespace is not None
         if (ids is None) != matching:
             raise InputError(
                 "delete takes either ids, or where and namespace (namespace='*' for everything)",

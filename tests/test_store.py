@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kronos import MemoryStore, NewMemory
+from kronos import F, MemoryStore, NewMemory
 from kronos.errors import (
     ConfigurationError,
     DuplicateIdError,
@@ -177,6 +177,8 @@ def test_delete_needs_to_be_told_what(store: MemoryStore) -> None:
     for options in unclear:
         with pytest.raises(InputError):
             store.delete(**options)
+    for nothing in (F.a == 1, {"a": 1}):
+        assert store.delete(where=nothing) == 0
     assert store.delete([]) == 0
     assert store.count() == len(ids)
     assert store.delete([ids[0]] * 2500) == 1

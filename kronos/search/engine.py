@@ -1,9 +1,8 @@
 """One search over one read transaction: candidates, their scores, and the hits that come of them.
 
-The promise is the one of the store: k hits come back when k live memories match, and no memory that
-is left out scores higher than the last hit by more than the candidates could show. Candidates are
-taken in a growing pool, the best matches first, until that is certain, or `MOST_CANDIDATES` were
-looked at.
+The promise is the one of the store: k hits come back when k live memories match. Candidates are
+taken in a growing pool, the best matches first, until no memory outside of it can score higher than
+the last hit for its time, importance or place, or `MOST_CANDIDATES` were looked at.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 CANDIDATES = 100
 """So many are taken from each of vectors and words, and more when more hits are wanted."""
 MOST_CANDIDATES = 10_000
-"""No search looks at more, however much time and importance could still change."""
+"""With so many looked at, what time and importance could still change is left."""
 _DIVERSE = 5
 """Candidates for each hit that is to be unlike the others."""
 _GROWTH = 4
@@ -163,10 +162,12 @@ class Search:
             # The best that can still be found outside; without more than similarity to count, what
             # was found is in its final order.
             beyond = ranking.similarity * pool.unseen + ranking.most_gain
-            if pool.is_all or size >= MOST_CANDIDATES or beyond < self._request.min_score:
+            if pool.is_all or beyond < self._request.min_score:
                 return chosen
             if len(chosen) >= wanted and (
-                not ranking.needs_signals or chosen[wanted - 1].score >= beyond
+                not ranking.needs_signals
+                or chosen[wanted - 1].score >= beyond
+                or size >= MOST_CANDIDATES
             ):
                 return chosen
             size *= _GROWTH

@@ -43,7 +43,7 @@ from tests.search.oracle import matches
 
 UTC = timezone.utc
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-MEMORIES = 200
+MEMORIES = 120
 FILTERS = 10_000
 
 NUMBERS = [
