@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,7 +32,7 @@ from sqlalchemy import (
     update,
 )
 
-from kronos.db.dialect import WAY_OUT_OF_DAMAGE, fetch
+from kronos.db.dialect import WAY_OUT_OF_DAMAGE, fetch, insert_rows
 from kronos.db.tables import accesses, memories, store, tombstones, vectors
 from kronos.errors import CorruptStoreError, DuplicateIdError, NotFoundError
 from kronos.history import History, PastText, later_of, rows_at, still_held
@@ -464,17 +465,10 @@ class Repository:
             return
         seqs = next_seqs(self._connection, len(writes))
         rows = [
-            {
-                "key": seq,
-                "id": write.record.id,
-                **self._times(write.record),
-                "recorded_at": self._now,
-                "seq": seq,
-                **_columns(write.record),
-            }
+            (seq, seq, self._now, *self._times(write.record), *_values(write.record))
             for seq, write in zip(seqs, writes, strict=True)
         ]
-        self._connection.execute(insert(memories), rows)
+        insert_rows(self._connection, "memories", _NEW, rows)
         self.words.add(seqs[0], seqs[-1])
         self.spaces.insert_vectors(
             space,
@@ -484,12 +478,12 @@ class Repository:
             ],
         )
 
-    def _times(self, record: Record) -> dict[str, int]:
+    def _times(self, record: Record) -> tuple[int, int]:
         created = self._now if record.created_at is None else record.created_at
         updated = record.updated_at
         if updated is None:
             updated = self._now if record.created_at is None else created
-        return {"created_at": created, "updated_at": updated}
+        return created, updated
 
     def _replace(self, writes: Sequence[_Write], space: Space) -> None:
         for write in writes:
@@ -624,16 +618,23 @@ _OUTSIDE = select(
 )
 
 
+_GIVEN = (
+    "id",
+    "namespace",
+    "content",
+    "content_hash",
+    "metadata",
+    "importance",
+    "parent_id",
+    "expires_at",
+)
+"""Columns that hold what the caller gave."""
+_NEW = ("key", "seq", "recorded_at", "created_at", "updated_at", *_GIVEN)
+_values = operator.attrgetter(*_GIVEN)
+
+
 def _columns(record: Record) -> dict[str, Any]:
-    return {
-        "namespace": record.namespace,
-        "content": record.content,
-        "content_hash": record.content_hash,
-        "metadata": record.metadata,
-        "importance": record.importance,
-        "parent_id": record.parent_id,
-        "expires_at": record.expires_at,
-    }
+    return dict(zip(_GIVEN, _values(record), strict=True))
 
 
 def _not_found(id: str) -> NotFoundError:

@@ -29,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from kronos.db.dialect import fill_in_vectors
+from kronos.db.dialect import fill_in_vectors, insert_rows
 from kronos.db.tables import (
     failures,
     jobs,
@@ -448,11 +448,8 @@ class Spaces:
 
     def insert_vectors(self, space: Space, rows: Iterable[tuple[int, bytes, bytes, int]]) -> None:
         """Insert (key, content hash, vector, seq) rows, which must not stand there."""
-        names = ("memory_key", "content_hash", "vector", "seq")
-        self._connection.execute(
-            insert(vectors),
-            [{"space_id": space.id, **dict(zip(names, row, strict=True))} for row in rows],
-        )
+        columns = ("space_id", "memory_key", "content_hash", "vector", "seq")
+        insert_rows(self._connection, "vectors", columns, ((space.id, *row) for row in rows))
 
     def forget_vectors(self, keys: Sequence[int], seq: int, space_id: int | None = None) -> None:
         """Turn the vectors of these keys into tombstones, in one space or in every one."""
