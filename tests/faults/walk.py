@@ -177,7 +177,7 @@ class Walk:
 
 
 def _recovered(state: Any) -> Any:
-    return {**state, "again": ["written after recovery", {}, 0.5, "default", [], []]}
+    return {**state, "again": ["written after recovery", {}, 0.5, "default"]}
 
 
 def _end_problems(done: dict[str, Any], mode: int) -> Iterator[str]:
