@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from kronos.jobs import JobOptions
 from kronos.reindex import ReindexJob, Work, catch_up
 from kronos.replica import Replica, SnapshotPolicy
 from kronos.repository import Batch, Pulse, Repository
-from kronos.validation import check_embeddings
+from kronos.validation import Record, check_embeddings
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -66,15 +66,32 @@ class Serving:
     degraded: str | None = None
     """Why a fallback answers in the place of the model that was asked for."""
 
-    def encode(self, batches: Sequence[Batch]) -> None:
+    @property
+    def is_slow(self) -> bool:
+        """Whether to embed a text takes longer than to look for its vector in the database."""
+        return self.embedder is not None and self.space.model != HASH_MODEL
+
+    def encode(
+        self, batches: Sequence[Batch], made_before: Mapping[bytes, Vectors] | None = None
+    ) -> None:
         """Give batches their vectors; the texts of all of them are embedded together.
+
+        Args:
+            batches: checked.
+            made_before: vectors of this space by their texts' hashes, which are not made again.
 
         Raises:
             NoEmbedderError: a text came without a vector, and the store has no embedder.
             EmbedderMismatchError: vectors were handed in for a space that serves no longer.
             EmbeddingError: the embedder failed.
         """
-        texts = [r.content for batch in batches for r in batch.records if r.embedding is None]
+        known = made_before or {}
+        texts = [
+            r.content
+            for batch in batches
+            for r in batch.records
+            if r.embedding is None and r.content_hash not in known
+        ]
         made = iter(self.embed(texts))
         for batch in batches:
             given = any(record.embedding is not None for record in batch.records)
@@ -83,7 +100,7 @@ class Serving:
                     f"vectors were handed in for the space of {batch.space.model}, but meanwhile "
                     f"the store's model became {self.space.model}: embed them with that one"
                 )
-            rows = [next(made) if r.embedding is None else r.embedding for r in batch.records]
+            rows = [_vector_of(record, known, made) for record in batch.records]
             batch.vectors = np.array(rows, np.float32).reshape(len(rows), self.space.dim)
             batch.space = self.space
 
@@ -131,6 +148,14 @@ class Serving:
             return False
         # A fallback's space may be dropped by whoever has the model.
         return not self.stands_in or repository.spaces.get(self.space.id) is not None
+
+
+def _vector_of(record: Record, known: Mapping[bytes, Vectors], made: Iterator[Vectors]) -> Any:
+    """What the caller handed in, or what was made before, or the next that was made now."""
+    if record.embedding is not None:
+        return record.embedding
+    vector = known.get(record.content_hash)
+    return next(made) if vector is None else vector
 
 
 @dataclass(frozen=True, slots=True)

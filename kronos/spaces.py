@@ -218,6 +218,35 @@ class Spaces:
         blob = self._connection.execute(statement).scalar_one_or_none()
         return None if blob is None else from_rows([blob], space.dim)[0]
 
+    def made_before(self, space: Space, hashes: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """The vectors of texts that were embedded before, of memories or of what they were.
+
+        Args:
+            space: whose vectors are wanted.
+            hashes: of the texts.
+
+        Returns:
+            (dim,) float32 by hash, bit by bit as they were made; of known texts alone.
+        """
+        found: dict[bytes, bytes] = {}
+        for part in parts(hashes):
+            held = (
+                select(vectors.c.content_hash, vectors.c.vector)
+                .join(memories, memories.c.key == vectors.c.memory_key)
+                .where(
+                    memories.c.content_hash.in_(part),
+                    vectors.c.space_id == space.id,
+                    vectors.c.content_hash == memories.c.content_hash,
+                )
+            )
+            past = select(past_vectors.c.content_hash, past_vectors.c.vector).where(
+                past_vectors.c.space_id == space.id, past_vectors.c.content_hash.in_(part)
+            )
+            for statement in (past, held):
+                found.update((row[0], row[1]) for row in self._connection.execute(statement))
+        rows = from_rows(list(found.values()), space.dim)
+        return dict(zip(found, rows, strict=True))
+
     def pruned_seq(self, space_id: int) -> int:
         """Tombstones up to this seq are gone: an index that has applied less replays from zero."""
         found = self._connection.execute(_PRUNED, {"space": space_id}).scalar()

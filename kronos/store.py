@@ -234,7 +234,14 @@ class MemoryStore(Searching):
         for batch in batches:
             if batch.on_conflict == "ignore":
                 self._drop_known(batch)
-        self._serving.encode(batches)
+        serving = self._serving
+        serving.encode(batches, self._made_before(serving, batches) if serving.is_slow else None)
+
+    def _made_before(self, serving: Serving, batches: Sequence[Batch]) -> dict[bytes, Vectors]:
+        """The vectors of texts that the store has seen: they are not made again."""
+        hashes = {r.content_hash for batch in batches for r in batch.records if r.embedding is None}
+        with self._reader() as repository:
+            return repository.spaces.made_before(serving.space, [*hashes])
 
     def _drop_known(self, batch: Batch) -> None:
         """Spare what is there already its embedding; whoever deletes it now comes after us."""

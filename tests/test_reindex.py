@@ -68,7 +68,7 @@ def test_another_embedder_rebuilds_the_store_at_open(open_store: Opener, dim: in
         ids = store.add_many(TEXTS)
     with open_store(embedder=Turned(dim)) as store:
         assert [memory.id for memory in store.list(limit=1000)] == ids
-        assert store.search(TEXTS[5])[0].score == pytest.approx(1, abs=1e-5)
+        assert store.search(TEXTS[5], mode="dense")[0].score == pytest.approx(1, abs=1e-5)
         assert store.search(TEXTS[5])[0].content == TEXTS[5]
         assert_all_vectors_are_of(store, Turned(dim))
         states = [(entry.space.state, entry.pending) for entry in store.stats().spaces]
@@ -118,7 +118,7 @@ def test_an_open_store_follows_the_switch_of_another_one(open_store: Opener) -> 
     with open_store(embedding_dim=128):
         pass
     # Each learns of it at its next call, and loads the new embedder by itself.
-    hit = searcher.search(TEXTS[7])[0]
+    hit = searcher.search(TEXTS[7], mode="dense")[0]
     assert hit.content == TEXTS[7]
     assert hit.score == pytest.approx(1, abs=1e-5)
     writer.add("a text that was written after the switch")

@@ -410,3 +410,41 @@ def test_stats_count_and_name_who_answers(store: MemoryStore) -> None:
     assert stats.database_bytes > 0
     assert stats.seq == before + 5
     assert stats.jobs == ()
+
+
+def test_a_text_that_was_embedded_before_is_not_embedded_again(
+    open_store: Opener, clock: Clock
+) -> None:
+    asked: list[str] = []
+
+    class Noting:
+        model_id, fingerprint, dim = "noting", "noting", 8
+
+        def embed_documents(self, texts: Any) -> Any:
+            asked.extend(texts)
+            return np.random.default_rng(len(asked)).normal(size=(len(texts), 8))
+
+        embed_queries = embed_documents
+
+    store = open_store(embedder=Noting())
+    first, gone = store.add_many(["one text", "another text"])
+    store.delete(gone)
+    asked.clear()
+    second, third, fourth = store.add_many(["one text", "a new text", "another text"])
+    assert asked == ["a new text"]
+    with store._reader() as repository:
+        space = store._serving.space
+        vectors = {
+            id: repository.spaces.vector_of(space, repository.find_key(id)[0])  # type: ignore[index]
+            for id in (first, second, third, fourth)
+        }
+    # Bit by bit the same: of the memory that holds it, and of the one that held it once.
+    np.testing.assert_array_equal(vectors[first], vectors[second])
+    assert not np.array_equal(vectors[third], vectors[fourth])  # type: ignore[arg-type]
+    # What is handed in is taken as it is.
+    handed = np.eye(8, dtype=np.float32)[3]
+    store.add_many([NewMemory("one text", id="own", embedding=handed)])
+    (hit,) = store.search(handed, limit=1)
+    assert hit.id == "own"
+    assert hit.score == pytest.approx(1)
+    assert asked == ["a new text"]
