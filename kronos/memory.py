@@ -1,8 +1,8 @@
 """KronosMemory: the store, async. The verbs of `MemoryStore`, on threads of their own.
 
-Encoding has a thread to itself, so it neither blocks the event loop nor keeps reads waiting. `add`
-calls that are under way at the same time share one encoding and one transaction; a lone call waits
-for nobody. A cancelled call is done or not done, never half.
+Encoding has threads to itself, so it neither blocks the event loop nor keeps reads waiting. `add`
+calls that are under way at the same time share one encoding and one transaction, searches share one
+encoding; a lone call waits for nobody. A cancelled call is done or not done, never half.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _WORKERS = 4
+_ENCODERS = 32
 _RECORDS_AT_ONCE = 1000
 """Concurrent `add` calls share a transaction up to so many records; a call is never cut."""
 
@@ -633,14 +634,18 @@ class KronosMemory:
 
 
 class _Threads:
-    """Where the work is done: one thread that encodes, a few that read and write."""
+    """Where the work is done: threads that encode, and a few that read and write.
+
+    Texts are encoded by one thread at a time; questions that come meanwhile wait on the others, and
+    are encoded together.
+    """
 
     def __init__(self) -> None:
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="kronos-encode")
+        self._encoder = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="kronos-encode")
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="kronos-work")
 
     async def encode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function on the thread that encodes."""
+        """Run a function on a thread that encodes."""
         return await self._run(self._encoder, functools.partial(function, *args, **kwargs))
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,6 +8,7 @@ real one and serves, while the real one stays active and its new texts wait as p
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.embedding.checked import embed_documents, embed_queries
+from kronos.embedding.combining import Combiner
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
@@ -65,6 +67,8 @@ class Serving:
     """The active space's id; another one than `space` only while a fallback serves."""
     degraded: str | None = None
     """Why a fallback answers in the place of the model that was asked for."""
+    ask: Combiner | None = None
+    """What embeds questions; None when nothing does."""
 
     @property
     def is_slow(self) -> bool:
@@ -116,7 +120,9 @@ class Serving:
         Raises:
             NoEmbedderError: the store has no embedder.
         """
-        return embed_queries(self.require_embedder("search with a vector"), texts)
+        self.require_embedder("search with a vector")
+        assert self.ask is not None
+        return self.ask(texts)
 
     def own_vector(self, query: Sequence[float] | Vectors) -> Vectors:
         """A caller's own vector, checked: (dim,) float32 of unit length.
@@ -423,7 +429,8 @@ class Settler:
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq
-        return Serving(space, embedder, replica, (active or space).id, degraded)
+        ask = None if embedder is None else Combiner(functools.partial(embed_queries, embedder))
+        return Serving(space, embedder, replica, (active or space).id, degraded, ask)
 
 
 def _not_all_made(report: ReindexReport) -> ReindexError:

@@ -1,0 +1,83 @@
+"""Concurrent questions share a batch, get their own rows, and fail alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kronos import MemoryStore
+from kronos.embedding.combining import MOST_TEXTS, Combiner
+from tests.conftest import Opener
+
+
+class Slow:
+    """Embeds while its gate is open, and notes how many texts came at once."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.asked: list[int] = []
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        self.asked.append(len(texts))
+        self.entered.set()
+        assert self.gate.wait(20)
+        if "bad" in texts:
+            raise ValueError("a bad text")
+        return np.array([[float(text)] for text in texts], np.float32)
+
+
+def held(pool: ThreadPoolExecutor, combiner: Combiner, texts: list[list[str]]) -> list[Any]:
+    """Calls that all wait: the first in the embedder, the others for it."""
+    calls = [pool.submit(combiner, each) for each in texts]
+    while len(combiner._queue) < len(texts) - 1:
+        pass
+    return calls
+
+
+def test_calls_that_come_meanwhile_go_together() -> None:
+    slow = Slow()
+    combiner = Combiner(slow)
+    with ThreadPoolExecutor(64) as pool:
+        calls = held(pool, combiner, [[str(number)] for number in range(64)])
+        slow.gate.set()
+        assert [call.result()[0, 0] for call in calls] == list(range(64))
+    assert slow.asked == [1, 63]
+
+
+def test_a_lone_call_waits_for_nobody_and_a_large_one_goes_alone() -> None:
+    slow = Slow()
+    slow.gate.set()
+    combiner = Combiner(slow)
+    assert combiner(["7"]).tolist() == [[7.0]]
+    many = [str(number) for number in range(MOST_TEXTS + 5)]
+    assert len(combiner(many)) == len(many)
+    assert slow.asked == [1, len(many)]
+
+
+def test_a_text_that_fails_costs_the_others_nothing() -> None:
+    slow = Slow()
+    combiner = Combiner(slow)
+    with ThreadPoolExecutor(8) as pool:
+        calls = held(pool, combiner, [["1"], ["2"], ["bad"], ["3", "4"]])
+        slow.gate.set()
+        assert calls[0].result().tolist() == [[1.0]]
+        assert calls[1].result().tolist() == [[2.0]]
+        assert calls[3].result().tolist() == [[3.0], [4.0]]
+        with pytest.raises(ValueError, match="a bad text"):
+            calls[2].result()
+    assert combiner(["5"]).tolist() == [[5.0]]
+
+
+def test_threads_that_search_at_once_are_each_answered_their_own(open_store: Opener) -> None:
+    store: MemoryStore = open_store()
+    texts = [f"{word} {number}" for number in range(8) for word in ("bees", "trains", "glaciers")]
+    store.add_many(texts)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda text: store.search(text, mode="dense", limit=1), texts * 4))
+    assert [hits[0].content for hits in found] == texts * 4
