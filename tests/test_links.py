@@ -21,6 +21,7 @@ from kronos.links import Direction, Links, Neighbour, Reached
 from kronos.settings import Settings
 from kronos.types import Link
 from kronos.validation import to_datetime
+from kronos.words import Words
 
 NOW = 1_000_000
 Edge = tuple[int, int, str, float]
@@ -97,6 +98,7 @@ def fill(connection: Connection, graph: Graph) -> Links:
         for key in range(1, graph.size + 1)
     ]
     connection.execute(insert(memory_rows), rows)
+    Words(connection).add(1, graph.size)
     names = ("source_key", "target_key", "relation", "weight", "created_at")
     if graph.edges:
         values = [dict(zip(names, (*edge, 0), strict=True)) for edge in graph.edges]

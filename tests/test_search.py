@@ -107,6 +107,17 @@ def test_a_filtered_search_finds_what_exact_scoring_finds(vectored: Vectored, sh
                 assert [hit.id for hit in hits] == vectored.best(query, where, namespace, k)
 
 
+def test_a_filter_that_leaves_out_all_that_is_near_still_gives_k(vectored: Vectored) -> None:
+    vectored.add(1000)
+    query = vectored.vector()
+    ranked = vectored.best(query, None, "*", 1000)
+    for id in ranked[400:]:
+        vectored.store.update(id, metadata={"far": True})
+    where = {"far": True}
+    hits = vectored.store.search(query.tolist(), where=where, namespace="*", limit=20)
+    assert [hit.id for hit in hits] == ranked[400:420]
+
+
 def test_filters_follow_the_writes_between_two_searches(vectored: Vectored) -> None:
     vectored.add(300)
     store, query = vectored.store, vectored.vector()
