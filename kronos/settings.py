@@ -10,17 +10,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from kronos.errors import ConfigurationError
 from kronos.types import Durability, Tokenizer
+
+Engine: TypeAlias = Literal["auto", "sentence-transformers", "onnx"]
 
 DEFAULT_STORE = "./.kronos"
 _PREFIX = "KRONOS_"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "durability": ("full", "normal"),
+    "engine": ("auto", "sentence-transformers", "onnx"),
     "tokenizer": ("porter", "unicode61", "trigram"),
 }
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+# The other half is for the program itself, and for what runs beside it.
+_THREADS = max(1, min(4, (_CORES or 1) // 2))
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -36,7 +42,16 @@ class Settings:
     batch_size: int = 1000
     """Items that `add_many` commits at once, and texts that a reindex commits at once, at most."""
     encode_batch_size: int = 32
-    """Texts that a model reads at once; no part of what the vectors are."""
+    """Texts that a model without tokens, or pairs that a reranker, reads at once; no part of what
+    the vectors are."""
+    encode_tokens: int = 512
+    """Tokens that a model reads at once on a CPU, padding included, and a 32nd of what it reads at
+    once on an accelerator; no part of what the vectors are."""
+    engine: Engine = "auto"
+    """"auto": ONNX Runtime where it is installed and gives the vectors of sentence-transformers,
+    else sentence-transformers. The other two: that one alone; no part of what the vectors are."""
+    encode_threads: int = _THREADS
+    """Threads with which ONNX Runtime computes: half of the cores, 4 at most."""
     lease_s: float = 60.0
     """How long the texts that a reindex worker has in hand stay its own after it was last heard of.
     A worker renews them three times as often."""
@@ -161,6 +176,12 @@ def default_store(environ: Mapping[str, str] | None = None) -> str:
     """The store that commands use when none is named: `KRONOS_STORE`, else `./.kronos`."""
     environ = os.environ if environ is None else environ
     return environ.get(_PREFIX + "STORE") or DEFAULT_STORE
+
+
+def user_cache(environ: Mapping[str, str] | None = None) -> Path:
+    """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule."""
+    environ = os.environ if environ is None else environ
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kronos"
 
 
 def _is_positive_number(value: object) -> bool:

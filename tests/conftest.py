@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,11 +15,15 @@ import pytest
 
 # Before anything imports huggingface_hub: no test asks the network for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Exports of models are shared by all tests, and with nothing of this machine's user.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kronos-tests-")
 
 from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 
 from kronos import MemoryStore
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # For `pytest --hypothesis-profile nightly`: the laws look at many more examples.
 hypothesis_settings.register_profile("nightly", hypothesis_settings.default)

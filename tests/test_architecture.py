@@ -15,6 +15,9 @@ HOMES = {
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],
     "huggingface_hub": ["embedding/"],
+    "onnxruntime": ["embedding/onnx.py"],
+    "onnx": ["embedding/onnx.py"],
+    "tokenizers": ["embedding/onnx.py"],
     "sqlalchemy": [
         "db/",
         "repository.py",

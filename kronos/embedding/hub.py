@@ -58,7 +58,8 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
             f"there is no folder {model!r}: give a folder that holds a model, the name of one on "
             f"the Hugging Face hub, or one of {', '.join(EMBEDDING_MODELS)}"
         )
-    repo_ids = _repo_ids(preset.name if preset else model)
+    # The hub's library takes its time to import; a preset's name needs no check.
+    repo_ids = [preset.name] if preset else _repo_ids(model)
     near: list[Source] = []
     if preset is not None and preset.offline is not None:
         near.append(partial(_in_package, preset.offline))

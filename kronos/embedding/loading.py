@@ -11,16 +11,23 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kronos.embedding.engines import (
+    Asked,
+    export_places,
+    load_with_some_engine,
+    why_not_fast,
+)
 from kronos.embedding.fingerprint import model_fingerprint
 from kronos.embedding.hub import Source, find_sources, reason_of
+from kronos.embedding.onnx import import_ahead
 from kronos.embedding.registry import EMBEDDING_MODELS
-from kronos.embedding.sentence import Reading, SentenceEmbedder
+from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
 from kronos.errors import ConfigurationError, DeviceError, ModelLoadError
 from kronos.forking import Lock, in_children
 
@@ -33,6 +40,8 @@ T = TypeVar("T")
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 _LIBRARIES = ("sentence_transformers", "transformers", "torch")
+# An accelerator is fed more at once than a CPU, whose caches are soon full.
+_ACCELERATOR_TOKENS = 32
 _INSTALL = "run pip install 'kronos-memory[models]'"
 # As many words in the one as in the other: to a tokenizer that knows no word they are equal.
 _UNRELATED = ("The cat sleeps on warm stone.", "Interest rates rose twice in March.")
@@ -106,12 +115,24 @@ def load_model(
     Raises:
         ModelLoadError: it cannot be had, for any reason; all reasons are named, and what mends it.
     """
-    return load_from_some_source(
-        model,
-        lambda folder: _load_on_some_device(folder, _name(model, folder), device, settings),
-        cache_dir=cache_dir,
-        settings=settings,
-    )
+    reason = why_not_fast(device, settings, _accelerators)
+
+    def load(folder: Path) -> SentenceEmbedder:
+        asked = Asked(
+            folder, _name(model, folder), _revision(folder), settings, export_places(cache_dir)
+        )
+        return load_with_some_engine(asked, reason, lambda: load_reference(asked))
+
+    def load_reference(asked: Asked) -> SentenceEmbedder:
+        _check_libraries()
+        on = "cpu" if reason is None else device
+        return _load_on_some_device(asked.folder, asked.model_id, on, settings)
+
+    if reason is None:
+        import_ahead()
+    if reason is None and not _has_libraries():
+        return _load_near(model, load, cache_dir, settings)
+    return load_from_some_source(model, load, cache_dir=cache_dir, settings=settings)
 
 
 def load_from_some_source(
@@ -122,29 +143,48 @@ def load_from_some_source(
     Raises:
         ModelLoadError: it cannot be had, for any reason; all reasons are named.
     """
+    _check_libraries()  # before any search: without them a model that was found is of no use
+    return _load_first(load, _sources(model, cache_dir, settings.network_timeout_s))
+
+
+def _load_near(
+    model: str, load: Callable[[Path], T], cache_dir: Path | None, settings: Settings
+) -> T:
+    """Without the libraries: what was exported can be loaded, and nothing that is not here yet."""
+    sources = _sources(model, cache_dir, settings.network_timeout_s)
+    return _load_first(load, [*sources[: max(1, len(sources) - 1)], _check_libraries])
+
+
+def _load_first(load: Callable[[Path], T], sources: Sequence[Source]) -> T:
     reasons: list[str] = []
     cause: Exception | None = None
-    for source in _sources(model, cache_dir, settings.network_timeout_s):
+    for source in sources:
         try:
             if (folder := source()) is not None:
                 return load(folder)
         except Exception as exc:  # whatever a broken file makes of a library; see reason_of
             reasons.append(reason_of(exc))
             cause = exc
-    raise ModelLoadError("; ".join(reasons)) from cause
+    raise ModelLoadError("; ".join(dict.fromkeys(reasons))) from cause
 
 
 def _sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[Source]:
-    # Before any search: without the libraries a model that was found is of no use.
-    for name in _LIBRARIES:
-        if not _is_installed(name):
-            raise ModelLoadError(f"the package {name} is not installed: {_INSTALL}")
     try:
         return find_sources(model, cache_dir, timeout_s)
     except ModelLoadError:
         raise
     except Exception as exc:  # a name that can be no model's
         raise ModelLoadError(f"{model!r} names no model ({reason_of(exc)})") from exc
+
+
+def _check_libraries() -> None:
+    for name in _LIBRARIES:
+        if not _is_installed(name):
+            raise ModelLoadError(f"the package {name} is not installed: {_INSTALL}")
+
+
+def _has_libraries() -> bool:
+    return all(_is_installed(name) for name in _LIBRARIES)
 
 
 def _is_installed(name: str) -> bool:
@@ -163,17 +203,23 @@ def _name(model: str, folder: Path) -> str:
 def _load_on_some_device(
     folder: Path, model_id: str, device: str, settings: Settings
 ) -> SentenceEmbedder:
+    def load(device: str) -> SentenceEmbedder:
+        tokens = settings.encode_tokens * (1 if device == "cpu" else _ACCELERATOR_TOKENS)
+        return load_folder(folder, model_id, device, settings.encode_batch_size, tokens=tokens)
+
     if device != "auto":
-        return load_folder(folder, model_id, device, settings.encode_batch_size)
+        return load(device)
     for accelerator in _accelerators()[:1]:
         try:
-            return load_folder(folder, model_id, accelerator, settings.encode_batch_size)
+            return load(accelerator)
         except ModelLoadError as exc:  # too small, too old, in use: the CPU always is there
             logger.warning("%s cannot be used and the CPU takes its place: %s", accelerator, exc)
-    return load_folder(folder, model_id, "cpu", settings.encode_batch_size)
+    return load("cpu")
 
 
-def load_folder(folder: Path, model_id: str, device: str, batch_size: int) -> SentenceEmbedder:
+def load_folder(
+    folder: Path, model_id: str, device: str, batch_size: int, *, tokens: int = ENCODE_TOKENS
+) -> SentenceEmbedder:
     """Load a sentence-transformers model from its folder and check that it is fit for use.
 
     Raises:
@@ -193,6 +239,7 @@ def load_folder(folder: Path, model_id: str, device: str, batch_size: int) -> Se
             dim=int(model.encode([_UNRELATED[0]], show_progress_bar=False).shape[1]),
             revision=_revision(folder),
             batch_size=batch_size,
+            tokens=tokens,
         )
         _check_vectors(embedder)
     except Exception as exc:

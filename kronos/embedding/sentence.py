@@ -8,8 +8,9 @@ nothing here imports torch before a model is at hand.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +26,11 @@ CHARS_PER_TOKEN = 64
 """Characters of a text that are looked at for each token that the model reads. English has about
 five; without a bound, the tokenizer would read 10 MB to use the first 256 tokens of it."""
 
+REFERENCE = "sentence-transformers"
+ENCODE_TOKENS = 512
+"""Tokens that a model reads at once on a CPU, padding included: more of them pad more."""
+
 _NO_LIMIT = 2**31
-_MOST_TOKENS_PER_CHAR = 4  # UTF-8 bytes, each a token of its own in a byte-level vocabulary
-_SPECIAL_TOKENS = 4
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -74,7 +77,9 @@ class SentenceEmbedder:
         fingerprint: what tells it from models whose vectors cannot be compared.
         dim: the width of its vectors.
         revision: the commit of its repository; None where there is none.
-        batch_size: texts that it reads at once; halved as often as memory asks for it.
+        batch_size: texts that it reads at once where their tokens cannot be counted.
+        tokens: tokens that it reads at once, padding included; both are halved as often as memory
+            asks for it.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class SentenceEmbedder:
         dim: int,
         revision: str | None = None,
         batch_size: int = 32,
+        tokens: int = ENCODE_TOKENS,
     ) -> None:
         self._model = model
         self._reading = reading
@@ -95,9 +101,23 @@ class SentenceEmbedder:
         self._dim = dim
         self._revision = revision
         self._batch_size = batch_size
+        self._tokens = tokens
         self._warned = False
         # Tokenizers keep their truncation and padding between calls.
         self._lock = Lock()
+
+    engine: str = REFERENCE
+    """What computes, for people; and why nothing faster does."""
+
+    @property
+    def model(self) -> Any:
+        """What it stands on."""
+        return self._model
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads."""
+        return self._reading
 
     @property
     def model_id(self) -> str:
@@ -147,31 +167,71 @@ class SentenceEmbedder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """How many tokens of these documents the model reads, without what it drops."""
-        tokenizer = getattr(self._model, "tokenizer", None)
-        if not callable(tokenizer) or not texts:
-            return 0
-        shown = [self._reading.document_prompt + text[: self._reading.max_chars] for text in texts]
         with self._lock:
-            rows = tokenizer(shown, truncation=False, verbose=False)["input_ids"]
-        most = self._reading.max_tokens or _NO_LIMIT
-        return sum(min(len(row), most) for row in rows)
+            counts = self._count(self._shown(texts), self._reading.document_prompt)
+        return sum(self._read_of(count) for count in counts or ())
+
+    def _shown(self, texts: Sequence[str]) -> list[str]:
+        return [text[: self._reading.max_chars] for text in texts]
+
+    def _count(self, shown: list[str], prompt: str) -> list[int] | None:
+        """The tokens of each text, the dropped ones too; None: the model has none."""
+        tokenizer = getattr(self._model, "tokenizer", None)
+        if not callable(tokenizer) or not shown:
+            return None
+        rows = tokenizer([prompt + text for text in shown], truncation=False, verbose=False)
+        return [len(row) for row in rows["input_ids"]]
+
+    def _read_of(self, count: int) -> int:
+        return min(count, self._reading.max_tokens or _NO_LIMIT)
 
     def _embed(self, encode: Callable[..., Any], texts: Sequence[str], prompt: str) -> Vectors:
         if not texts:
             return np.empty((0, self._dim), np.float32)
-        shown = [text[: self._reading.max_chars] for text in texts]
+        shown = self._shown(texts)
         with self._lock:
-            self._warn_once_of_dropped_text(texts, prompt)
-            rows = self._encode(encode, shown, prompt)
-        if rows.shape != (len(texts), self._dim):
-            raise EmbeddingError(
-                f"{self._model_id} returned shape {rows.shape}, expected "
-                f"({len(texts)}, {self._dim})"
-            )
+            counts = self._count(shown, prompt)
+            self._warn_once_of_dropped_text(texts, counts)
+            if counts is None:
+                rows = self._checked(self._encode(encode, shown, prompt), len(texts))
+            else:
+                rows = self._encode_by_tokens(encode, shown, prompt, counts)
         try:
             return scale_to_unit(rows, lambda position: f"the vector of text {position}")
         except VectorError as exc:
             raise EmbeddingError(f"{self._model_id} failed: {exc}") from exc
+
+    def _checked(self, rows: Vectors, count: int) -> Vectors:
+        if rows.shape != (count, self._dim):
+            raise EmbeddingError(
+                f"{self._model_id} returned shape {rows.shape}, expected ({count}, {self._dim})"
+            )
+        return rows
+
+    def _encode_by_tokens(
+        self, encode: Callable[..., Any], texts: list[str], prompt: str, counts: list[int]
+    ) -> Vectors:
+        """Read texts of about one length together; a text that occurs twice is read once."""
+        first: dict[str, int] = {}
+        for position, text in enumerate(texts):
+            first.setdefault(text, position)
+        lengths = [self._read_of(count) for count in counts]
+        budget = self._tokens
+        rows = np.empty((len(texts), self._dim), np.float32)
+        todo = cut_by_tokens(first.values(), lengths, budget)
+        while todo:
+            batch = todo.pop(0)
+            try:
+                made = self._call(encode, [texts[at] for at in batch], prompt, len(batch))
+            except MemoryError as exc:
+                if len(batch) == 1:
+                    raise self._too_long(texts, batch[0]) from exc
+                budget = min(budget, len(batch) * lengths[batch[0]]) // 2
+                todo = cut_by_tokens(chain(batch, *todo), lengths, budget)
+                self._free_cached_memory()
+                continue
+            rows[batch] = self._checked(made, len(batch))
+        return rows if len(first) == len(texts) else rows[[first[text] for text in texts]]
 
     def _encode(self, encode: Callable[..., Any], texts: list[str], prompt: str) -> Vectors:
         # The library reads the longest texts first: what does not fit shows in the first batch.
@@ -191,10 +251,13 @@ class SentenceEmbedder:
             try:
                 yield self._call(encode, [text], prompt, 1)
             except MemoryError as exc:
-                raise EmbeddingError(
-                    f"{self._model_id} ran out of memory on text {position} alone "
-                    f"({len(text)} characters): cut it into passages, or take a smaller model"
-                ) from exc
+                raise self._too_long(texts, position) from exc
+
+    def _too_long(self, texts: list[str], position: int) -> EmbeddingError:
+        return EmbeddingError(
+            f"{self._model_id} ran out of memory on text {position} alone "
+            f"({len(texts[position])} characters): cut it into passages, or take a smaller model"
+        )
 
     def _call(
         self, encode: Callable[..., Any], texts: list[str], prompt: str, batch_size: int
@@ -216,8 +279,10 @@ class SentenceEmbedder:
 
             torch.cuda.empty_cache()
 
-    def _warn_once_of_dropped_text(self, texts: Sequence[str], prompt: str) -> None:
-        if self._warned or not any(self._drops_some(text, prompt) for text in texts):
+    def _warn_once_of_dropped_text(
+        self, texts: Sequence[str], counts: Sequence[int] | None
+    ) -> None:
+        if self._warned or not self._drops_some(texts, counts):
             return
         self._warned = True
         warnings.warn(
@@ -227,19 +292,35 @@ class SentenceEmbedder:
             stacklevel=2,
         )
 
-    def _drops_some(self, text: str, prompt: str) -> bool:
-        if self._reading.max_chars is None or self._reading.max_tokens is None:
+    def _drops_some(self, texts: Sequence[str], counts: Sequence[int] | None) -> bool:
+        limits = self._reading
+        if limits.max_chars is None or limits.max_tokens is None:
             return False
-        if len(text) > self._reading.max_chars:
+        if any(len(text) > limits.max_chars for text in texts):
             return True
-        # Most texts are so short that there is no need to count their tokens.
-        text = prompt + text
-        most = len(text) if text.isascii() else len(text) * _MOST_TOKENS_PER_CHAR
-        tokenizer = getattr(self._model, "tokenizer", None)
-        if most + _SPECIAL_TOKENS <= self._reading.max_tokens or not callable(tokenizer):
-            return False
-        tokens = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-        return len(tokens) > self._reading.max_tokens
+        return counts is not None and max(counts) > limits.max_tokens
+
+
+def cut_by_tokens(positions: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut texts into batches that hold at most so many tokens once they are padded.
+
+    Args:
+        positions: the texts, by their positions in `lengths`.
+        lengths: the tokens that the model reads of each text.
+        budget: tokens of a batch, padding included; a longer text is a batch of its own.
+
+    Returns:
+        The positions of each batch; the longest texts come first.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for at in sorted(positions, key=lambda at: -lengths[at]):
+        if room == 0:
+            batches.append([])
+            room = max(1, budget // max(1, lengths[at]))
+        batches[-1].append(at)
+        room -= 1
+    return batches
 
 
 def is_out_of_memory(exc: BaseException | None) -> bool:

@@ -167,6 +167,15 @@ class EmbeddingService:
         return embedder.count_tokens(texts) if isinstance(embedder, SentenceEmbedder) else None
 
     @property
+    def engine(self) -> str:
+        """What computes the vectors, and why nothing faster does.
+
+        "onnx", "hash", or "sentence-transformers: " and the reason.
+        """
+        embedder = self._loaded()
+        return embedder.engine if isinstance(embedder, SentenceEmbedder) else "hash"
+
+    @property
     def device(self) -> str:
         """Where vectors are made and `embed` puts them, e.g. "cpu" or "cuda:0"."""
         embedder = self._loaded()

@@ -74,8 +74,10 @@ def copy_tiny(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def no_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hide the models that this machine's user may have downloaded."""
+    """Hide the models that this machine's user may have downloaded, and the exports of others."""
     from huggingface_hub import constants
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-exports"))
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no-cache"))
 

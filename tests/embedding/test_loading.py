@@ -215,11 +215,11 @@ def test_auto_takes_the_cpu_when_the_gpu_fails(tiny: Path, monkeypatch: pytest.M
     tried: list[str] = []
     original = loading.load_folder
 
-    def load(folder: Path, model_id: str, device: str, batch_size: int) -> Any:
+    def load(folder: Path, model_id: str, device: str, *sizes: int, **options: int) -> Any:
         tried.append(device)
         if device != "cpu":
             raise ModelLoadError("CUDA out of memory")
-        return original(folder, model_id, device, batch_size)
+        return original(folder, model_id, device, *sizes, **options)
 
     give_gpus(monkeypatch, 1)
     monkeypatch.setattr(loading, "load_folder", load)

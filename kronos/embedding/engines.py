@@ -1,0 +1,160 @@
+"""Which engine computes a model's vectors: ONNX Runtime where it gives the same ones, or torch.
+
+sentence-transformers is the reference. The fast engine takes its place when it is installed, the
+CPU is to compute, and its export of the model agrees with the reference; whoever asks is told why
+it does not. The two have one fingerprint: their vectors are the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kronos.embedding.export import NotExportableError, make_export, open_export
+from kronos.embedding.hub import reason_of
+from kronos.embedding.onnx import why_not_installed
+from kronos.embedding.sentence import REFERENCE, SentenceEmbedder
+from kronos.errors import ModelLoadError
+from kronos.forking import Lock
+from kronos.settings import user_cache
+
+if TYPE_CHECKING:
+    from kronos.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_EXPORTS = "exports"
+# What shows on Linux that there is a GPU: NVIDIA's, one in WSL, AMD's, a Jetson's.
+_ACCELERATOR_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
+# An export sets what is global in torch, and two of one model would be one too many.
+_EXPORTING = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model that is to be loaded."""
+
+    folder: Path
+    model_id: str
+    revision: str | None
+    settings: Settings
+    places: Sequence[Path]
+    """Folders that hold exports."""
+
+
+def export_places(cache_dir: Path | None) -> list[Path]:
+    """Where exports lie: in one place for all stores; in the store's where that cannot be."""
+    own = [] if cache_dir is None else [cache_dir / _EXPORTS]
+    return [user_cache() / _EXPORTS, *own]
+
+
+def why_not_fast(
+    device: str, settings: Settings, accelerators: Callable[[], list[str]]
+) -> str | None:
+    """Why the fast engine is not even tried; None when it is.
+
+    Args:
+        device: the device asked for.
+        settings: the engine asked for.
+        accelerators: asks torch for those that are present.
+    """
+    if settings.engine == REFERENCE:
+        return "it was asked for"
+    if (missing := why_not_installed()) is not None:
+        return missing
+    if device == "cpu" or (device == "auto" and not _has_accelerator(accelerators)):
+        return None
+    return "ONNX Runtime computes on the CPU alone, and another device is to be used"
+
+
+def _has_accelerator(accelerators: Callable[[], list[str]]) -> bool:
+    """Ask torch, unless it is certain without: to import it takes seconds."""
+    if "torch" not in sys.modules:
+        if importlib.util.find_spec("torch") is None:
+            return False
+        if sys.platform == "linux" and not any(Path(node).exists() for node in _ACCELERATOR_NODES):
+            return False
+    return bool(accelerators())
+
+
+def load_with_some_engine(
+    asked: Asked, reason: str | None, load_reference: Callable[[], SentenceEmbedder]
+) -> SentenceEmbedder:
+    """Load a model with the fast engine, if it has an export or can have one; or the reference.
+
+    Args:
+        asked: the model.
+        reason: why the fast engine is not to be tried; None: it is.
+        load_reference: loads it with sentence-transformers.
+
+    Raises:
+        ModelLoadError: it cannot be loaded, or not with the engine that was asked for.
+    """
+    fast = _load_sound_export(asked) if reason is None else None
+    if fast is not None:
+        return fast
+    _check_choice(asked.settings, reason)
+    reference = load_reference()
+    if reason is None:
+        fast, reason = _export(asked, reference)
+        if fast is not None:
+            return fast
+        _check_choice(asked.settings, reason)
+    reference.engine = f"{REFERENCE}: {reason}"
+    return reference
+
+
+def _check_choice(settings: Settings, reason: str | None) -> None:
+    if reason is not None and settings.engine == "onnx":
+        raise ModelLoadError(f'engine="onnx" cannot be had ({reason}): set engine="auto"')
+
+
+def _load_sound_export(asked: Asked) -> SentenceEmbedder | None:
+    try:
+        return _load_export(asked)
+    except Exception as exc:  # damaged, or of other versions of the libraries
+        logger.warning("the export of %s is of no use: %s", asked.model_id, reason_of(exc))
+        return None
+
+
+def _export(asked: Asked, reference: SentenceEmbedder) -> tuple[SentenceEmbedder | None, str]:
+    """Export a model and open the export; or say why that cannot be."""
+    try:
+        with _EXPORTING:
+            make_export(
+                asked.folder,
+                reference.model,
+                reference.reading,
+                reference.fingerprint,
+                places=asked.places,
+            )
+        fast = _load_export(asked)
+    except Exception as exc:  # whatever torch, the disk or the model has against it
+        logger.info("%s has no export", asked.model_id, exc_info=True)
+        why = str(exc) if isinstance(exc, NotExportableError) else reason_of(exc)
+        return None, f"it cannot be exported for ONNX Runtime ({why})"
+    return fast, "its export is gone"
+
+
+def _load_export(asked: Asked) -> SentenceEmbedder | None:
+    settings = asked.settings
+    export = open_export(asked.folder, asked.places, threads=settings.encode_threads)
+    if export is None:
+        return None
+    embedder = SentenceEmbedder(
+        export.model,
+        export.reading,
+        model_id=asked.model_id,
+        fingerprint=export.fingerprint,
+        dim=export.dim,
+        revision=asked.revision,
+        batch_size=settings.encode_batch_size,
+        tokens=settings.encode_tokens,
+    )
+    embedder.engine = "onnx"
+    return embedder

@@ -1,0 +1,352 @@
+"""Exports: a local model as a graph for ONNX Runtime, made once and kept for later processes.
+
+An export is a folder named by the fingerprint of its model. It holds the graph, the vocabulary as
+the loaded reference used it, the vectors that the reference gave to fixed probe texts, and
+`export.json`, which says how to read and the checksum of all of them. It is written beside and
+renamed. It counts for a model's folder only while that folder's fingerprint is its own, its
+checksums hold and its vectors of the probes agree with the reference; no torch is needed to see
+that. Deleting an export costs the making of another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kronos.embedding.fingerprint import file_sha256, model_fingerprint
+from kronos.embedding.onnx import INPUTS, POOLINGS, OnnxModel, Recipe
+from kronos.embedding.sentence import Reading
+from kronos.files import is_left, locked, make_folder, sync
+
+if TYPE_CHECKING:
+    from kronos.types import Vectors
+
+_FORMAT = "kronos-onnx-1"
+_ABOUT, _GRAPH, _VOCABULARY, _PROBES = "export.json", "model.onnx", "tokenizer.json", "probes.npy"
+_PROMPTS = "config_sentence_transformers.json"
+_UNFINISHED = ".unfinished-"
+_OPSET = 17
+AGREES = 1e-5
+"""How far a number of a unit vector may be from the reference's."""
+_SHORT_PROBES = (
+    "",
+    "A cat sleeps on the warm stone.",
+    "  Interest rates ROSE twice in March, and the market fell.\n",
+    "def area(r): return 3.14159 * r ** 2  # Größe, naïve",
+    "日本語の文 and an emoji 🎉",
+)
+# Longer than most models read, so it is cut; it is not read at each start.
+_PROBE_TEXTS = (*_SHORT_PROBES, "The river rose, and the ferry did not run. " * 80)
+
+
+class NotExportableError(Exception):
+    """The model does something that the fast engine does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export that was checked and opened."""
+
+    model: OnnxModel
+    reading: Reading
+    fingerprint: str
+    dim: int
+
+
+def open_export(folder: Path, places: Sequence[Path], *, threads: int) -> Export | None:
+    """Open the export of the model in a folder; None where there is none.
+
+    Args:
+        folder: the model's own folder.
+        places: folders that hold exports.
+        threads: how many threads compute.
+
+    Raises:
+        Exception: there is one, and it is damaged or no longer agrees with the reference.
+    """
+    for place in places:
+        for about in sorted(place.glob(f"*/{_ABOUT}")):
+            if (facts := _facts_for(folder, about)) is not None:
+                return _open(about.parent, facts, threads)
+    return None
+
+
+def make_export(
+    folder: Path, model: Any, reading: Reading, fingerprint: str, *, places: Sequence[Path]
+) -> None:
+    """Export a loaded SentenceTransformer into the first of some places that can be written.
+
+    Args:
+        folder: where it was loaded from.
+        model: the reference, on a CPU.
+        reading: how it reads.
+        fingerprint: its fingerprint.
+        places: folders that hold exports; made where they are missing.
+
+    Raises:
+        NotExportableError: it does something that the fast engine does not know, or the export's
+            vectors do not agree with its own.
+        OSError: no place can be written.
+        Exception: whatever torch raises on a model that it cannot export.
+    """
+    recipe = _recipe_of(model, reading)
+    failure: OSError | None = None
+    for place in places:
+        try:
+            make_folder(place)
+            made = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=place))
+        except OSError as exc:
+            failure = exc
+            continue
+        try:
+            with locked(made):
+                _remove_left(place)
+                _write(made, folder, model, reading, recipe, fingerprint)
+                _publish(made, place / fingerprint)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return
+    raise failure or OSError("there is no place for it")
+
+
+# -- Reading ---------------------------------------------------------------------------------
+
+
+def _facts_for(folder: Path, about: Path) -> dict[str, Any] | None:
+    """What an export says of itself, when it is one of this folder's model."""
+    try:
+        facts: dict[str, Any] = json.loads(about.read_bytes())
+        if facts["format"] != _FORMAT or facts["prompts"] != _prompts_sha256(folder):
+            return None
+        same = model_fingerprint(folder, facts["reading"]) == facts["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if same else None
+
+
+def _prompts_sha256(folder: Path) -> str:
+    # Prompts count in the fingerprint by what the loaded model says of them.
+    path = folder / _PROMPTS
+    return file_sha256(path) if path.is_file() else ""
+
+
+def _open(export: Path, facts: dict[str, Any], threads: int) -> Export:
+    # The sums are taken while the graph is opened: both are long, and no use without the other.
+    with ThreadPoolExecutor(1) as pool:
+        damaged = pool.submit(_damaged_file, export, facts)
+        model = OnnxModel(
+            export / _GRAPH, export / _VOCABULARY, Recipe(**facts["recipe"]), threads=threads
+        )
+        if (path := damaged.result()) is not None:
+            raise ValueError(f"{path} is damaged")
+    reading = Reading(**facts["reading"])
+    expected_rows = np.load(export / _PROBES, allow_pickle=False)[: len(_SHORT_PROBES)]
+    _check_agreement(_vectors(model, _SHORT_PROBES, reading), expected_rows)
+    return Export(model, reading, facts["fingerprint"], int(expected_rows.shape[1]))
+
+
+def _damaged_file(export: Path, facts: dict[str, Any]) -> Path | None:
+    sums = facts["sha256"].items()
+    return next((export / name for name, sum in sums if file_sha256(export / name) != sum), None)
+
+
+def _vectors(model: Any, texts: Sequence[str], reading: Reading) -> Vectors:
+    shown = [text[: reading.max_chars] for text in texts]
+    rows = model.encode_document(
+        shown, prompt=reading.document_prompt, batch_size=len(shown), show_progress_bar=False
+    )
+    rows = np.asarray(rows, np.float32)
+    unit: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def _check_agreement(rows: Vectors, expected: Vectors) -> None:
+    apart = float(np.abs(rows - expected).max()) if rows.shape == expected.shape else np.inf
+    if not apart <= AGREES:  # NaN is no agreement
+        raise NotExportableError(
+            f"its vectors are {apart:.1g} from those of sentence-transformers, {AGREES:g} at most"
+        )
+
+
+# -- Making ----------------------------------------------------------------------------------
+
+
+def _recipe_of(model: Any, reading: Reading) -> Recipe:
+    """How to do what a loaded model's modules do.
+
+    Raises:
+        NotExportableError: they do something else.
+    """
+    kinds = [type(module).__name__ for module in model]
+    # All vectors are scaled to unit length in the end, so Normalize needs nothing done.
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise NotExportableError(f"it is made of {', '.join(kinds)}")
+    transformer, pooling = model[0], model[1]
+    _check_transformer(transformer)
+    if pooling.pooling_mode not in POOLINGS:
+        raise NotExportableError(f"its pooling is {pooling.pooling_mode}")
+    if not pooling.include_prompt and (reading.document_prompt or reading.query_prompt):
+        raise NotExportableError("its pooling leaves the prompt out")
+    return Recipe(
+        max_tokens=reading.max_tokens,
+        pooling=pooling.pooling_mode,
+        pad_id=int(model.tokenizer.pad_token_id),
+        truncate_dim=reading.truncate_dim,
+    )
+
+
+def _check_transformer(transformer: Any) -> None:
+    plain: dict[str, Any] = {
+        "query_length": None,
+        "document_length": None,
+        "query_expansion": None,
+        "processing_kwargs": {},
+        "transformer_task": "feature-extraction",
+        "backend": "torch",
+    }
+    for name, expected in plain.items():
+        if (found := getattr(transformer, name, expected)) != expected:
+            raise NotExportableError(f"its {name} is {found!r}")
+    if list(getattr(transformer, "modality_config", ["text"])) != ["text"]:
+        raise NotExportableError("it reads more than texts")
+    tokenizer = transformer.tokenizer
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
+        raise NotExportableError("its tokenizer has no tokenizer.json, or pads with no token")
+    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
+        raise NotExportableError("its tokenizer pads or cuts on the left")
+    if any(tensor.dtype.itemsize != 4 for tensor in transformer.parameters()):
+        raise NotExportableError("its weights are no float32")
+
+
+def _write(
+    made: Path, folder: Path, model: Any, reading: Reading, recipe: Recipe, fingerprint: str
+) -> None:
+    (made / _VOCABULARY).write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    expected = _vectors(model, _PROBE_TEXTS, reading)
+    with open(made / _PROBES, "wb") as file:
+        np.save(file, expected, allow_pickle=False)
+    if not _take_own_graph(made, folder, recipe, reading, expected):
+        _export_graph(model[0].auto_model, model.tokenizer, made / _GRAPH)
+        _check_graph(made, recipe, reading, expected)
+    names = (_GRAPH, _VOCABULARY, _PROBES)
+    facts = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "prompts": _prompts_sha256(folder),
+        "reading": asdict(reading),
+        "recipe": asdict(recipe),
+        "sha256": {name: file_sha256(made / name) for name in names},
+    }
+    (made / _ABOUT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    for name in (*names, _ABOUT):
+        sync(made / name)
+    sync(made)
+
+
+def _take_own_graph(
+    made: Path, folder: Path, recipe: Recipe, reading: Reading, expected: Vectors
+) -> bool:
+    """Take the graph that the model's folder brings, if it is one and agrees."""
+    own = folder / "onnx" / "model.onnx"
+    # With its weights in a second file it would not be whole.
+    if not own.is_file() or any(own.parent.glob("model.onnx?data*")):
+        return False
+    try:
+        shutil.copyfile(own, made / _GRAPH)
+        _check_graph(made, recipe, reading, expected)
+    except Exception:  # of another model, of another precision, damaged: then one is made
+        return False
+    return True
+
+
+def _check_graph(made: Path, recipe: Recipe, reading: Reading, expected: Vectors) -> None:
+    model = OnnxModel(made / _GRAPH, made / _VOCABULARY, recipe)
+    _check_agreement(_vectors(model, _PROBE_TEXTS, reading), expected)
+
+
+def _export_graph(transformer: Any, tokenizer: Any, path: Path) -> None:
+    import inspect
+
+    import torch
+
+    # Two texts of two lengths: neither number of the example is written down as a constant.
+    example = tokenizer(["a", "a cat sleeps on warm stone"], padding=True, return_tensors="pt")
+    known = inspect.signature(transformer.forward).parameters
+    names = [name for name in INPUTS if name in example and name in known]
+
+    class Tokens(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer = transformer
+
+        def forward(self, *values: Any) -> Any:
+            given = dict(zip(names, values, strict=True))
+            return self.transformer(**given, return_dict=False)[0]
+
+    with _plain_attention(transformer), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # advice for developers
+        torch.onnx.export(
+            Tokens().eval(),
+            tuple(example[name] for name in names),
+            str(path),
+            input_names=names,
+            output_names=["last_hidden_state"],
+            dynamic_axes={
+                name: {0: "texts", 1: "tokens"} for name in (*names, "last_hidden_state")
+            },
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+
+
+@contextmanager
+def _plain_attention(transformer: Any) -> Iterator[None]:
+    """Attention in single steps, which ONNX Runtime joins better than torch's own operator."""
+    before = getattr(transformer.config, "_attn_implementation", None)
+    if before is None:
+        yield
+        return
+    try:
+        with suppress(ValueError):  # the model knows but one
+            transformer.set_attn_implementation("eager")
+        yield
+    finally:
+        transformer.set_attn_implementation(before)
+
+
+def _publish(made: Path, export: Path) -> None:
+    try:
+        os.replace(made, export)
+    except OSError:
+        if _is_whole(export, json.loads((made / _ABOUT).read_bytes())):
+            return  # another process was quicker
+        shutil.rmtree(export, ignore_errors=True)
+        os.replace(made, export)
+    sync(export.parent)
+
+
+def _is_whole(export: Path, facts: dict[str, Any]) -> bool:
+    """Whether an export says this of itself, and holds what it says."""
+    try:
+        same = bool(json.loads((export / _ABOUT).read_bytes()) == facts)
+        return same and _damaged_file(export, facts) is None
+    except (OSError, ValueError):
+        return False
+
+
+def _remove_left(place: Path) -> None:
+    """Remove what a process that died left half made."""
+    for stray in place.glob(f"{_UNFINISHED}*"):
+        if is_left(stray):
+            shutil.rmtree(stray, ignore_errors=True)
