@@ -5,11 +5,13 @@ the index and the rows that are read beside it are of one moment. Any doubt (a d
 another store, space or width, a count that does not agree, a seq beyond the database's or below the
 tombstones that are left) means replay from zero. Deleting every snapshot loses nothing.
 
-When a snapshot is due is the `SnapshotPolicy`'s to say; `save` writes one while searches go on.
+When a snapshot is due is the `SnapshotPolicy`'s to say, and when to build is the `IndexPolicy`'s;
+`save` and `build` do it while searches go on, and `keep_up` both, where they are due.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from kronos.errors import (
     VectorError,
 )
 from kronos.forking import Lock
+from kronos.index.policy import IndexPolicy
 from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
@@ -37,7 +40,8 @@ from kronos.index.snapshot import (
 )
 
 if TYPE_CHECKING:
-    from kronos.index.faiss import FaissIndex
+    from kronos.index.layered import LayeredIndex
+    from kronos.index.tuning import Tuned
     from kronos.repository import Repository
     from kronos.types import Keys, Space, VectorIndex, Vectors
 
@@ -107,6 +111,7 @@ class Replica:
         policy: when a snapshot is due.
         sync: brings every commit to the disk. A snapshot must not outlive what it holds: a power
             cut would take commits back, and others would be given their seqs.
+        index_policy: what kind of index it is, and when it is built; None: the default one.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class Replica:
         device: str,
         policy: SnapshotPolicy,
         sync: Callable[[], None],
+        index_policy: IndexPolicy | None = None,
     ) -> None:
         self.space = space
         self.lock = Lock()
@@ -128,9 +134,16 @@ class Replica:
         self._store_id = store_id
         self._folder = folder
         self._device = device
-        self._index: VectorIndex | None = None
+        self._index: LayeredIndex | None = None
         self._applied = 0
         self._policy = policy
+        self._index_policy = IndexPolicy() if index_policy is None else index_policy
+        self._building = Lock()
+        """Held while a new main part is built; taken before any other lock."""
+        self._lacks_memory = False
+        """A build failed for want of memory: it would fail again."""
+        self._built = False
+        """A graph was built that no snapshot has yet: the next open would build it again."""
         self._sync = sync
         self._unsaved = 0
         """Changes applied since the last snapshot."""
@@ -143,9 +156,9 @@ class Replica:
     @property
     def kind(self) -> str:
         """The kind of index."""
-        return _index_class().kind
+        return _index_class().KINDS[0] if self._index is None else self._index.kind
 
-    def catch_up(self, repository: Repository, head: int) -> VectorIndex:
+    def catch_up(self, repository: Repository, head: int) -> LayeredIndex:
         """Apply what was committed since the last time; the first time, load a snapshot.
 
         Args:
@@ -210,7 +223,7 @@ class Replica:
     def save_is_due(self) -> bool:
         """Whether a snapshot is due by the policy."""
         seconds = time.monotonic() - self._saved_at
-        return self._policy.is_due(self._unsaved, len(self), seconds)
+        return self._built or self._policy.is_due(self._unsaved, len(self), seconds)
 
     def save(self) -> None:
         """Publish a snapshot, when enough has changed to be worth it; searches go on meanwhile.
@@ -220,12 +233,14 @@ class Replica:
         with self.saving:
             with self.lock:
                 self._forgo_what_others_saved()
-                if self._index is None or self._unsaved < self._policy.changes:
+                enough = self._built or self._unsaved >= self._policy.changes
+                if self._index is None or not enough:
                     return
                 header = SnapshotHeader(self._identity(), self._applied, len(self._index))
                 payload = self._index.to_bytes()
                 unsaved, self._unsaved, self._saved_at = self._unsaved, 0, time.monotonic()
-            if not self._publish(header, payload):
+                built, self._built = self._built, False
+            if not self._publish(header, payload, built=built):
                 with self.lock:
                     self._unsaved += unsaved
 
@@ -235,10 +250,11 @@ class Replica:
         if newest is not None and self._applied - newest < self._unsaved:
             self._unsaved = max(self._applied - newest, 0)
 
-    def _publish(self, header: SnapshotHeader, payload: bytes) -> bool:
+    def _publish(self, header: SnapshotHeader, payload: bytes, *, built: bool) -> bool:
         try:
             self._sync()
-            return write_snapshot(self._folder, header, payload) is not None
+            path = write_snapshot(self._folder, header, payload, replace_equal=built)
+            return path is not None
         except StorageError as exc:
             self._warn(f"no index snapshot was saved, so the next open is slower: {exc}")
             return False
@@ -255,12 +271,85 @@ class Replica:
         Raises:
             StorageError: older snapshots cannot be deleted.
         """
-        payload = self.catch_up(repository, head).to_bytes()
-        self._index = _index_class().from_bytes(payload, self.space.dim, device=self._device)
-        self._unsaved = 0
+        self._index = self.catch_up(repository, head).compacted()
+        self._unsaved, self._built = 0, False
         header = SnapshotHeader(self._identity(), head, len(self._index))
-        if header.count < self._policy.changes or not self._publish(header, payload):
+        if header.count < self._policy.changes or not self._publish(
+            header, self._index.to_bytes(), built=True
+        ):
             discard_snapshots(self._folder, self.space.id)
+
+    # -- Builds ----------------------------------------------------------------------------------
+
+    @property
+    def build_is_due(self) -> bool:
+        """Whether the index is worth building, or its tail worth merging, by the policy."""
+        index = self._index
+        return index is not None and index.build_is_due and not self._lacks_memory
+
+    def build(self, stop: threading.Event) -> None:
+        """Build a new main part where one is due; searches and writes go on meanwhile.
+
+        Nothing depends on it but speed: where it is stopped, the index stays as it is.
+
+        Args:
+            stop: ends the build, within a second or so, when it is set.
+        """
+        with self._building:
+            with self.lock:
+                index = self._index
+                if index is None or not self.build_is_due:
+                    return
+                build = index.begin_build()
+            try:
+                # What was compacted or forgotten meanwhile is to leave the memory soon.
+                if not build.run(lambda: stop.is_set() or self._index is not index):
+                    return
+            except MemoryError as exc:
+                self._lacks_memory = True
+                self._warn(
+                    f"no memory to build an index of {len(index)} vectors, so searches are "
+                    f"slower: {exc}"
+                )
+                return
+            with self.lock:
+                if self._index is index and index.finish_build(build):
+                    self._built = self._built or build.is_from_scratch
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """How hard the index searches, and the recall@10 measured then; None: never measured."""
+        return None if self._index is None else self._index.tuned
+
+    def tune(self, target: float = 0.98) -> Tuned | None:
+        """Measure recall@10 on the space's own vectors, and search as hard as the target needs.
+
+        Searches and writes go on meanwhile. Called after `catch_up`; what is found is saved with
+        the index.
+
+        Args:
+            target: 0..1.
+
+        Returns:
+            What was found; None: there is no graph, and every search is exact.
+        """
+        with self.lock:
+            index = self._index
+            tuning = None if index is None else index.begin_tuning()
+        tuned = None if tuning is None else tuning.run(target)
+        with self.lock:
+            if index is not None and tuned is not None and self._index is index:
+                index.tune(tuned)
+                self._built = True
+        return tuned
+
+    def keep_up(self, stop: threading.Event) -> None:
+        """Save and build what is due; called by a thread of its own."""
+        if self.save_is_due:
+            self.save()
+        self.build(stop)
+        if self.save_is_due:
+            self.save()
 
     def discard(self) -> None:
         """Forget the index and its snapshots; the next `catch_up` replays from zero."""
@@ -270,12 +359,14 @@ class Replica:
     def _forget(self) -> None:
         self._index = self._sample = None
         self._applied = self._unsaved = 0
+        self._built = False
         self._saved_at = time.monotonic()
 
-    def _load(self, repository: Repository, head: int) -> VectorIndex | None:
+    def _load(self, repository: Repository, head: int) -> LayeredIndex | None:
         """The index of the newest snapshot, caught up; None, after a warning, on any doubt."""
         try:
-            found = read_newest(self._folder, self._identity())
+            kinds = _index_class().KINDS
+            found = read_newest(self._folder, self._identity(), kinds=kinds)
             if found is None:
                 return None
             header, payload = found
@@ -286,7 +377,9 @@ class Replica:
                 raise SnapshotError(
                     f"the snapshot is at seq {header.seq}, and the database ends at {head}"
                 )
-            index = _index_class().from_bytes(payload, self.space.dim, device=self._device)
+            index = _index_class().from_bytes(
+                payload, self.space.dim, device=self._device, policy=self._index_policy
+            )
             self._applied = header.seq
             self._apply(index, repository)
             count = repository.spaces.vector_count(self.space.id)
@@ -308,8 +401,8 @@ class Replica:
     def _warn(self, message: str) -> None:
         warnings.warn(message, KronosWarning, stacklevel=3)
 
-    def _new_index(self) -> VectorIndex:
-        return _index_class()(self.space.dim, device=self._device)
+    def _new_index(self) -> LayeredIndex:
+        return _index_class()(self.space.dim, device=self._device, policy=self._index_policy)
 
     def _identity(self) -> SnapshotIdentity:
         return SnapshotIdentity(
@@ -321,7 +414,7 @@ class Replica:
         )
 
 
-def _index_class() -> type[FaissIndex]:
-    from kronos.index.faiss import FaissIndex  # FAISS takes 0.3 s to import; reading needs none
+def _index_class() -> type[LayeredIndex]:
+    from kronos.index.layered import LayeredIndex  # FAISS takes 0.3 s to import; reading needs none
 
-    return FaissIndex
+    return LayeredIndex

@@ -237,7 +237,7 @@ class Searching(Upkeep):
                 wait = False  # whatever came of it: this search has waited enough
             except NotEmbeddedError as missing:
                 self._embed_the_past(question.serving, missing.texts)
-        self._save_when_due(question)
+        self._keep_index_up(question)
         hits = [
             self._finish(question, query, candidates, watch)
             for query, (candidates, watch) in zip(question.queries, found, strict=True)
@@ -391,10 +391,10 @@ class Searching(Upkeep):
         except StorageError as exc:
             logger.warning("that memories were found could not be noted: %s", exc)
 
-    def _save_when_due(self, question: Question) -> None:
+    def _keep_index_up(self, question: Question) -> None:
         replica = question.serving.replica
-        if replica.save_is_due and not self._snapshots.busy:
-            self._snapshots.start(lambda _: replica.save)
+        if (replica.save_is_due or replica.build_is_due) and not self._snapshots.busy:
+            self._snapshots.start(lambda stop: lambda: replica.keep_up(stop))
 
     def _check_complete(self, serving: Serving, repository: Repository, pulse: Pulse) -> None:
         """See whether a process with another embedder wrote texts that this space lacks."""

@@ -31,6 +31,7 @@ from kronos.errors import (
     ReadOnlyStoreError,
     ReindexError,
 )
+from kronos.index.policy import IndexPolicy
 from kronos.jobs import JobOptions
 from kronos.reindex import ReindexJob, Work, catch_up
 from kronos.replica import Replica, SnapshotPolicy
@@ -426,6 +427,7 @@ class Settler:
                     self.settings.snapshot_changes, self.settings.snapshot_interval_s
                 ),
                 sync=self.database.sync,
+                index_policy=IndexPolicy.of(self.settings.index),
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq

@@ -7,6 +7,7 @@ reads the same fields from variables named `KRONOS_<FIELD>`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 # The other half is for the program itself, and for what runs beside it.
 _THREADS = max(1, min(4, (_CORES or 1) // 2))
+_GRAPH = re.compile(r"HNSW([0-9]{1,3})")
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -57,6 +59,9 @@ class Settings:
     A worker renews them three times as often."""
     keep_spaces: int = 1
     """Retired spaces that are kept to roll back to; older ones are dropped after a switch."""
+    index: str = "auto"
+    """"auto": flat and exact below 10,000 vectors, a graph above. "flat": always exact. "HNSW32"
+    and the like: a graph with so many links, 4 to 128; see `kronos.index.policy`."""
     snapshot_changes: int = 1000
     """An index is saved after so many changes, once they are a tenth of it."""
     snapshot_interval_s: float = 300.0
@@ -84,6 +89,8 @@ class Settings:
             value = getattr(self, option.name)
             if option.name in _CHOICES:
                 fits, expected = value in _CHOICES[option.name], _said(_CHOICES[option.name])
+            elif option.name == "index":
+                fits, expected = _is_index(value), '"auto", "flat" or "HNSW4" to "HNSW128"'
             elif isinstance(option.default, bool):
                 fits, expected = isinstance(value, bool), "true or false"
             else:
@@ -182,6 +189,13 @@ def user_cache(environ: Mapping[str, str] | None = None) -> Path:
     """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule."""
     environ = os.environ if environ is None else environ
     return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kronos"
+
+
+def _is_index(value: object) -> bool:
+    if value in ("auto", "flat"):
+        return True
+    match = _GRAPH.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and 4 <= int(match[1]) <= 128
 
 
 def _is_positive_number(value: object) -> bool:

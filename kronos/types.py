@@ -439,8 +439,10 @@ class VectorIndex(Protocol):
     """
 
     dim: int
-    kind: str
-    """A short name for people and for snapshot headers, e.g. "faiss-flat"."""
+
+    @property
+    def kind(self) -> str:
+        """A short name for people and for snapshot headers, e.g. "faiss-flat"."""
 
     def __len__(self) -> int:
         """The number of keys."""

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from kronos import MemoryStore, NewMemory, Settings, VectorIndex
-from kronos.errors import KronosWarning
+from kronos.errors import ConfigurationError, KronosWarning
+from kronos.index.building import Build
+from kronos.index.policy import IndexPolicy
 from kronos.replica import SnapshotPolicy
 from tests.conftest import Opener
 
@@ -385,3 +388,203 @@ print(before - after)
     )
     # 19,800 vectors of 4 KiB
     assert int(done.stdout) > 0.5 * 19_800 * 4096
+
+
+def small_graphs(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Let stores build at once what they would leave flat."""
+    policy = IndexPolicy(
+        **{"flat_below": 1000, "tail_least": 100, "rows_for_step": 0, "search_effort": 400}
+        | changes
+    )
+    monkeypatch.setattr(IndexPolicy, "of", classmethod(lambda *_: policy))
+
+
+def test_a_large_index_is_built_in_the_background_and_opened_without_a_build(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    store = open_vectors()
+    fill(store)
+    assert store.stats().index_kind == "faiss-flat"
+    assert_right(store)
+    store._snapshots.wait()
+    assert store.stats().index_kind == "faiss-hnsw"
+    ids = fill(store, 50, seed=1)
+    store.delete(ids[:20])
+    assert_right(store)
+    assert store.check().problems == ()
+    store.close()
+    monkeypatch.setattr(Build, "run", lambda *_: _raise(AssertionError("built anew")))
+    with open_vectors() as again:
+        assert_right(again)
+        assert again.stats().index_kind == "faiss-hnsw"
+        assert again.check().problems == ()
+
+
+def test_a_flat_snapshot_of_the_same_moment_gives_way_to_a_built_one(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (flat,) = saved(open_vectors)
+    size = flat.stat().st_size
+    small_graphs(monkeypatch)
+    with open_vectors() as store:
+        assert_right(store)
+        store._snapshots.wait()
+        assert [path.name for path in snapshots(store)] == [flat.name]
+        assert flat.stat().st_size > size
+
+
+def test_closing_stops_a_build_and_loses_nothing(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    really_run = Build.run
+    monkeypatch.setattr(Build, "run", lambda self, stopped: really_run(self, lambda: True))
+    with open_vectors() as store:
+        fill(store)
+        assert_right(store)
+        store._snapshots.wait()
+        assert_right(store)
+        assert store.stats().index_kind == "faiss-flat"
+    monkeypatch.setattr(Build, "run", really_run)
+    with open_vectors() as store:
+        assert_right(store)
+        store._snapshots.wait()
+        assert store.stats().index_kind == "faiss-hnsw"
+        assert_right(store)
+
+
+def test_what_is_written_while_a_build_runs_is_found_and_stays(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    store = open_vectors()
+    ids = fill(store)
+    begun, go_on = threading.Event(), threading.Event()
+    really_run = Build.run
+
+    def wait(build: Build, stopped: Callable[[], bool]) -> bool:
+        done = really_run(build, stopped)
+        begun.set()
+        assert go_on.wait(60)
+        return done
+
+    monkeypatch.setattr(Build, "run", wait)
+    assert_right(store)
+    assert begun.wait(60)
+    store.delete(ids[::3])
+    fill(store, 200, seed=4)
+    assert_right(store)
+    go_on.set()
+    store._snapshots.wait()
+    assert store.stats().index_kind == "faiss-hnsw"
+    assert_right(store)
+    assert store.check().problems == ()
+
+
+def test_an_index_compacted_while_a_build_runs_keeps_nothing_of_the_old_one(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    store = open_vectors()
+    ids = fill(store)
+    begun, go_on = threading.Event(), threading.Event()
+    really_run = Build.run
+
+    def wait(build: Build, stopped: Callable[[], bool]) -> bool:
+        begun.set()
+        assert go_on.wait(60)
+        return really_run(build, stopped)
+
+    monkeypatch.setattr(Build, "run", wait)
+    assert_right(store)
+    assert begun.wait(60)
+    with store._reader() as repository:
+        space = store._serving.space
+        (old,) = [vectors for _, vectors in repository.spaces.vectors_since(space, 0)]
+    store.delete(ids[::2])
+    store.compact()
+    go_on.set()
+    store._snapshots.wait()
+    index = store._serving.replica._index
+    assert index is not None
+    data = index.to_bytes() + b"".join(path.read_bytes() for path in snapshots(store))
+    assert not [row for row in old[::2] if row.tobytes() in data]
+    assert_right(store)
+
+
+def test_compact_leaves_no_deleted_vector_in_a_graph(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    store = open_vectors()
+    ids = fill(store)
+    assert_right(store)
+    store._snapshots.wait()
+    gone = [store._serving.replica.sample()[0].tobytes(), rows(COUNT)[7].tobytes()]
+    store.delete([ids[0], ids[7]])
+    store.compact()
+    (path,) = snapshots(store)
+    assert not [row for row in gone if row in path.read_bytes()]
+    assert store.stats().index_kind == "faiss-hnsw"
+    assert_right(store)
+    assert store.check().problems == ()
+
+
+def test_a_setting_keeps_an_index_flat(open_store: Opener) -> None:
+    settings = Settings(index="flat")
+    store = open_store(embedding_model=None, embedding_dim=DIM, settings=settings)
+    fill(store, 12_000)
+    assert_right(store)
+    store._snapshots.wait()
+    assert store.stats().index_kind == "faiss-flat"
+
+
+@pytest.mark.parametrize("name", ["", "hnsw", "HNSW", "HNSW3", "HNSW129", "IVF16,Flat", None, 16])
+def test_an_unknown_kind_of_index_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigurationError, match='index must be "auto", "flat" or "HNSW4"'):
+        Settings(index=name)
+    assert Settings.from_env({"KRONOS_INDEX": "HNSW32"}).index == "HNSW32"
+
+
+def test_a_tuned_index_stays_tuned(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    store = open_vectors()
+    assert store._serving.replica.tune() is None
+    fill(store)
+    assert_right(store)
+    store._snapshots.wait()
+    tuned = store._serving.replica.tune(0.95)
+    assert tuned is not None
+    assert tuned.recall >= 0.95
+    assert store._serving.replica.tuned == tuned
+    store.close()
+    with open_vectors() as again:
+        again.search(rows(1)[0])
+        assert again._serving.replica.tuned == tuned
+
+
+def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
+    open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_graphs(monkeypatch)
+    tries: list[int] = []
+
+    def fail(build: Build, stopped: Callable[[], bool]) -> bool:
+        tries.append(1)
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(Build, "run", fail)
+    store = open_vectors()
+    fill(store)
+    with store._reader() as repository, store._serving.replica.lock:
+        store._serving.replica.catch_up(repository, repository.pulse().seq)
+    with pytest.warns(KronosWarning, match="no memory to build an index of 1500 vectors"):
+        store._serving.replica.build(threading.Event())
+    assert_right(store)
+    store._snapshots.wait()
+    assert_right(store)
+    assert len(tries) == 1
+    assert store.check().problems == ()

@@ -103,12 +103,14 @@ class KeyTable:
     """Finds the rows of keys that stand in no order.
 
     Args:
-        keys: (n,) int64, distinct; the key at position i is that of row i.
+        keys: (n,) int64, distinct.
+        rows: (n,) the row of each; None: the key at position i is that of row i.
     """
 
-    def __init__(self, keys: Keys) -> None:
-        self._rows: NDArray[np.intp] = np.argsort(keys, kind="stable")
-        self._held: Keys = keys[self._rows]
+    def __init__(self, keys: Keys, rows: NDArray[np.intp] | None = None) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._rows: NDArray[np.intp] = order if rows is None else rows[order]
+        self._held: Keys = keys[order]
 
     def find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The rows of those keys that are held, and (n,) which keys those are."""
@@ -178,7 +180,7 @@ def rows_to_bytes(keys: Keys, vectors: Vectors) -> bytes:
     return b"".join(parts)
 
 
-def rows_from_bytes(data: bytes, dim: int) -> tuple[Keys, Vectors]:
+def rows_from_bytes(data: bytes | memoryview, dim: int) -> tuple[Keys, Vectors]:
     """Read what `rows_to_bytes` wrote, without a copy.
 
     Returns:

@@ -1,26 +1,30 @@
 """`FaissIndex`: a flat FAISS index, exact, on the CPU and, where FAISS can, copied to a GPU.
 
-The only module that imports faiss. All is checked before FAISS sees it: FAISS takes NaN and a key
-that it holds already, and a wrong width reads past the array's end under `python -O`. FAISS reads
-no file and no serialised bytes. A few questions are answered on one thread; the number of threads,
-which is torch's as well, is put back at once.
+`Rows` and `Graph` are what `LayeredIndex` is made of: rows that change no more, and the same with
+an HNSW graph over them. The only module that imports faiss. All is checked before FAISS sees it:
+FAISS takes NaN and a key that it holds already, and a wrong width reads past the array's end under
+`python -O`. FAISS reads no file and no serialised bytes. A few questions are answered on one
+thread; how many threads FAISS uses, which are torch's as well, is put back at once.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 
-from kronos.errors import ConfigurationError, KronosWarning
+from kronos.errors import ConfigurationError, KronosWarning, SnapshotError
 from kronos.forking import in_children
 from kronos.index.base import (
     KeyTable,
+    best,
     check_keys,
     check_queries,
     check_rows,
@@ -36,22 +40,24 @@ if TYPE_CHECKING:
 
     from kronos.types import Keys, Vectors
 
-_FEW = 16
-"""When fewer than one key in 16 is allowed, their vectors are gathered and compared; when more
+_FEW, _FEW_IN_A_BATCH = 2, 16
+"""When less than one row in so many is allowed, the rows are compared where they lie; when more
 are, FAISS walks a bitmap of rows.
 
-50,000 x 384, one thread, k = 10, scattered keys, ms gathered / by bitmap: 0.1 % .03 / .21,
-1 % .11 / .22, 5 % .42 / .60, 10 % 1.7 / 1.2, 50 % 14 / 5.8. For keys whose rows lie together the
-two cross at 6 %. An IDSelectorBatch takes 1.2 to 1.7 times as long as the bitmap.
+60,000 x 384, one thread, k = 10, scattered rows, ms by `Rows.pick` / by bitmap: 1 % .03 / .13,
+5 % .20 / .43, 10 % .44 / .72, 30 % 3.5 / 4.1, 50 % 9.4 / 9.6; gathered with NumPy .04 / .37 / 1.4 /
+7.9 / 28. For many queries at once FAISS's threads share the bitmap.
 """
 _LONE = 8
-"""So many queries are answered on one thread. Two share a scan of 100,000 x 384 in 10 ms on an idle
-machine as one does, and take three times as long where another process uses the processors: each
-waits for the other at every end."""
+"""So many queries are answered on one thread, one by one; for more, rows are gathered once for all
+of them. Two threads share a scan of 100,000 x 384 in 10 ms on an idle machine as one does, and take
+three times as long where another process uses the processors: each waits for the other at every
+end."""
 _GPU_MAX_K = 2048
 """FAISS's GPU kernels select no more."""
 # OpenMP's threads are not in a forked child, and the first parallel loop would wait for them.
 in_children(lambda: faiss.omp_set_num_threads(1))
+_IMPORTED_IN = os.getpid()
 _DEVICE = re.compile(r"cpu|mps|auto|cuda(?::(?P<number>\d+))?")
 
 
@@ -83,7 +89,12 @@ class FaissIndex:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, dim: int, *, device: str = "auto", library: Any = faiss
+        cls,
+        data: bytes | memoryview,
+        dim: int,
+        *,
+        device: str = "auto",
+        library: Any = faiss,
     ) -> FaissIndex:
         """Read what `to_bytes` wrote.
 
@@ -126,18 +137,18 @@ class FaissIndex:
         place are returned is left open.
         """
         queries = check_queries(queries, k, self.dim)
-        with _threads_for(len(queries)):
+        with _threads_for(queries):
             return self._search(queries, k, allowed)
 
     def _search(self, queries: Vectors, k: int, allowed: Keys | None) -> tuple[Vectors, Keys]:
         if allowed is None:
-            return _settle_ties(*self._search_all(queries, min(k, len(self))))
+            return settle_ties(*self._search_all(queries, min(k, len(self))))
         allowed = distinct(check_keys(allowed))
         rows, known = self._find(allowed)
-        if not rows.size or rows.size * _FEW < len(self):
-            vectors = self._vectors().take(rows, axis=0)
-            return score_all(queries, allowed[known], vectors, k)
-        return _settle_ties(*self._search_rows(queries, min(k, rows.size), rows))
+        few = _FEW if len(queries) <= _LONE else _FEW_IN_A_BATCH
+        if not rows.size or rows.size * few < len(self):
+            return Rows(self._flat).pick(queries, k, rows, allowed[known])
+        return settle_ties(*self._search_rows(queries, min(k, rows.size), rows))
 
     def keys(self) -> Keys:
         """All keys, in ascending order: (n,) int64."""
@@ -161,6 +172,15 @@ class FaissIndex:
     def to_bytes(self) -> bytes:
         """The index as bytes that `from_bytes` reads: raw arrays, in the order of the rows."""
         return rows_to_bytes(self._keys(), self._vectors())
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether a GPU answers unfiltered searches."""
+        return self._gpu is not None
+
+    def freeze(self) -> tuple[Keys, Rows]:
+        """Hand out the keys and the rows, without a copy of the rows; the index is used up."""
+        return self._keys().copy(), Rows(self._flat)
 
     def _append(self, keys: Keys, vectors: Vectors) -> None:
         if keys.size:
@@ -190,10 +210,7 @@ class FaissIndex:
 
     def _vectors(self) -> Vectors:
         """The rows: a view, which the next change may leave dangling."""
-        if not len(self):
-            return np.empty((0, self.dim), np.float32)
-        values: Vectors = faiss.rev_swig_ptr(self._flat.get_xb(), len(self) * self.dim)
-        return values.reshape(len(self), self.dim)
+        return _view(self._flat)
 
     def _search_all(self, queries: Vectors, k: int) -> tuple[Vectors, Keys]:
         # k is never more than can be found, as FAISS fills up with the key -1, and it takes no 0.
@@ -210,7 +227,8 @@ class FaissIndex:
                     KronosWarning,
                     stacklevel=3,
                 )
-        scores, keys = self._index.search(queries, k)
+        with _threads_for(queries):
+            scores, keys = self._index.search(queries, k)
         return scores, keys
 
     def _search_rows(
@@ -218,9 +236,7 @@ class FaissIndex:
     ) -> tuple[Vectors, Keys]:
         mask = np.zeros(len(self), np.bool_)
         mask[rows] = True
-        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-        params = faiss.SearchParameters(sel=selector)
-        scores, found = self._flat.search(queries, k, params=params)
+        scores, found = Rows(self._flat).scan(queries, k, bits(mask))
         return scores, self._keys().take(found)
 
     def _spoil_gpu_copy(self) -> None:
@@ -228,27 +244,259 @@ class FaissIndex:
             self._gpu.spoil()
 
 
-@contextmanager
-def _threads_for(queries: int) -> Iterator[None]:
-    """One thread for a few queries. The number is the calling thread's own, to OpenMP."""
-    if queries > _LONE:
-        yield
-        return
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-
-
-def _settle_ties(scores: Vectors, keys: Keys) -> tuple[Vectors, Keys]:
+def settle_ties(scores: Vectors, keys: Keys) -> tuple[Vectors, Keys]:
     """Order equal scores by key, lowest first."""
     # After FAISS went through all vectors caches are cold: a NumPy comparison costs twice the sets.
     if all(len(set(row)) == len(row) for row in scores.tolist()):
         return scores, keys
     order = np.lexsort((keys, -scores))
     return np.take_along_axis(scores, order, 1), np.take_along_axis(keys, order, 1)
+
+
+def bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A mask of rows as `Rows` and `Graph` take it: (n,) bool to one bit for each row."""
+    return np.packbits(mask, bitorder="little")
+
+
+def _view(flat: Any) -> Vectors:
+    """The rows of a flat index: (n, dim); the next change may leave it dangling."""
+    if not flat.ntotal:
+        return np.empty((0, flat.d), np.float32)
+    values: Vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
+    return values.reshape(flat.ntotal, flat.d)
+
+
+class Rows:
+    """Rows that change no more, compared one by one.
+
+    Args:
+        flat: a flat FAISS index, which nobody changes.
+    """
+
+    def __init__(self, flat: Any) -> None:
+        self._flat = flat
+
+    def __len__(self) -> int:
+        return int(self._flat.ntotal)
+
+    @property
+    def vectors(self) -> Vectors:
+        """A view of them, (n, dim) float32, for as long as they are held."""
+        return _view(self._flat)
+
+    def scan(
+        self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Find the k nearest rows of each query, exactly.
+
+        Args:
+            queries: (n, dim) float32, checked.
+            k: 1 to the number of rows that may be found.
+            allowed: the `bits` of those; None: all.
+
+        Returns:
+            (n, k) scores, best first, and rows.
+        """
+        params = None
+        if allowed is not None:
+            # FAISS keeps a pointer alone: the names keep both alive.
+            selector = faiss.IDSelectorBitmap(allowed)
+            params = faiss.SearchParameters(sel=selector)
+        with _threads_for(queries):
+            scores, rows = self._flat.search(queries, k, params=params)
+        return scores, rows
+
+    def pick(
+        self, queries: Vectors, k: int, rows: NDArray[np.intp], keys: Keys
+    ) -> tuple[Vectors, Keys]:
+        """Find the k nearest of some rows, which are compared where they lie.
+
+        Args:
+            queries: (n, dim) float32, checked.
+            k: at least 1.
+            rows: (m,) which rows.
+            keys: (m,) their keys, ascending.
+
+        Returns:
+            (n, min(k, m)) scores and keys, ordered by score, highest first, then by key.
+        """
+        if len(queries) > _LONE or not rows.size:
+            return score_all(queries, keys, self.vectors.take(rows, axis=0), k)
+        k, vectors = min(k, rows.size), self.vectors
+        scores = np.empty((len(queries), k), np.float32)
+        found = np.empty((len(queries), k), np.int64)
+        with _one_thread():
+            for number, query in enumerate(queries):
+                each = _products(query, vectors, rows)
+                positions = best(each, k)
+                scores[number], found[number] = each[positions], keys[positions]
+        return scores, found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let FAISS use the calling thread alone; what it may use elsewhere, and later, stays."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _threads_for(queries: Vectors) -> AbstractContextManager[None]:
+    """One thread for a few queries; see `_LONE`."""
+    return _one_thread() if len(queries) <= _LONE else nullcontext()
+
+
+def _products(query: Vectors, vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
+    """The inner products of a query and some rows of C-contiguous vectors: (m,) float32."""
+    query, rows = np.ascontiguousarray(query), np.ascontiguousarray(rows, np.int64)
+    products = np.empty(rows.size, np.float32)
+    faiss.fvec_inner_products_by_idx(
+        *map(faiss.swig_ptr, (products, query, vectors, rows)), query.size, 1, rows.size
+    )
+    return products
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A graph without its vectors, as arrays."""
+
+    levels: NDArray[np.int32]
+    """(n,) how many levels each row has, at least 1."""
+    neighbours: NDArray[np.int32]
+    """Row by row, level by level, the rows that it links to; -1 for none."""
+    entry: int
+    """The row where a search begins; -1 in an empty graph."""
+    width: int
+    """Links of a row above the lowest level, where it has twice as many."""
+
+    def lowest(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
+        """The links of some rows at the lowest level: (n, 2 * width), -1 for none."""
+        sizes = (self.levels.astype(np.intp) + 1) * self.width
+        starts = (np.cumsum(sizes) - sizes)[rows]
+        links: NDArray[np.int32] = self.neighbours[starts[:, None] + np.arange(2 * self.width)]
+        return links
+
+
+class Graph(Rows):
+    """Rows with an HNSW graph over them. They can be added to, and neither changed nor removed.
+
+    The rows are FAISS's own, so there is no second copy of any vector.
+
+    Args:
+        dim: the width of a vector.
+        width: links of a row above the lowest level, FAISS's M.
+        effort: candidates weighed for a row's links, FAISS's efConstruction.
+    """
+
+    def __init__(self, dim: int, *, width: int, effort: int) -> None:
+        self._graph = faiss.IndexHNSWFlat(dim, width, faiss.METRIC_INNER_PRODUCT)
+        self._graph.hnsw.efConstruction = effort
+        self._width, self._effort = width, effort
+        super().__init__(faiss.downcast_index(self._graph.storage))
+
+    @classmethod
+    def of(cls, vectors: Vectors, links: Links, *, effort: int) -> Graph:
+        """Put a graph together from what `links` and `vectors` gave.
+
+        Args:
+            vectors: (n, dim) float32; copied.
+            links: those of the rows.
+            effort: for rows that are added later.
+
+        Raises:
+            SnapshotError: the links are none of such rows.
+        """
+        graph = cls(vectors.shape[1], width=links.width, effort=effort)
+        graph._flat.add(vectors)
+        graph._graph.ntotal = len(vectors)
+        graph._link(links)
+        return graph
+
+    @property
+    def links(self) -> Links:
+        """The graph without its vectors; a copy."""
+        hnsw = self._graph.hnsw
+        return Links(
+            faiss.vector_to_array(hnsw.levels),
+            _values(hnsw.neighbors).copy(),
+            int(hnsw.entry_point),
+            self._width,
+        )
+
+    def copy(self) -> Graph:
+        """A graph that can be added to while this one is searched."""
+        return Graph.of(self.vectors, self.links, effort=self._effort)
+
+    def add(self, vectors: Vectors) -> None:
+        """Link rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile."""
+        # Levels are drawn by chance: a copy would draw those of its original once more.
+        self._graph.hnsw.rng = faiss.RandomGenerator(len(self) + 1)
+        self._graph.add(vectors)
+
+    def search(
+        self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Find about the k nearest rows of each query.
+
+        Args:
+            queries: (n, dim) float32, checked.
+            k: at least 1.
+            effort: how many candidates are followed, whether they may be found or not.
+            allowed: the `bits` of rows that may be found; None: all.
+
+        Returns:
+            (n, k) scores, best first, and rows: -1 where no more were found.
+        """
+        params = faiss.SearchParametersHNSW(efSearch=effort)
+        if allowed is not None:
+            selector = faiss.IDSelectorBitmap(allowed)
+            params.sel = selector
+        scores, rows = self._graph.search(queries, k, params=params)
+        return scores, rows
+
+    def _link(self, links: Links) -> None:
+        hnsw, count = self._graph.hnsw, len(self)
+        widths = faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
+        _check_links(links, count, widths)
+        places = np.zeros(count + 1, np.uint64)
+        np.cumsum(widths[links.levels], out=places[1:])
+        faiss.copy_array_to_vector(np.ascontiguousarray(links.levels), hnsw.levels)
+        faiss.copy_array_to_vector(places, hnsw.offsets)
+        hnsw.neighbors.resize(links.neighbours.size)
+        if count:
+            _values(hnsw.neighbors)[:] = links.neighbours
+        hnsw.entry_point = links.entry
+        hnsw.max_level = int(links.levels.max()) - 1 if count else -1
+
+
+def _values(vector: Any) -> NDArray[np.int32]:
+    """A view of FAISS's own vector of numbers, whatever class this FAISS has for it."""
+    if not vector.size():
+        return np.empty(0, np.int32)
+    values: NDArray[np.int32] = faiss.rev_swig_ptr(vector.data(), vector.size())
+    return values
+
+
+def _check_links(links: Links, count: int, widths: NDArray[np.int32]) -> None:
+    """Refuse what would have FAISS read beyond its arrays."""
+    levels, neighbours = links.levels, links.neighbours
+    sound = levels.size == count
+    if sound and count:
+        sound = levels.min() >= 1 and levels.max() < widths.size
+        sound = sound and int(widths[levels].sum()) == neighbours.size
+        sound = sound and neighbours.min() >= -1 and neighbours.max() < count
+        sound = sound and 0 <= links.entry < count and levels[links.entry] == levels.max()
+    if not sound:
+        raise SnapshotError(f"the links of an index do not fit its {count} rows")
+
+
+def build_beside_searches() -> None:
+    """Leave the calling thread, which is to build, half of the processors; others keep theirs."""
+    most = 1 if os.getpid() != _IMPORTED_IN else (os.cpu_count() or 1) // 2
+    faiss.omp_set_num_threads(max(min(most, faiss.omp_get_max_threads()), 1))
 
 
 class GpuCopy:

@@ -1,10 +1,11 @@
 """Snapshots: an index on disk, so that a process need not replay a whole space from SQL.
 
-A snapshot is published by one rename, whole and synced, and only if it is newer than what is there.
-It bears its seq in its name, so an older one can never stand in front of it, whoever publishes it
-when. One process writes at a time: the folder is locked meanwhile, and another one passes. Reading
-verifies every byte, and whose index it is, before anything else sees one. It is a copy: deleting it
-at any moment loses nothing. What the payload means is known to the index kinds alone.
+A snapshot is published by one rename, whole and synced, and only if it is newer than what is there
+(or of the same seq, and built better). It bears its seq in its name, so an older one can never
+stand in front of it, whoever publishes it when. One process writes at a time: the folder is locked
+meanwhile, and another one passes. Reading verifies every byte, and whose index it is, before
+anything else sees one. It is a copy: deleting it at any moment loses nothing. What the payload
+means is known to the index kinds alone.
 
     magic · format version · length of the header          16 bytes
     header: JSON, with the payload's length and checksum
@@ -22,7 +23,7 @@ import re
 import struct
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,13 +62,16 @@ class SnapshotHeader:
     """Keys in the index."""
 
 
-def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path | None:
+def write_snapshot(
+    folder: Path, header: SnapshotHeader, payload: bytes, *, replace_equal: bool = False
+) -> Path | None:
     """Publish a snapshot, and delete the older ones of its space.
 
     Args:
         folder: where the snapshots lie; made if need be.
         header: whose index it is, and how far it has come.
         payload: the index's `to_bytes()`.
+        replace_equal: put it in the place of one of the same seq: it was built better.
 
     Returns:
         The space's newest snapshot: another process's, when that is as new or newer. None: another
@@ -88,7 +92,7 @@ def write_snapshot(folder: Path, header: SnapshotHeader, payload: bytes) -> Path
             _discard_strays(folder)
             newest = _snapshots(folder, space_id)[-1:]
             # The names of one space sort as their seqs do.
-            if not newest or newest[0].name < path.name:
+            if not newest or newest[0].name < path.name + "+" * replace_equal:
                 _publish(path, _envelope(header, payload), payload)
                 newest = [path]
             with contextlib.suppress(OSError):  # the next writer deletes it
@@ -127,12 +131,15 @@ def discard_strays(folder: Path) -> None:
             _discard_strays(folder)
 
 
-def read_newest(folder: Path, expected: SnapshotIdentity) -> tuple[SnapshotHeader, bytes] | None:
+def read_newest(
+    folder: Path, expected: SnapshotIdentity, *, kinds: Collection[str] = ()
+) -> tuple[SnapshotHeader, bytes] | None:
     """Read the newest snapshot of a space, every byte of it verified.
 
     Args:
         folder: where the snapshots lie; it need not exist.
         expected: whose index is wanted.
+        kinds: kinds that will do as well as the one expected; the header says which it is.
 
     Returns:
         The header and the payload, or None when there is no snapshot.
@@ -144,7 +151,7 @@ def read_newest(folder: Path, expected: SnapshotIdentity) -> tuple[SnapshotHeade
     for _ in range(_READ_ATTEMPTS):
         try:
             snapshots = _snapshots(folder, expected.space_id)
-            return _read(snapshots[-1], expected) if snapshots else None
+            return _read(snapshots[-1], expected, kinds) if snapshots else None
         except FileNotFoundError:
             continue  # a newer one was published, and then this one deleted
         except OSError as exc:
@@ -234,9 +241,13 @@ def _envelope(header: SnapshotHeader, payload: bytes) -> bytes:
     return head + hashlib.sha256(head).digest()
 
 
-def _read(path: Path, expected: SnapshotIdentity) -> tuple[SnapshotHeader, bytes]:
+def _read(
+    path: Path, expected: SnapshotIdentity, kinds: Collection[str]
+) -> tuple[SnapshotHeader, bytes]:
     with path.open("rb") as file:
         header, size, checksum = _parse(path, _read_header(path, file))
+        if header.identity.kind in kinds:
+            expected = replace(expected, kind=header.identity.kind)
         _check_expected(path, header, expected)
         payload = file.read(size + 1)
     if len(payload) != size:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 
 from kronos.index.exact import ExactIndex
 from kronos.index.faiss import FaissIndex
+from kronos.index.layered import LayeredIndex
+from kronos.index.policy import IndexPolicy
 from kronos.types import VectorIndex
+
+if TYPE_CHECKING:
+    from kronos.types import Keys, Vectors
 
 
 class GpuResources:
@@ -76,8 +81,43 @@ def _read_with_gpu(data: bytes, dim: int) -> FaissIndex:
     return FaissIndex.from_bytes(data, dim, device="cuda", library=StandInGpu())
 
 
+EAGER = IndexPolicy(flat_below=8, tail_least=5, tail_share=0, search_effort=4000)
+"""Builds whenever it can, and searches so hard that a graph, too, is exact."""
+ALL_GRAPH = replace(EAGER, rows_for_step=0)
+"""Asks the graph whenever there is one."""
+
+
+class EagerIndex(LayeredIndex):
+    """Builds within every change, as no store does: so the laws hold over all its parts."""
+
+    def __init__(self, dim: int, *, policy: IndexPolicy = EAGER, **options: Any) -> None:
+        super().__init__(dim, policy=policy, **options)
+
+    def upsert(self, keys: Keys, vectors: Vectors) -> None:
+        super().upsert(keys, vectors)
+        self.build()
+
+    def remove(self, keys: Keys) -> int:
+        removed = super().remove(keys)
+        self.build()
+        return removed
+
+    def build(self) -> None:
+        if self.build_is_due:
+            build = self.begin_build()
+            assert build.run()
+            assert self.finish_build(build)
+
+
+def _layered(policy: IndexPolicy) -> Kind:
+    options: dict[str, Any] = {"device": "cpu", "policy": policy}
+    return Kind(partial(EagerIndex, **options), partial(EagerIndex.from_bytes, **options))
+
+
 KINDS = {
     "exact": Kind(ExactIndex, ExactIndex.from_bytes),
     "faiss": Kind(partial(FaissIndex, device="cpu"), partial(FaissIndex.from_bytes, device="cpu")),
+    "layered": _layered(EAGER),
+    "layered-graph": _layered(ALL_GRAPH),
     "faiss-gpu": Kind(_with_gpu, _read_with_gpu),
 }

@@ -146,7 +146,18 @@ class FaissGpuMachine(IndexMachine):
     kind = KINDS["faiss-gpu"]
 
 
-@pytest.mark.parametrize("machine", [ExactMachine, FaissMachine, FaissGpuMachine])
+class LayeredMachine(IndexMachine):
+    kind = KINDS["layered"]
+
+
+class LayeredGraphMachine(IndexMachine):
+    kind = KINDS["layered-graph"]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [ExactMachine, FaissMachine, FaissGpuMachine, LayeredMachine, LayeredGraphMachine],
+)
 def test_any_order_of_changes_searches_and_saves_equals_a_dict(
     machine: type[IndexMachine],
 ) -> None:

@@ -1,0 +1,265 @@
+"""`LayeredIndex`: an immutable graph over most vectors, and an exact flat tail of what came since.
+
+    upsert ─→ tail (flat) ─→ frozen, while it is merged ─┐
+                                                         ├─→ a new main part, in one step
+    main part (graph) ───────────────────────────────────┘
+    remove, overwrite: a row of a part is dead; it is masked, and gone with the next full build
+
+A write is found by the next search, a removed key never again, and `vectors_of` gives back the very
+bits that were put in. A search compares the tail exactly, and asks the graph where that costs less
+than to compare all that may be found; then it finds about 98 of the 100 nearest, and always as many
+as are asked for and held.
+
+A build has three steps, so that no search waits for it: `begin_build` and `finish_build` take
+moments, and between them `Build.run` works on what cannot change. Below `IndexPolicy.flat_below`
+there is no graph: all is tail, and exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kronos.errors import SnapshotError
+from kronos.index.base import (
+    check_keys,
+    check_queries,
+    check_rows,
+    distinct,
+    require_known,
+    rows_to_bytes,
+)
+from kronos.index.building import Build
+from kronos.index.faiss import FaissIndex, Graph, bits, settle_ties
+from kronos.index.parts import MAGIC, Part, read_main, without_the_dead, write_main
+from kronos.index.policy import IndexPolicy
+from kronos.index.tuning import Tuned, Tuning
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.types import Keys, Vectors
+
+FLAT, GRAPH = FaissIndex.kind, "faiss-hnsw"
+
+
+class LayeredIndex:
+    """A `VectorIndex` of a main part and a tail. Not thread-safe; its owner locks.
+
+    Args:
+        dim: the width of a vector.
+        device: where the tail lives; see `FaissIndex`. On a GPU all of it is tail.
+        policy: when to build what.
+    """
+
+    KINDS = (FLAT, GRAPH)
+    """What `kind` may be, and the kinds of bytes that `from_bytes` reads."""
+
+    def __init__(
+        self, dim: int, *, device: str = "auto", policy: IndexPolicy | None = None
+    ) -> None:
+        self.dim = dim
+        self.policy = IndexPolicy() if policy is None else policy
+        self._device = device
+        self._parts: list[Part] = []
+        """The main part, if there is one, then what was tail when a build began."""
+        self._tail = FaissIndex(dim, device=device)
+        self.tuned: Tuned | None = None
+        """What `tune` was told last; kept with the graph."""
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, dim: int, *, device: str = "auto", policy: IndexPolicy | None = None
+    ) -> LayeredIndex:
+        """Read what `to_bytes` wrote, or a `FaissIndex`; nothing is built.
+
+        Raises:
+            SnapshotError: the bytes are no index, or one of another width.
+        """
+        index = cls(dim, device=device, policy=policy)
+        if data.startswith(MAGIC):
+            main, tail, tuned = read_main(data, dim, index.policy)
+            if tuned is not None:
+                index.tune(tuned)
+            index._tail = FaissIndex.from_bytes(tail, dim, device=device)
+            if index._tail.held(main.living()[0]).any():
+                raise SnapshotError("the index holds a key twice")
+            index._take_in(main)
+        else:
+            index._tail = FaissIndex.from_bytes(data, dim, device=device)
+        return index
+
+    @property
+    def kind(self) -> str:
+        """The kind of the main part, which tells what `to_bytes` gives."""
+        return FLAT if self._graph is None else GRAPH
+
+    def __len__(self) -> int:
+        return len(self._tail) + sum(part.count for part in self._parts)
+
+    def upsert(self, keys: Keys, vectors: Vectors) -> None:
+        """Set the vectors of keys; see `VectorIndex.upsert`."""
+        keys, vectors = check_rows(keys, vectors, self.dim)
+        for part in self._parts:
+            part.bury(keys)
+        self._tail.upsert(keys, vectors)
+
+    def remove(self, keys: Keys) -> int:
+        """Forget keys; see `VectorIndex.remove`."""
+        keys = distinct(check_keys(keys))
+        return self._tail.remove(keys) + sum(part.bury(keys) for part in self._parts)
+
+    def search(
+        self, queries: Vectors, k: int, *, allowed: Keys | None = None
+    ) -> tuple[Vectors, Keys]:
+        """Find the k nearest keys of each query; see `VectorIndex.search`.
+
+        Equal scores are ordered by key, lowest first; which of several with the score of the last
+        place are returned is left open.
+        """
+        queries = check_queries(queries, k, self.dim)
+        if allowed is None:
+            found = [part.search(queries, k, self.policy) for part in self._parts]
+        else:
+            allowed = distinct(check_keys(allowed))
+            found = [part.search_among(queries, k, allowed, self.policy) for part in self._parts]
+        if len(self._tail) or not found:
+            found.append(self._tail.search(queries, k, allowed=allowed))
+        return _merge(found, k)
+
+    def keys(self) -> Keys:
+        """All keys, in ascending order: (n,) int64."""
+        living = [part.living()[0] for part in self._parts]
+        return np.sort(np.concatenate([*living, self._tail.keys()]))
+
+    def held(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of some keys the index holds: (n,) bool."""
+        keys = check_keys(keys)
+        held = self._tail.held(keys)
+        for part in self._parts:
+            held |= part.find(keys)[1]
+        return held
+
+    def vectors_of(self, keys: Keys) -> Vectors:
+        """The vectors of keys: (n, dim) float32.
+
+        Raises:
+            NotFoundError: a key is not held.
+        """
+        keys = check_keys(keys)
+        vectors = np.empty((keys.size, self.dim), np.float32)
+        missing = np.ones(keys.size, np.bool_)
+        for part in self._parts:
+            rows, known = part.find(keys)
+            vectors[known] = part.rows.vectors.take(rows, axis=0)
+            missing &= ~known
+        if missing.any():
+            in_tail = self._tail.held(keys)
+            require_known(keys, in_tail | ~missing)
+            vectors[in_tail] = self._tail.vectors_of(keys[in_tail])
+        return vectors
+
+    def to_bytes(self) -> bytes:
+        """The index as bytes that `from_bytes` reads, the graph included."""
+        main, tail = self._graph, self._flat_rows()
+        return tail if main is None else write_main(main, self.tuned) + tail
+
+    # -- Builds ----------------------------------------------------------------------------------
+
+    @property
+    def build_is_due(self) -> bool:
+        """Whether the policy wants a new main part."""
+        if self._tail.is_on_gpu:
+            return False
+        graph = self._graph
+        size, dead = (0, 0) if graph is None else (graph.keys.size, graph.dead)
+        count = 0 if graph is None else graph.count
+        return self.policy.is_due(graph=size, dead=dead, tail=len(self) - count)
+
+    def begin_build(self) -> Build:
+        """Freeze the tail, and say what a new main part is to be made of."""
+        if len(self._tail):
+            self._parts.append(Part(*self._tail.freeze()))
+            self._tail = FaissIndex(self.dim, device=self._device)
+        return Build(self.dim, self.policy, self._parts)
+
+    def finish_build(self, build: Build) -> bool:
+        """Put what was built in the place of what it was made of; False when that is gone."""
+        made = build.made
+        if made is None or any(part not in self._parts for part in build.parts):
+            return False
+        for part, alive in zip(build.parts, build.alive, strict=True):
+            made.bury(part.keys[alive & ~part.alive])  # died meanwhile
+        later = [part for part in self._parts if part not in build.parts]
+        self._parts = []
+        self._take_in(made)
+        self._parts += later
+        return True
+
+    def begin_tuning(self) -> Tuning | None:
+        """What measures the graph beside searches; None: there is none, every search is exact."""
+        main = self._graph
+        if main is None or not main.count:
+            return None
+        assert isinstance(main.rows, Graph)
+        _, rows = main.living()
+        return Tuning(main.rows, rows, bits(main.alive) if main.dead else None)
+
+    def tune(self, tuned: Tuned) -> None:
+        """Search as hard as was found to be enough."""
+        self.tuned = tuned
+        self.policy = replace(self.policy, search_effort=tuned.effort)
+
+    def compacted(self) -> LayeredIndex:
+        """A copy that holds no vector of a removed key, and takes no memory for them.
+
+        Where a few rows of the graph are dead, they take the vector of a living row that they link
+        to: they go on leading the way. Where many are, the copy has no graph until the next build.
+        """
+        copy = LayeredIndex(self.dim, device=self._device, policy=self.policy)
+        copy.tuned = self.tuned
+        main = self._graph
+        if main is not None and not self.policy.is_worn(main.keys.size, main.dead):
+            copy._tail = FaissIndex.from_bytes(self._flat_rows(), self.dim, device=self._device)
+            copy._parts = [without_the_dead(main)]
+        else:
+            copy._tail.upsert(keys := self.keys(), self.vectors_of(keys))
+        return copy
+
+    @property
+    def _graph(self) -> Part | None:
+        """The main part, when it is a graph."""
+        main = self._parts[0] if self._parts else None
+        return main if main is not None and isinstance(main.rows, Graph) else None
+
+    def _take_in(self, main: Part) -> None:
+        """Let a part be the main one, where the policy wants one and there is one."""
+        if main.count and self.policy.has_graph and not self._tail.is_on_gpu:
+            self._parts.insert(0, main)
+        elif main.count:
+            keys, rows = main.living()
+            self._tail.upsert(keys, main.rows.vectors[rows])
+
+    def _flat_rows(self) -> bytes:
+        """All rows but those of the graph, as bytes."""
+        flat = [part for part in self._parts if part is not self._graph]
+        if not flat:
+            return self._tail.to_bytes()
+        living = [part.living() for part in flat]
+        tail = self._tail.keys()
+        keys = np.concatenate([*(keys for keys, _ in living), tail])
+        vectors = [part.rows.vectors[rows] for part, (_, rows) in zip(flat, living, strict=True)]
+        return rows_to_bytes(keys, np.concatenate([*vectors, self._tail.vectors_of(tail)]))
+
+
+def _merge(found: list[tuple[Vectors, Keys]], k: int) -> tuple[Vectors, Keys]:
+    """The k best of what several parts found, each best first."""
+    found = [each for each in found if each[0].shape[1]] or found[:1]
+    if len(found) == 1:
+        return settle_ties(*found[0])
+    scores = np.concatenate([scores for scores, _ in found], axis=1)
+    keys = np.concatenate([keys for _, keys in found], axis=1)
+    order = np.lexsort((keys, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(keys, order, 1)

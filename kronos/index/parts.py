@@ -1,0 +1,196 @@
+"""`Part`: rows of a `LayeredIndex` that cannot change, some of which may have died; and its bytes.
+
+A part with a graph is a main part; one without was the tail until a build began. Dead rows are
+masked: they are never found, and those of a graph still lead the way to the living.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kronos.errors import SnapshotError, VectorError
+from kronos.index.base import KeyTable, check_rows, distinct
+from kronos.index.faiss import Graph, Links, Rows, bits
+from kronos.index.tuning import Tuned
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.index.policy import IndexPolicy
+    from kronos.types import Keys, Vectors
+
+MAGIC = b"KRHNSW\x00\x01"
+_PREFIX = struct.Struct("<8sqqqqqqqd")
+"""Magic, width of a vector, rows, rows alive, links of a row, entry, numbers in `neighbours`; the
+effort that was tuned (0: none was) and its recall."""
+_MOST_LINKS = 1024
+
+
+class Part:
+    """Rows that cannot change, some of which may have died."""
+
+    def __init__(self, keys: Keys, rows: Rows, alive: NDArray[np.bool_] | None = None) -> None:
+        self.keys = keys
+        """Row by row; a key may stand at dead rows as well."""
+        self.rows = rows
+        self.alive = np.ones(keys.size, np.bool_) if alive is None else alive
+        self.count = int(np.count_nonzero(self.alive))
+        """Rows alive."""
+        living = np.flatnonzero(self.alive)
+        self._table = KeyTable(keys[living], living)
+        self._highest = int(keys.max()) if keys.size else -(2**63)
+        self._bits: NDArray[np.uint8] | None = None
+
+    @property
+    def dead(self) -> int:
+        """Rows that were removed or overwritten."""
+        return self.keys.size - self.count
+
+    def find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """The living rows of keys, and (n,) which keys those are."""
+        if not keys.size or keys.min() > self._highest:  # new keys, as a rule, are higher
+            return np.empty(0, np.intp), np.zeros(keys.size, np.bool_)
+        rows, known = self._table.find(keys)
+        if self.dead:
+            known[known] = alive = self.alive[rows]
+            rows = rows[alive]
+        return rows, known
+
+    def bury(self, keys: Keys) -> int:
+        """Let the rows of keys, distinct ones, be dead: how many were alive."""
+        rows, _ = self.find(keys)
+        if rows.size:
+            self.alive[rows] = False
+            self.count -= rows.size
+            self._bits = None
+        return rows.size
+
+    def living(self) -> tuple[Keys, NDArray[np.intp]]:
+        """The keys of the living, and their rows."""
+        rows = np.flatnonzero(self.alive)
+        return self.keys[rows], rows
+
+    def search(self, queries: Vectors, k: int, policy: IndexPolicy) -> tuple[Vectors, Keys]:
+        """Find the nearest of the living."""
+        if not self.count:
+            return nothing(len(queries))
+        if self.dead and self._bits is None:
+            self._bits = bits(self.alive)
+        k = min(k, self.count)
+        effort = self._effort(k, self.count / self.keys.size, policy)
+        return self._look(queries, k, effort, self._bits)
+
+    def search_among(
+        self, queries: Vectors, k: int, allowed: Keys, policy: IndexPolicy
+    ) -> tuple[Vectors, Keys]:
+        """Find the nearest of some keys, which are distinct and ascending."""
+        rows, known = self.find(allowed)
+        if not rows.size:
+            return nothing(len(queries))
+        share, k = rows.size / self.keys.size, min(k, rows.size)
+        effort = self._effort(k, share, policy)
+        if policy.picks(rows.size, self.keys.size, effort):
+            return self.rows.pick(queries, k, rows, allowed[known])
+        mask = np.zeros(self.keys.size, np.bool_)
+        mask[rows] = True
+        return self._look(queries, k, effort, bits(mask))
+
+    def _effort(self, k: int, share: float, policy: IndexPolicy) -> int | None:
+        """How hard to search the graph; None: to compare all that may be found costs no more."""
+        effort = policy.effort(k, share)
+        scans = not isinstance(self.rows, Graph) or policy.scans(effort, self.keys.size)
+        return None if scans else effort
+
+    def _look(
+        self, queries: Vectors, k: int, effort: int | None, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Vectors, Keys]:
+        if effort is not None and isinstance(self.rows, Graph):
+            scores, rows = self.rows.search(queries, k, effort, allowed)
+            if not rows.size or rows.min() >= 0:
+                return scores, self.keys.take(rows)
+        # Also where the graph did not lead to as many as there are.
+        scores, rows = self.rows.scan(queries, k, allowed)
+        return scores, self.keys.take(rows)
+
+
+def nothing(queries: int) -> tuple[Vectors, Keys]:
+    """No hits for each of some queries."""
+    return np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
+
+
+def without_the_dead(part: Part) -> Part:
+    """A copy of a graph whose dead rows hold the vector of another row."""
+    assert isinstance(part.rows, Graph)
+    graph, dead = part.rows.copy(), np.flatnonzero(~part.alive)
+    if dead.size:
+        near = part.rows.links.lowest(dead)
+        fits = np.asarray((near >= 0) & part.alive[near])
+        chosen = near[np.arange(dead.size), fits.argmax(axis=1)]
+        graph.vectors[dead] = np.where(np.any(fits, axis=1)[:, None], graph.vectors[chosen], 0)
+    return Part(part.keys, graph, part.alive.copy())
+
+
+def write_main(part: Part, tuned: Tuned | None) -> bytes:
+    """A part with a graph as bytes that `read_main` reads: raw arrays."""
+    assert isinstance(part.rows, Graph)
+    links, vectors = part.rows.links, part.rows.vectors
+    count, dim = vectors.shape
+    sizes = (dim, count, part.count, links.width, links.entry, links.neighbours.size)
+    measured = (0, 0.0) if tuned is None else (tuned.effort, tuned.recall)
+    head = _PREFIX.pack(MAGIC, *sizes, *measured)
+    arrays = [
+        np.ascontiguousarray(part.keys, "<i8"),
+        bits(part.alive),
+        np.ascontiguousarray(links.levels, "<i4"),
+        np.ascontiguousarray(links.neighbours, "<i4"),
+        np.ascontiguousarray(vectors, "<f4"),
+    ]
+    return b"".join([head, *(array.data for array in arrays)])
+
+
+class _Reader:
+    """Takes arrays off the front of bytes, without a copy."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data = data
+        self._at = start
+
+    def take(self, kind: str, count: int) -> NDArray[Any]:
+        size = np.dtype(kind).itemsize * count
+        if count < 0 or self._at + size > len(self._data):
+            raise SnapshotError(f"an index ends after {len(self._data)} bytes, within an array")
+        values = np.frombuffer(self._data, kind, count, self._at)
+        self._at += size
+        return values
+
+    def rest(self) -> memoryview:
+        return memoryview(self._data)[self._at :]
+
+
+def read_main(data: bytes, dim: int, policy: IndexPolicy) -> tuple[Part, memoryview, Tuned | None]:
+    """The main part, the bytes of the tail, and what was tuned."""
+    if len(data) < _PREFIX.size:
+        raise SnapshotError(f"an index begins with {_PREFIX.size} bytes, found {len(data)}")
+    _, found, count, living, width, entry, size, tuned, recall = _PREFIX.unpack_from(data)
+    if found != dim:
+        raise SnapshotError(f"the index is {found} wide, expected {dim}")
+    if not 2 <= width <= _MOST_LINKS:
+        raise SnapshotError(f"a row of the index has {width} links")
+    reader = _Reader(data, _PREFIX.size)
+    keys = reader.take("<i8", count)
+    alive = np.unpackbits(reader.take("u1", -(-count // 8)), count=count, bitorder="little")
+    levels, neighbours = reader.take("<i4", count), reader.take("<i4", size)
+    vectors = reader.take("<f4", count * dim).reshape(count, dim)
+    mask = alive.astype(np.bool_)
+    try:
+        check_rows(np.arange(count), vectors, dim)
+    except VectorError as exc:
+        raise SnapshotError(f"the index holds a row that was never put in: {exc}") from exc
+    if np.count_nonzero(mask) != living or distinct(keys[mask]).size != living:
+        raise SnapshotError("the index holds a key twice, or none where one was put in")
+    graph = Graph.of(vectors, Links(levels, neighbours, entry, width), effort=policy.build_effort)
+    measured = Tuned(tuned, recall) if tuned > 0 else None
+    return Part(keys, graph, mask), reader.rest(), measured

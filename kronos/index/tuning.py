@@ -1,0 +1,88 @@
+"""`Tuning`: how much of the truth a graph finds, and how hard it must look to find enough.
+
+Measured on the index's own vectors, against comparing them all, while searches and writes go on.
+It changes nothing; its owner takes over what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.index.faiss import Graph
+
+EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Those that are tried, least first: FAISS's efSearch."""
+_QUERIES = 200
+_K = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was found."""
+
+    effort: int
+    """Candidates that a search is to follow, for k up to 10."""
+    recall: float
+    """The share of the 10 nearest that it found then, 0..1."""
+
+
+class Tuning:
+    """Measures one graph.
+
+    Args:
+        graph: what is measured; nobody changes it.
+        rows: those alive, at least one: (n,).
+        allowed: their bits; None: all are.
+    """
+
+    def __init__(
+        self, graph: Graph, rows: NDArray[np.intp], allowed: NDArray[np.uint8] | None
+    ) -> None:
+        self._graph = graph
+        self._allowed = allowed
+        # The same ones every time, and spread over all.
+        self._asked = rows[np.linspace(0, rows.size - 1, min(_QUERIES, rows.size)).astype(np.intp)]
+        self._k = min(_K + 1, rows.size)
+        """One more than is counted: each finds itself, which says nothing."""
+
+    def run(self, target: float, stopped: Callable[[], bool] = lambda: False) -> Tuned | None:
+        """Find the least effort that reaches a recall, or the greatest; None when stopped.
+
+        Args:
+            target: the recall@10 that is wanted, 0..1.
+            stopped: asked now and then whether to stop.
+        """
+        truth = []
+        for row in self._asked.tolist():
+            if stopped():
+                return None
+            answer = self._graph.scan(self._query(row), self._k, self._allowed)
+            truth.append(self._others(row, answer))
+        tuned = None
+        for effort in EFFORTS:
+            tuned = Tuned(effort, self._recall(effort, truth))
+            if tuned.recall >= target or stopped():
+                break
+        return tuned
+
+    def _recall(self, effort: int, truth: list[set[int]]) -> float:
+        found = wanted = 0
+        for row, best in zip(self._asked.tolist(), truth, strict=True):
+            answer = self._graph.search(self._query(row), self._k, effort, self._allowed)
+            found += len(best & self._others(row, answer))
+            wanted += len(best)
+        return found / wanted if wanted else 1.0
+
+    def _query(self, row: int) -> NDArray[np.float32]:
+        return self._graph.vectors[row : row + 1]
+
+    @staticmethod
+    def _others(row: int, answer: tuple[NDArray[np.float32], NDArray[np.int64]]) -> set[int]:
+        return set(answer[1][0].tolist()) - {row, -1}

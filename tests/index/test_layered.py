@@ -1,0 +1,387 @@
+"""What only the layered index does: builds beside searches, tombstones, recall, its bytes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from kronos.errors import SnapshotError
+from kronos.index.exact import ExactIndex
+from kronos.index.faiss import FaissIndex
+from kronos.index.layered import LayeredIndex
+from kronos.index.policy import IndexPolicy
+from kronos.index.tuning import EFFORTS, Tuned
+
+if TYPE_CHECKING:
+    from kronos.types import Vectors
+
+DIM = 24
+POLICY = IndexPolicy(flat_below=500, tail_least=100, rows_for_step=4)
+"""Asks the graph in small indexes too."""
+
+
+def rows(count: int, seed: int) -> Vectors:
+    """Unit vectors about 50 centres."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((50, DIM))
+    made = centres[rng.integers(0, 50, count)] + rng.standard_normal((count, DIM))
+    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+
+
+def build(index: LayeredIndex) -> None:
+    made = index.begin_build()
+    assert made.run()
+    assert index.finish_build(made)
+
+
+def built(count: int = 2000, policy: IndexPolicy = POLICY) -> LayeredIndex:
+    index = LayeredIndex(DIM, device="cpu", policy=policy)
+    index.upsert(np.arange(count), rows(count, 1))
+    build(index)
+    return index
+
+
+def copied(index: LayeredIndex) -> ExactIndex:
+    exact = ExactIndex(DIM)
+    exact.upsert(keys := index.keys(), index.vectors_of(keys))
+    return exact
+
+
+def recall(index: LayeredIndex, exact: ExactIndex, k: int = 10, allowed: Any = None) -> float:
+    queries = rows(60, 77)
+    scores, found = index.search(queries, k, allowed=allowed)
+    best, wanted = exact.search(queries, k, allowed=allowed)
+    assert found.shape == wanted.shape
+    assert (scores <= best + 1e-5).all()
+    pairs = zip(found.tolist(), wanted.tolist(), strict=True)
+    return float(np.mean([len(set(a) & set(b)) / len(b) if b else 1 for a, b in pairs]))
+
+
+def assert_same(index: LayeredIndex, exact: ExactIndex) -> None:
+    assert len(index) == len(exact)
+    np.testing.assert_array_equal(index.keys(), exact.keys())
+    np.testing.assert_array_equal(index.vectors_of(exact.keys()), exact.vectors_of(exact.keys()))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_walk_equals_the_exact_index(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    index, exact = LayeredIndex(DIM, device="cpu", policy=POLICY), ExactIndex(DIM)
+    pending: Any = None
+    recalls, kinds = [], set()
+    for step in range(40):
+        keys = np.unique(rng.integers(0, 4000, int(rng.integers(1, 300))))
+        if rng.random() < 0.3:
+            assert index.remove(keys) == exact.remove(keys)
+        else:
+            vectors = rows(keys.size, 1000 * seed + step)
+            index.upsert(keys, vectors)
+            exact.upsert(keys, vectors)
+        if pending is not None:  # what it was made of has changed since
+            index.finish_build(pending)
+            pending = None
+        elif index.build_is_due:
+            pending = index.begin_build()
+            assert pending.run()
+        if rng.random() < 0.1:
+            index = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=POLICY)
+        if rng.random() < 0.1:
+            index = index.compacted()
+        kinds.add(index.kind)
+        assert_same(index, exact)
+        allowed = rng.choice(4000, 1500, replace=False)
+        recalls += [recall(index, exact), recall(index, exact, allowed=allowed)]
+        assert recall(index, exact, allowed=allowed[:40]) == 1
+    assert kinds == {"faiss-flat", "faiss-hnsw"}
+    assert np.mean(recalls) >= 0.97
+
+
+@pytest.mark.parametrize("percent", [1, 10, 30, 50, 90])
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_filtered_searches_find_what_there_is(percent: int, k: int) -> None:
+    index = built(6000)
+    index.remove(np.arange(0, 6000, 7))
+    index.upsert(np.arange(3000, 3050), rows(50, 5))
+    allowed = np.flatnonzero(np.random.default_rng(3).random(6000) * 100 < percent)
+    assert recall(index, copied(index), k, allowed) >= 0.99
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 1000, 5000, 7000])
+def test_any_number_of_neighbours_is_found(k: int) -> None:
+    index = built(6000)
+    assert recall(index, copied(index), k) >= 0.97
+
+
+def test_as_many_as_are_held_are_found_when_nearly_all_are_dead() -> None:
+    index = built()
+    index.remove(np.arange(1990))
+    _, keys = index.search(rows(3, 9), 10)
+    assert (np.sort(keys) == np.arange(1990, 2000)).all()
+    index.remove(np.arange(2000))
+    assert index.search(rows(3, 9), 10)[1].shape == (3, 0)
+    build(index)
+    assert (len(index), index.kind) == (0, "faiss-flat")
+
+
+def test_a_write_is_found_at_once_while_a_build_runs_and_after_it() -> None:
+    index = built()
+    index.upsert(np.arange(2000, 2200), rows(200, 2))
+    made = index.begin_build()
+    new = rows(3, 50)
+    index.upsert(np.array([5, 2100, 9000]), new)  # of the graph, of the frozen tail, and a new one
+    index.remove(np.array([6, 2101]))
+    for finish in (lambda: None, made.run, lambda: index.finish_build(made)):
+        finish()
+        assert index.search(new, 1)[1][:, 0].tolist() == [5, 2100, 9000]
+        assert not index.held(np.array([6, 2101])).any()
+        assert len(index) == 2199
+        assert not np.isin([6, 2101], index.search(rows(1, 1), 2199)[1]).any()
+        np.testing.assert_array_equal(index.vectors_of(np.array([9000, 5, 2100])), new[[2, 0, 1]])
+
+
+def test_searches_and_writes_go_on_beside_a_build() -> None:
+    index, exact = built(4000), ExactIndex(DIM)
+    exact.upsert(np.arange(4000), rows(4000, 1))
+    keys = np.arange(4000, 8000)
+    index.upsert(keys, rows(4000, 8))
+    exact.upsert(keys, rows(4000, 8))
+    made = index.begin_build()
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    step = 0
+    while thread.is_alive():
+        changed = np.random.default_rng(step).choice(9000, 50, replace=False)
+        vectors = rows(50, 200 + step)
+        for each in (index, exact):
+            each.remove(changed[:20])
+            each.upsert(changed[20:], vectors[20:])
+        found = index.search(vectors[20:], 1)[1][:, 0]
+        assert np.isin(changed[20:], found).mean() > 0.95
+        step += 1
+    thread.join()
+    assert index.finish_build(made)
+    assert_same(index, exact)
+    assert recall(index, exact) >= 0.97
+
+
+def test_a_build_that_is_stopped_changes_nothing() -> None:
+    index = built()
+    index.upsert(np.arange(2000, 4000), rows(2000, 2))
+    exact = copied(index)
+    asked: list[bool] = []
+
+    def stopped() -> bool:
+        asked.append(len(asked) > 2)
+        return asked[-1]
+
+    half = index.begin_build()
+    assert not half.run(stopped)
+    assert not index.finish_build(half)
+    assert_same(index, exact)
+    assert index.build_is_due
+    build(index)
+    assert not index.build_is_due
+    assert_same(index, exact)
+
+
+def test_a_build_whose_parts_are_gone_is_not_taken() -> None:
+    index = built()
+    index.upsert(np.arange(2000, 2200), rows(200, 2))
+    first, second = index.begin_build(), index.begin_build()
+    assert first.run()
+    assert second.run()
+    assert index.finish_build(second)
+    assert not index.finish_build(first)
+    assert len(index) == 2200
+
+
+def test_rows_frozen_while_another_build_ran_stay() -> None:
+    index = built()
+    index.upsert(np.arange(2000, 2200), rows(200, 2))
+    first = index.begin_build()
+    index.upsert(np.arange(2200, 2400), rows(200, 3))
+    index.begin_build()
+    assert first.run()
+    assert index.finish_build(first)
+    assert index.keys().tolist() == list(range(2400))
+    assert recall(index, copied(index)) >= 0.97
+
+
+def test_a_tail_is_merged_and_a_worn_graph_is_built_anew() -> None:
+    index = built()
+    index.upsert(np.arange(2000, 2150), rows(150, 2))
+    merge = index.begin_build()
+    assert not merge.is_from_scratch
+    assert merge.run()
+    assert index.finish_build(merge)
+    index.remove(np.arange(500))
+    assert index.build_is_due
+    anew = index.begin_build()
+    assert anew.is_from_scratch
+    assert anew.run()
+    assert index.finish_build(anew)
+    assert len(index.to_bytes()) < len(built(2000).to_bytes())
+    assert recall(index, copied(index)) >= 0.97
+
+
+def test_when_to_build_is_the_policys_to_say() -> None:
+    index = LayeredIndex(DIM, device="cpu", policy=POLICY)
+    index.upsert(np.arange(499), rows(499, 1))
+    assert not index.build_is_due
+    index.upsert(np.array([499]), rows(1, 2))
+    assert index.build_is_due
+    build(index)
+    assert (index.build_is_due, index.kind) == (False, "faiss-hnsw")
+    index.upsert(np.arange(99), rows(99, 2))
+    assert not index.build_is_due
+    index.upsert(np.array([99]), rows(1, 3))
+    assert index.build_is_due
+    never = LayeredIndex(DIM, device="cpu", policy=IndexPolicy.of("flat"))
+    never.upsert(np.arange(2000), rows(2000, 1))
+    assert not never.build_is_due
+
+
+def test_a_flat_snapshot_is_read_and_a_graphs_one_by_a_flat_index() -> None:
+    flat = FaissIndex(DIM, device="cpu")
+    flat.upsert(np.arange(2000), rows(2000, 1))
+    index = LayeredIndex.from_bytes(flat.to_bytes(), DIM, device="cpu", policy=POLICY)
+    assert index.to_bytes() == flat.to_bytes()
+    build(index)
+    index.remove(np.arange(100))
+    index.upsert(np.arange(50), rows(50, 2))
+    never = IndexPolicy.of("flat")
+    back = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=never)
+    assert back.kind == "faiss-flat"
+    assert_same(back, copied(index))
+
+
+def test_a_graph_comes_back_from_its_bytes_without_a_build() -> None:
+    index = built()
+    index.remove(np.arange(0, 2000, 9))
+    index.upsert(np.arange(0, 300, 2), rows(150, 4))
+    data = index.to_bytes()
+    back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY)
+    assert back.to_bytes() == data
+    assert back.kind == "faiss-hnsw"
+    for each in zip(back.search(rows(9, 3), 10), index.search(rows(9, 3), 10), strict=True):
+        np.testing.assert_array_equal(*each)
+    assert_same(back, copied(index))
+
+
+def test_bytes_of_a_graph_that_do_not_fit_are_refused() -> None:
+    index = built(600)
+    index.upsert(np.array([7000]), rows(1, 2))
+    data = index.to_bytes()
+    words = np.frombuffer(data[8:56], "<i8")  # dim, rows, alive, width, entry, neighbours
+
+    def changed(place: int, value: int) -> bytes:
+        other = words.copy()
+        other[place] = value
+        return b"".join([data[:8], other.tobytes(), data[56:]])
+
+    keys = 72
+    levels = keys + 600 * 8 + 75
+    links = levels + 600 * 4
+    for damaged in (
+        data[:20],
+        data[:-1],
+        data + b"\0",
+        changed(0, 25),
+        changed(1, -1),
+        changed(1, 601),
+        changed(2, 599),
+        changed(3, 17),
+        changed(3, 10**12),
+        changed(4, 600),
+        changed(4, -1),
+        changed(5, int(words[5]) - 1),
+        data[:keys] + data[keys + 8 : keys + 16] + data[keys + 8 :],
+        data[:levels] + b"\0\0\0\0" + data[levels + 4 :],
+        data[:levels] + b"\x7f\0\0\0" + data[levels + 4 :],
+        data[:links] + b"\xff\xff\0\0" + data[links + 4 :],
+        data[:links] + b"\xfe\xff\xff\xff" + data[links + 4 :],
+        data.replace(np.int64(7000).tobytes(), np.int64(3).tobytes()),
+    ):
+        with pytest.raises(SnapshotError):
+            LayeredIndex.from_bytes(damaged, DIM, device="cpu", policy=POLICY)
+
+
+@pytest.mark.parametrize("gone", [100, 1500])
+def test_a_compacted_index_holds_no_vector_of_a_removed_key(gone: int) -> None:
+    index = built()
+    old = index.vectors_of(np.arange(gone))
+    index.remove(np.arange(gone - 20))
+    index.upsert(np.arange(gone - 20, gone), rows(20, 6))
+    index.upsert(np.arange(5000, 5010), rows(10, 7))
+    exact = copied(index)
+    compacted = index.compacted()
+    data = compacted.to_bytes()
+    assert not [row for row in old if row.tobytes() in data]
+    assert_same(compacted, exact)
+    assert recall(compacted, exact) >= 0.97
+    assert recall(LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY), exact) >= 0.97
+
+
+def test_compacting_leaves_the_index_itself_alone() -> None:
+    index = built()
+    index.remove(np.arange(100))
+    before = index.to_bytes()
+    index.compacted().upsert(np.arange(100), rows(100, 3))
+    assert index.to_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbours", "has_graph"),
+    [("auto", 16, True), ("flat", 16, False), ("HNSW32", 32, True)],
+)
+def test_a_setting_names_a_policy(name: str, neighbours: int, has_graph: bool) -> None:
+    policy = IndexPolicy.of(name)
+    assert (policy.neighbours, policy.has_graph) == (neighbours, has_graph)
+
+
+def test_harder_searches_find_more() -> None:
+    found = []
+    for effort in (1, 400):
+        index = built(6000, replace(POLICY, search_effort=effort, rows_for_step=0))
+        found.append(recall(index, copied(index)))
+    assert found[0] < found[1]
+    assert found[1] >= 0.999
+
+
+def test_tuning_finds_the_least_effort_that_is_enough() -> None:
+    index = built(6000, replace(POLICY, rows_for_step=0))
+    index.remove(np.arange(0, 6000, 9))
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    asked = [tuning.run(target) for target in (0.5, 0.9, 0.999, 2)]
+    found = [each for each in asked if each is not None]
+    efforts = [each.effort for each in found]
+    assert efforts == sorted(efforts)
+    assert efforts[-1] == EFFORTS[-1]
+    for each, target in zip(found[:3], (0.5, 0.9, 0.999), strict=True):
+        assert each.recall >= target
+    index.tune(found[2])
+    assert recall(index, copied(index)) >= 0.98
+    back = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=POLICY)
+    assert (back.tuned, back.policy.search_effort) == (found[2], found[2].effort)
+    assert index.compacted().tuned == found[2]
+    build(index)
+    assert index.tuned == found[2]
+
+
+def test_what_is_exact_needs_no_tuning_and_tuning_stops() -> None:
+    index = LayeredIndex(DIM, device="cpu", policy=POLICY)
+    index.upsert(np.arange(600), rows(600, 1))
+    assert index.begin_tuning() is None
+    build(index)
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    assert tuning.run(0.9, lambda: True) is None
+    index.remove(np.arange(1, 600))
+    alone = index.begin_tuning()
+    assert alone is not None
+    assert alone.run(0.98) == Tuned(EFFORTS[0], 1.0)
