@@ -242,7 +242,8 @@ class Searching(Upkeep):
             self._finish(question, query, candidates, watch)
             for query, (candidates, watch) in zip(question.queries, found, strict=True)
         ]
-        self._note_access([hit.id for each in hits for hit in each])
+        if self._settings.track_access:
+            self._note_access([hit.id for each in hits for hit in each])
         return hits
 
     def _find(self, question: Question, *, complete: bool) -> list[tuple[list[Candidate], Watch]]:
@@ -382,8 +383,8 @@ class Searching(Upkeep):
     # -- What comes between ----------------------------------------------------------------------
 
     def _note_access(self, ids: Sequence[str]) -> None:
-        """Note that memories were found, where the settings wish it; a search never fails by it."""
-        if not self._settings.track_access or not ids:
+        """Note that memories were found; a search never fails by it."""
+        if not ids:
             return
         try:
             with self._writer() as repository:

@@ -411,6 +411,9 @@ def _unusable(norms: Any) -> dict[int, str]:
 
 def _norms(rows: Vectors) -> Any:
     # float64: squares of finite float32 values may overflow in float32.
+    if len(rows) == 1:  # a question's vector; to set einsum up takes as long as the sum itself
+        row = rows[0].astype(np.float64)
+        return np.sqrt([row @ row])
     return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
@@ -428,12 +431,15 @@ def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:
         VectorError: a row holds NaN or inf, or has length 0.
     """
     norms = _norms(rows)
+    are_unit = np.abs(norms - 1) <= _UNIT_TOLERANCE  # so that NaN is none
+    if are_unit.all():
+        return np.ascontiguousarray(rows, np.float32)
     for position, found in _unusable(norms).items():
         raise VectorError(
             f"{name(position)} {found}; a finite vector that points somewhere is needed",
             field=name(position),
         )
-    scale = np.where(np.abs(norms - 1) <= _UNIT_TOLERANCE, 1.0, norms)
+    scale = np.where(are_unit, 1.0, norms)
     return np.ascontiguousarray(rows / scale[:, None], np.float32)
 
 
@@ -452,8 +458,10 @@ def _as_vector(embedding: object, dim: int, space: str, name: str) -> Vectors:
             "embed it with that model, or change the store's model with `kronos reindex`",
             field=name,
         )
+    if vector.dtype == np.float32:
+        return vector
     with np.errstate(over="ignore"):
-        return vector.astype(np.float32, copy=False)
+        return vector.astype(np.float32)
 
 
 def _kind(value: object) -> str:

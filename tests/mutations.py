@@ -229,7 +229,7 @@ BUGS = [
     Bug(
         "a parent keeps its connections while it forks",
         "kronos/db/engine.py",
-        "        self._gate.close()\n        self._engine.dispose()\n",
+        "        self._gate.close()\n        self._disconnect()\n",
         "        self._gate.close()\n",
         "tests/db/test_engine.py tests/test_processes.py",
     ),

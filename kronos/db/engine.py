@@ -7,12 +7,14 @@ as an error of `kronos.errors`. Nothing here knows what the rows mean.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from kronos.db.dialect import ERRORS, SQLite, driver
 from kronos.errors import CorruptStoreError, StoreClosedError
@@ -20,8 +22,8 @@ from kronos.forking import Gate, follow_forks
 from kronos.settings import Settings
 from kronos.types import Problem
 
-# Connections kept for the next transaction; more are opened when more threads ask at once.
-_POOL_SIZE = 8
+# Kept for the next transactions; more are opened when more threads ask at once.
+_MOST_IDLE = 8
 
 
 class Database:
@@ -41,18 +43,16 @@ class Database:
         self.dialect = SQLite(self.path, settings)
         self._closed = False
         self._gate = Gate()
-        self._engine = self._new_engine()
-        follow_forks(self)
-
-    def _new_engine(self) -> Engine:
-        return create_engine(
+        # Connections are kept here and not in SQLAlchemy's pool, whose check-out and check-in take
+        # twice as long as to begin and to end a transaction.
+        self._idle: deque[Connection] = deque()
+        self._engine = create_engine(
             URL.create("sqlite+pysqlite", database=str(self.path)),
             creator=self.dialect.connect,
             module=driver,
-            pool_size=_POOL_SIZE,
-            max_overflow=-1,
-            pool_use_lifo=True,
+            poolclass=NullPool,
         )
+        follow_forks(self)
 
     def before_fork(self) -> None:
         """Close every connection, once no other thread is in a transaction.
@@ -61,12 +61,12 @@ class Database:
         parent's, and when the parent closes, the write-ahead log goes with what the child wrote.
         """
         self._gate.close()
-        self._engine.dispose()
+        self._disconnect()
 
     def after_fork(self, in_child: bool) -> None:
-        """Let transactions begin again; in the child with a pool whose locks are free."""
+        """Let transactions begin again."""
         if in_child:
-            self._gate, self._engine = Gate(), self._new_engine()
+            self._gate, self._idle = Gate(), deque()
         else:
             self._gate.reopen()
 
@@ -96,30 +96,56 @@ class Database:
 
         Whoever uses it looks at `dialect.foreign_key_problems` before the end. Raises as `write`.
         """
-        return self._transaction(self.dialect.begin_migration, pooled=False)
+        return self._transaction(self.dialect.begin_migration, kept=False)
 
     @contextmanager
     def _transaction(
-        self, begin: Callable[[Connection], None], *, pooled: bool = True
+        self, begin: Callable[[Connection], None], *, kept: bool = True
     ) -> Iterator[Connection]:
         if self._closed:
             raise StoreClosedError
         try:
-            with self._gate, self._engine.connect() as connection:
-                if not pooled:
-                    connection.detach()
-                try:
-                    with connection.begin():
-                        begin(connection)
-                        yield connection
-                except (DBAPIError, driver.Error):
-                    # After a failed commit or fsync nobody knows what the connection still holds.
-                    connection.invalidate()
-                    raise
+            with self._gate, self._connection(kept=kept) as connection, connection.begin():
+                begin(connection)
+                yield connection
         except DBAPIError as exc:
             raise self.dialect.fault(exc.orig) from exc
         except ERRORS as exc:
             raise self.dialect.fault(exc) from exc
+
+    @contextmanager
+    def _connection(self, *, kept: bool) -> Iterator[Connection]:
+        """A connection for one transaction; kept for the next one, unless the driver failed."""
+        idle = self._idle if kept else None
+        try:
+            connection = self._engine.connect() if idle is None else idle.pop()
+        except IndexError:
+            connection = self._engine.connect()
+        try:
+            yield connection
+        except (DBAPIError, driver.Error):
+            # After a failed commit or fsync nobody knows what the connection still holds.
+            connection.invalidate()
+            connection.close()
+            raise
+        except BaseException:
+            self._put_back(connection, idle)
+            raise
+        self._put_back(connection, idle)
+
+    def _put_back(self, connection: Connection, idle: deque[Connection] | None) -> None:
+        if idle is None or len(idle) >= _MOST_IDLE:
+            connection.close()
+            return
+        idle.append(connection)
+        if self._closed:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Close the connections that are in no transaction."""
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def backup(self, target: Path) -> None:
         """Copy the database, as it is committed now, to a new file, while others read and write.
@@ -169,4 +195,4 @@ class Database:
     def close(self) -> None:
         """Close every connection; does nothing when the database is closed."""
         self._closed = True
-        self._engine.dispose()
+        self._disconnect()
