@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -237,7 +237,7 @@ class Replica:
                 if self._index is None or not enough:
                     return
                 header = SnapshotHeader(self._identity(), self._applied, len(self._index))
-                payload = self._index.to_bytes()
+                payload = self._index.to_buffers()
                 unsaved, self._unsaved, self._saved_at = self._unsaved, 0, time.monotonic()
                 built, self._built = self._built, False
             if not self._publish(header, payload, built=built):
@@ -250,7 +250,9 @@ class Replica:
         if newest is not None and self._applied - newest < self._unsaved:
             self._unsaved = max(self._applied - newest, 0)
 
-    def _publish(self, header: SnapshotHeader, payload: bytes, *, built: bool) -> bool:
+    def _publish(
+        self, header: SnapshotHeader, payload: Sequence[memoryview], *, built: bool
+    ) -> bool:
         try:
             self._sync()
             path = write_snapshot(self._folder, header, payload, replace_equal=built)
@@ -275,7 +277,7 @@ class Replica:
         self._unsaved, self._built = 0, False
         header = SnapshotHeader(self._identity(), head, len(self._index))
         if header.count < self._policy.changes or not self._publish(
-            header, self._index.to_bytes(), built=True
+            header, self._index.to_buffers(), built=True
         ):
             discard_snapshots(self._folder, self.space.id)
 
@@ -369,7 +371,7 @@ class Replica:
             found = read_newest(self._folder, self._identity(), kinds=kinds)
             if found is None:
                 return None
-            header, payload = found
+            header, payload, known = found
             if header.seq < repository.spaces.pruned_seq(self.space.id):
                 self._discard_quietly()  # sound, and too old to know what to forget
                 return None
@@ -378,7 +380,11 @@ class Replica:
                     f"the snapshot is at seq {header.seq}, and the database ends at {head}"
                 )
             index = _index_class().from_bytes(
-                payload, self.space.dim, device=self._device, policy=self._index_policy
+                payload,
+                self.space.dim,
+                device=self._device,
+                policy=self._index_policy,
+                known=known,
             )
             self._applied = header.seq
             self._apply(index, repository)

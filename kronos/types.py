@@ -486,5 +486,8 @@ class VectorIndex(Protocol):
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys, all of which must be held: (n, dim) float32."""
 
-    def to_bytes(self) -> bytes:
-        """The index as bytes that the `from_bytes` of its own class reads."""
+    def to_buffers(self) -> list[memoryview]:
+        """The index as bytes, in pieces; joined, the `from_bytes` of its own class reads them.
+
+        They stay as they are, whatever becomes of the index.
+        """

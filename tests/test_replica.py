@@ -508,7 +508,7 @@ def test_an_index_compacted_while_a_build_runs_keeps_nothing_of_the_old_one(
     store._snapshots.wait()
     index = store._serving.replica._index
     assert index is not None
-    data = index.to_bytes() + b"".join(path.read_bytes() for path in snapshots(store))
+    data = b"".join(index.to_buffers()) + b"".join(path.read_bytes() for path in snapshots(store))
     assert not [row for row in old[::2] if row.tobytes() in data]
     assert_right(store)
 

@@ -31,7 +31,7 @@ from kronos.index.base import (
     distinct,
     require_known,
     rows_from_bytes,
-    rows_to_bytes,
+    rows_to_buffers,
     score_all,
 )
 
@@ -96,7 +96,7 @@ class FaissIndex:
         device: str = "auto",
         library: Any = faiss,
     ) -> FaissIndex:
-        """Read what `to_bytes` wrote.
+        """Read what `to_buffers` wrote.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
@@ -169,9 +169,9 @@ class FaissIndex:
         require_known(keys, known)
         return self._vectors().take(rows, axis=0)
 
-    def to_bytes(self) -> bytes:
+    def to_buffers(self) -> list[memoryview]:
         """The index as bytes that `from_bytes` reads: raw arrays, in the order of the rows."""
-        return rows_to_bytes(self._keys(), self._vectors())
+        return rows_to_buffers(self._keys().copy(), self._vectors().copy())
 
     @property
     def is_on_gpu(self) -> bool:
@@ -258,6 +258,39 @@ def bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
+class _Held:
+    """FAISS's memory as an array, for as long as the array is held.
+
+    Args:
+        owner: whose memory it is; it must not grow meanwhile.
+        view: a view of it.
+    """
+
+    def __init__(self, owner: Any, view: NDArray[Any]) -> None:
+        self._owner = owner
+        self.__array_interface__ = view.__array_interface__
+
+    @classmethod
+    def array(cls, owner: Any, view: NDArray[Any]) -> NDArray[Any]:
+        """The view, which now keeps the owner alive."""
+        return np.asarray(cls(owner, view)) if view.size else view
+
+
+def _lend(vector: Any, values: NDArray[Any]) -> bool:
+    """Let FAISS read an array where it lies, e.g. in a mapped file; False where it cannot.
+
+    Whoever lends keeps the array alive, and has nothing added to the vector. FAISS can since 1.11;
+    what it gives Python to make such a vector with needs a C++ pointer, so its fields are set.
+    """
+    if not hasattr(vector, "view_data"):
+        return False
+    pointer = faiss.swig_ptr(values)
+    vector.is_owned = False
+    vector.view_data = vector.c_ptr = pointer
+    vector.view_size = vector.c_size = values.size
+    return True
+
+
 def _view(flat: Any) -> Vectors:
     """The rows of a flat index: (n, dim); the next change may leave it dangling."""
     if not flat.ntotal:
@@ -275,14 +308,17 @@ class Rows:
 
     def __init__(self, flat: Any) -> None:
         self._flat = flat
+        self._vectors: Vectors | None = None
 
     def __len__(self) -> int:
         return int(self._flat.ntotal)
 
     @property
     def vectors(self) -> Vectors:
-        """A view of them, (n, dim) float32, for as long as they are held."""
-        return _view(self._flat)
+        """A view of them: (n, dim) float32."""
+        if self._vectors is None:
+            self._vectors = _Held.array(self._flat, _view(self._flat))
+        return self._vectors
 
     def scan(
         self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
@@ -395,33 +431,40 @@ class Graph(Rows):
         self._graph = faiss.IndexHNSWFlat(dim, width, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = effort
         self._width, self._effort = width, effort
+        self._lent: NDArray[np.int32] | None = None
+        """Links that FAISS reads where they lie; kept alive here."""
         super().__init__(faiss.downcast_index(self._graph.storage))
 
     @classmethod
-    def of(cls, vectors: Vectors, links: Links, *, effort: int) -> Graph:
+    def of(cls, vectors: Vectors, links: Links, *, effort: int, lent: bool = False) -> Graph:
         """Put a graph together from what `links` and `vectors` gave.
 
         Args:
-            vectors: (n, dim) float32; copied.
+            vectors: (n, dim) float32.
             links: those of the rows.
             effort: for rows that are added later.
+            lent: read both where they lie, as far as FAISS can; then no row can be added. Else they
+                are copied.
 
         Raises:
             SnapshotError: the links are none of such rows.
         """
         graph = cls(vectors.shape[1], width=links.width, effort=effort)
-        graph._flat.add(vectors)
+        if lent and _lend(graph._flat.codes, vectors.reshape(-1).view(np.uint8)):
+            graph._flat.ntotal, graph._vectors = len(vectors), vectors
+        else:
+            graph._flat.add(vectors)
         graph._graph.ntotal = len(vectors)
-        graph._link(links)
+        graph._link(links, lent=lent)
         return graph
 
     @property
     def links(self) -> Links:
-        """The graph without its vectors; a copy."""
+        """The graph without its vectors; a view."""
         hnsw = self._graph.hnsw
         return Links(
             faiss.vector_to_array(hnsw.levels),
-            _values(hnsw.neighbors).copy(),
+            _Held.array(self._graph, _values(hnsw.neighbors)),
             int(hnsw.entry_point),
             self._width,
         )
@@ -431,7 +474,11 @@ class Graph(Rows):
         return Graph.of(self.vectors, self.links, effort=self._effort)
 
     def add(self, vectors: Vectors) -> None:
-        """Link rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile."""
+        """Link rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile.
+
+        A view that was taken before is not to be used any more.
+        """
+        self._vectors = None
         # Levels are drawn by chance: a copy would draw those of its original once more.
         self._graph.hnsw.rng = faiss.RandomGenerator(len(self) + 1)
         self._graph.add(vectors)
@@ -457,7 +504,7 @@ class Graph(Rows):
         scores, rows = self._graph.search(queries, k, params=params)
         return scores, rows
 
-    def _link(self, links: Links) -> None:
+    def _link(self, links: Links, *, lent: bool) -> None:
         hnsw, count = self._graph.hnsw, len(self)
         widths = faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
         _check_links(links, count, widths)
@@ -465,9 +512,12 @@ class Graph(Rows):
         np.cumsum(widths[links.levels], out=places[1:])
         faiss.copy_array_to_vector(np.ascontiguousarray(links.levels), hnsw.levels)
         faiss.copy_array_to_vector(places, hnsw.offsets)
-        hnsw.neighbors.resize(links.neighbours.size)
-        if count:
-            _values(hnsw.neighbors)[:] = links.neighbours
+        if lent and _lend(hnsw.neighbors, links.neighbours):
+            self._lent = links.neighbours
+        else:
+            hnsw.neighbors.resize(links.neighbours.size)
+            if count:
+                _values(hnsw.neighbors)[:] = links.neighbours
         hnsw.entry_point = links.entry
         hnsw.max_level = int(links.levels.max()) - 1 if count else -1
 

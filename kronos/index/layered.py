@@ -29,11 +29,11 @@ from kronos.index.base import (
     check_rows,
     distinct,
     require_known,
-    rows_to_bytes,
+    rows_to_buffers,
 )
 from kronos.index.building import Build
 from kronos.index.faiss import FaissIndex, Graph, bits, settle_ties
-from kronos.index.parts import MAGIC, Part, read_main, without_the_dead, write_main
+from kronos.index.parts import MAGIC, Part, main_buffers, read_main, without_the_dead
 from kronos.index.policy import IndexPolicy
 from kronos.index.tuning import Tuned, Tuning
 
@@ -71,16 +71,29 @@ class LayeredIndex:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, dim: int, *, device: str = "auto", policy: IndexPolicy | None = None
+        cls,
+        data: bytes | memoryview,
+        dim: int,
+        *,
+        device: str = "auto",
+        policy: IndexPolicy | None = None,
+        known: bool = False,
     ) -> LayeredIndex:
-        """Read what `to_bytes` wrote, or a `FaissIndex`; nothing is built.
+        """Read what `to_buffers` wrote, or a `FaissIndex`; nothing is built.
+
+        Args:
+            data: the graph and its vectors are read where they lie, and kept alive.
+            dim: the width of a vector.
+            device: as for the index.
+            policy: as for the index.
+            known: they were read before: the vectors are not looked at once more.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
         """
         index = cls(dim, device=device, policy=policy)
-        if data.startswith(MAGIC):
-            main, tail, tuned = read_main(data, dim, index.policy)
+        if bytes(data[: len(MAGIC)]) == MAGIC:
+            main, tail, tuned = read_main(memoryview(data), dim, index.policy, known=known)
             if tuned is not None:
                 index.tune(tuned)
             index._tail = FaissIndex.from_bytes(tail, dim, device=device)
@@ -93,7 +106,7 @@ class LayeredIndex:
 
     @property
     def kind(self) -> str:
-        """The kind of the main part, which tells what `to_bytes` gives."""
+        """The kind of the main part, which tells what `to_buffers` gives."""
         return FLAT if self._graph is None else GRAPH
 
     def __len__(self) -> int:
@@ -161,10 +174,10 @@ class LayeredIndex:
             vectors[in_tail] = self._tail.vectors_of(keys[in_tail])
         return vectors
 
-    def to_bytes(self) -> bytes:
-        """The index as bytes that `from_bytes` reads, the graph included."""
+    def to_buffers(self) -> list[memoryview]:
+        """The index as bytes that `from_bytes` reads, the graph included, which is no copy."""
         main, tail = self._graph, self._flat_rows()
-        return tail if main is None else write_main(main, self.tuned) + tail
+        return tail if main is None else main_buffers(main, self.tuned) + tail
 
     # -- Builds ----------------------------------------------------------------------------------
 
@@ -222,7 +235,8 @@ class LayeredIndex:
         copy.tuned = self.tuned
         main = self._graph
         if main is not None and not self.policy.is_worn(main.keys.size, main.dead):
-            copy._tail = FaissIndex.from_bytes(self._flat_rows(), self.dim, device=self._device)
+            rows = b"".join(self._flat_rows())
+            copy._tail = FaissIndex.from_bytes(rows, self.dim, device=self._device)
             copy._parts = [without_the_dead(main)]
         else:
             copy._tail.upsert(keys := self.keys(), self.vectors_of(keys))
@@ -242,16 +256,16 @@ class LayeredIndex:
             keys, rows = main.living()
             self._tail.upsert(keys, main.rows.vectors[rows])
 
-    def _flat_rows(self) -> bytes:
+    def _flat_rows(self) -> list[memoryview]:
         """All rows but those of the graph, as bytes."""
         flat = [part for part in self._parts if part is not self._graph]
         if not flat:
-            return self._tail.to_bytes()
+            return self._tail.to_buffers()
         living = [part.living() for part in flat]
         tail = self._tail.keys()
         keys = np.concatenate([*(keys for keys, _ in living), tail])
         vectors = [part.rows.vectors[rows] for part, (_, rows) in zip(flat, living, strict=True)]
-        return rows_to_bytes(keys, np.concatenate([*vectors, self._tail.vectors_of(tail)]))
+        return rows_to_buffers(keys, np.concatenate([*vectors, self._tail.vectors_of(tail)]))
 
 
 def _merge(found: list[tuple[Vectors, Keys]], k: int) -> tuple[Vectors, Keys]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.errors import SnapshotError, VectorError
-from kronos.index.base import KeyTable, check_rows, distinct
+from kronos.index.base import KeyTable, check_rows, to_buffer
 from kronos.index.faiss import Graph, Links, Rows, bits
 from kronos.index.tuning import Tuned
 
@@ -27,6 +27,7 @@ _PREFIX = struct.Struct("<8sqqqqqqqd")
 """Magic, width of a vector, rows, rows alive, links of a row, entry, numbers in `neighbours`; the
 effort that was tuned (0: none was) and its recall."""
 _MOST_LINKS = 1024
+_ALIGNED = 64
 
 
 class Part:
@@ -48,6 +49,10 @@ class Part:
     def dead(self) -> int:
         """Rows that were removed or overwritten."""
         return self.keys.size - self.count
+
+    def holds_a_key_twice(self) -> bool:
+        """Whether a key stands at two living rows, which only damage can bring about."""
+        return self._table.has_twins()
 
     def find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The living rows of keys, and (n,) which keys those are."""
@@ -133,45 +138,53 @@ def without_the_dead(part: Part) -> Part:
     return Part(part.keys, graph, part.alive.copy())
 
 
-def write_main(part: Part, tuned: Tuned | None) -> bytes:
-    """A part with a graph as bytes that `read_main` reads: raw arrays."""
+def main_buffers(part: Part, tuned: Tuned | None) -> list[memoryview]:
+    """A part with a graph as bytes that `read_main` reads: raw arrays, each at a multiple of 64."""
     assert isinstance(part.rows, Graph)
     links, vectors = part.rows.links, part.rows.vectors
     count, dim = vectors.shape
     sizes = (dim, count, part.count, links.width, links.entry, links.neighbours.size)
     measured = (0, 0.0) if tuned is None else (tuned.effort, tuned.recall)
-    head = _PREFIX.pack(MAGIC, *sizes, *measured)
-    arrays = [
-        np.ascontiguousarray(part.keys, "<i8"),
-        bits(part.alive),
-        np.ascontiguousarray(links.levels, "<i4"),
-        np.ascontiguousarray(links.neighbours, "<i4"),
-        np.ascontiguousarray(vectors, "<f4"),
+    buffers = [
+        memoryview(_PREFIX.pack(MAGIC, *sizes, *measured)),
+        to_buffer(part.keys, "<i8"),
+        bits(part.alive).data,
+        to_buffer(links.levels, "<i4"),
+        to_buffer(links.neighbours, "<i4"),
+        to_buffer(vectors, "<f4"),
     ]
-    return b"".join([head, *(array.data for array in arrays)])
+    return [piece for buffer in buffers for piece in (buffer, _padding(buffer.nbytes))]
+
+
+def _padding(size: int) -> memoryview:
+    """What brings so many bytes to a multiple of 64: FAISS reads arrays where they lie."""
+    return memoryview(bytes(-size % _ALIGNED))
 
 
 class _Reader:
     """Takes arrays off the front of bytes, without a copy."""
 
-    def __init__(self, data: bytes, start: int) -> None:
+    def __init__(self, data: memoryview, start: int) -> None:
         self._data = data
-        self._at = start
+        self._at = start + -start % _ALIGNED
 
     def take(self, kind: str, count: int) -> NDArray[Any]:
         size = np.dtype(kind).itemsize * count
-        if count < 0 or self._at + size > len(self._data):
+        end = self._at + size + -size % _ALIGNED
+        if count < 0 or end > len(self._data):
             raise SnapshotError(f"an index ends after {len(self._data)} bytes, within an array")
         values = np.frombuffer(self._data, kind, count, self._at)
-        self._at += size
+        self._at = end
         return values
 
     def rest(self) -> memoryview:
         return memoryview(self._data)[self._at :]
 
 
-def read_main(data: bytes, dim: int, policy: IndexPolicy) -> tuple[Part, memoryview, Tuned | None]:
-    """The main part, the bytes of the tail, and what was tuned."""
+def read_main(
+    data: memoryview, dim: int, policy: IndexPolicy, *, known: bool
+) -> tuple[Part, memoryview, Tuned | None]:
+    """The main part, which lies where the bytes do, the bytes of the tail, and what was tuned."""
     if len(data) < _PREFIX.size:
         raise SnapshotError(f"an index begins with {_PREFIX.size} bytes, found {len(data)}")
     _, found, count, living, width, entry, size, tuned, recall = _PREFIX.unpack_from(data)
@@ -186,11 +199,13 @@ def read_main(data: bytes, dim: int, policy: IndexPolicy) -> tuple[Part, memoryv
     vectors = reader.take("<f4", count * dim).reshape(count, dim)
     mask = alive.astype(np.bool_)
     try:
-        check_rows(np.arange(count), vectors, dim)
+        if not known:  # reads all of them, which a mapped file is there to spare
+            check_rows(np.arange(count), vectors, dim)
     except VectorError as exc:
         raise SnapshotError(f"the index holds a row that was never put in: {exc}") from exc
-    if np.count_nonzero(mask) != living or distinct(keys[mask]).size != living:
+    links = Links(levels, neighbours, entry, width)
+    graph = Graph.of(vectors, links, effort=policy.build_effort, lent=True)
+    part = Part(keys, graph, mask)
+    if part.count != living or part.holds_a_key_twice():
         raise SnapshotError("the index holds a key twice, or none where one was put in")
-    graph = Graph.of(vectors, Links(levels, neighbours, entry, width), effort=policy.build_effort)
-    measured = Tuned(tuned, recall) if tuned > 0 else None
-    return Part(keys, graph, mask), reader.rest(), measured
+    return part, reader.rest(), Tuned(tuned, recall) if tuned > 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,9 @@ def test_a_random_walk_equals_the_exact_index(seed: int) -> None:
             pending = index.begin_build()
             assert pending.run()
         if rng.random() < 0.1:
-            index = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=POLICY)
+            index = LayeredIndex.from_bytes(
+                b"".join(index.to_buffers()), DIM, device="cpu", policy=POLICY
+            )
         if rng.random() < 0.1:
             index = index.compacted()
         kinds.add(index.kind)
@@ -224,7 +227,7 @@ def test_a_tail_is_merged_and_a_worn_graph_is_built_anew() -> None:
     assert anew.is_from_scratch
     assert anew.run()
     assert index.finish_build(anew)
-    assert len(index.to_bytes()) < len(built(2000).to_bytes())
+    assert len(b"".join(index.to_buffers())) < len(b"".join(built(2000).to_buffers()))
     assert recall(index, copied(index)) >= 0.97
 
 
@@ -248,13 +251,13 @@ def test_when_to_build_is_the_policys_to_say() -> None:
 def test_a_flat_snapshot_is_read_and_a_graphs_one_by_a_flat_index() -> None:
     flat = FaissIndex(DIM, device="cpu")
     flat.upsert(np.arange(2000), rows(2000, 1))
-    index = LayeredIndex.from_bytes(flat.to_bytes(), DIM, device="cpu", policy=POLICY)
-    assert index.to_bytes() == flat.to_bytes()
+    index = LayeredIndex.from_bytes(b"".join(flat.to_buffers()), DIM, device="cpu", policy=POLICY)
+    assert b"".join(index.to_buffers()) == b"".join(flat.to_buffers())
     build(index)
     index.remove(np.arange(100))
     index.upsert(np.arange(50), rows(50, 2))
     never = IndexPolicy.of("flat")
-    back = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=never)
+    back = LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu", policy=never)
     assert back.kind == "faiss-flat"
     assert_same(back, copied(index))
 
@@ -263,19 +266,50 @@ def test_a_graph_comes_back_from_its_bytes_without_a_build() -> None:
     index = built()
     index.remove(np.arange(0, 2000, 9))
     index.upsert(np.arange(0, 300, 2), rows(150, 4))
-    data = index.to_bytes()
+    data = b"".join(index.to_buffers())
     back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY)
-    assert back.to_bytes() == data
+    assert b"".join(back.to_buffers()) == data
     assert back.kind == "faiss-hnsw"
     for each in zip(back.search(rows(9, 3), 10), index.search(rows(9, 3), 10), strict=True):
         np.testing.assert_array_equal(*each)
     assert_same(back, copied(index))
 
 
+def test_buffers_stay_as_they_were_whatever_becomes_of_the_index() -> None:
+    index = built()
+    before = b"".join(index.to_buffers())
+    buffers = index.to_buffers()
+    index.remove(np.arange(0, 2000, 9))
+    index.upsert(np.arange(0, 300, 2), rows(150, 4))
+    build = index.begin_build()
+    assert build.run()
+    assert index.finish_build(build)
+    del index, build
+    gc.collect()
+    others = [rows(2000, 5) for _ in range(20)]  # take the memory, if it was given back
+    assert b"".join(buffers) == before
+    del others
+
+
+def test_a_graph_that_lies_in_bytes_is_built_on_in_memory_of_its_own() -> None:
+    data = b"".join(built().to_buffers())
+    kept = bytes(data)
+    back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY, known=True)
+    back.upsert(np.arange(5000, 5500), rows(500, 4))
+    back.remove(np.arange(100))
+    exact = copied(back)
+    build = back.begin_build()
+    assert build.run()
+    assert back.finish_build(build)
+    assert_same(back, exact)
+    assert recall(back, exact) >= 0.97
+    assert data == kept
+
+
 def test_bytes_of_a_graph_that_do_not_fit_are_refused() -> None:
     index = built(600)
     index.upsert(np.array([7000]), rows(1, 2))
-    data = index.to_bytes()
+    data = b"".join(index.to_buffers())
     words = np.frombuffer(data[8:56], "<i8")  # dim, rows, alive, width, entry, neighbours
 
     def changed(place: int, value: int) -> bytes:
@@ -283,9 +317,9 @@ def test_bytes_of_a_graph_that_do_not_fit_are_refused() -> None:
         other[place] = value
         return b"".join([data[:8], other.tobytes(), data[56:]])
 
-    keys = 72
-    levels = keys + 600 * 8 + 75
-    links = levels + 600 * 4
+    keys = 128  # each array begins at a multiple of 64
+    levels = keys + 600 * 8 + 128
+    links = levels + 600 * 4 + 32
     for damaged in (
         data[:20],
         data[:-1],
@@ -319,7 +353,7 @@ def test_a_compacted_index_holds_no_vector_of_a_removed_key(gone: int) -> None:
     index.upsert(np.arange(5000, 5010), rows(10, 7))
     exact = copied(index)
     compacted = index.compacted()
-    data = compacted.to_bytes()
+    data = b"".join(compacted.to_buffers())
     assert not [row for row in old if row.tobytes() in data]
     assert_same(compacted, exact)
     assert recall(compacted, exact) >= 0.97
@@ -329,9 +363,9 @@ def test_a_compacted_index_holds_no_vector_of_a_removed_key(gone: int) -> None:
 def test_compacting_leaves_the_index_itself_alone() -> None:
     index = built()
     index.remove(np.arange(100))
-    before = index.to_bytes()
+    before = b"".join(index.to_buffers())
     index.compacted().upsert(np.arange(100), rows(100, 3))
-    assert index.to_bytes() == before
+    assert b"".join(index.to_buffers()) == before
 
 
 @pytest.mark.parametrize(
@@ -366,7 +400,7 @@ def test_tuning_finds_the_least_effort_that_is_enough() -> None:
         assert each.recall >= target
     index.tune(found[2])
     assert recall(index, copied(index)) >= 0.98
-    back = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=POLICY)
+    back = LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu", policy=POLICY)
     assert (back.tuned, back.policy.search_effort) == (found[2], found[2].effort)
     assert index.compacted().tuned == found[2]
     build(index)
