@@ -540,11 +540,15 @@ def test_a_setting_keeps_an_index_flat(open_store: Opener) -> None:
     assert store.stats().index_kind == "faiss-flat"
 
 
-@pytest.mark.parametrize("name", ["", "hnsw", "HNSW", "HNSW3", "HNSW129", "IVF16,Flat", None, 16])
+@pytest.mark.parametrize(
+    "name",
+    ["", "hnsw", "HNSW", "HNSW3", "HNSW129,SQ8", "IVF16", "IVF0,Flat", "HNSW16,RaBitQ", None, 16],
+)
 def test_an_unknown_kind_of_index_is_refused(name: Any) -> None:
-    with pytest.raises(ConfigurationError, match='index must be "auto", "flat" or "HNSW4"'):
+    with pytest.raises(ConfigurationError, match='index must be "auto", "flat", "HNSW4" to'):
         Settings(index=name)
-    assert Settings.from_env({"KRONOS_INDEX": "HNSW32"}).index == "HNSW32"
+    for good in ("HNSW32", "HNSW16,SQ8", "IVF1024,SQfp16", "IVF64,RaBitQ"):
+        assert Settings.from_env({"KRONOS_INDEX": good}).index == good
 
 
 def test_a_tuned_index_stays_tuned(

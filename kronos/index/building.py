@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos.index.faiss import Graph, build_beside_searches
+from kronos.index.coded import CodedRows
+from kronos.index.faiss import Graph, MainRows, build_beside_searches
 from kronos.index.parts import Part
 
 if TYPE_CHECKING:
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 _CHUNK = 256
 """So many rows are linked in until a build looks whether it is to stop."""
+_TRAINED_ON = 2**17
+"""So many rows at most: what is learnt from more is the same, and nothing can stop it meanwhile."""
+
+
+def empty_main(dim: int, policy: IndexPolicy) -> MainRows:
+    """A main part of the kind that a policy wants.
+
+    Raises:
+        ConfigurationError: this FAISS cannot make it.
+    """
+    if policy.links is not None:
+        return Graph(dim, width=policy.links, effort=policy.build_effort)
+    return CodedRows(dim, policy.main, effort=policy.build_effort)
 
 
 class Build:
@@ -40,16 +54,17 @@ class Build:
 
     @property
     def is_from_scratch(self) -> bool:
-        """Whether the whole graph is built, and not only merged into."""
+        """Whether the whole main part is built, and not only merged into."""
         return self._base is None
 
     @property
-    def _base(self) -> Graph | None:
-        """The graph to begin with."""
-        if not self.parts or not isinstance(self.parts[0].rows, Graph):
+    def _base(self) -> MainRows | None:
+        """The main part to begin with; None where it is worn, or of another kind than wanted."""
+        rows = self.parts[0].rows if self.parts else None
+        if not isinstance(rows, MainRows) or rows.name != self._policy.main:
             return None
         size, alive = self.parts[0].keys.size, int(np.count_nonzero(self.alive[0]))
-        return None if self._policy.is_worn(size, size - alive) else self.parts[0].rows
+        return None if self._policy.is_worn(size, size - alive) else rows
 
     def run(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Build; False when it was stopped before it was done.
@@ -64,19 +79,20 @@ class Build:
         first = 0 if base is None else 1
         keys, places = self._rows_of(first)
         if base is None:
-            policy = self._policy
-            graph = Graph(self._dim, width=policy.neighbours, effort=policy.build_effort)
+            made = empty_main(self._dim, self._policy)
+            sample = np.linspace(0, keys.size - 1, min(keys.size, _TRAINED_ON)).astype(np.intp)
+            made.train(self._gather(places[sample], first))
             alive = np.ones(keys.size, np.bool_)
         else:
-            graph = base.copy()
+            made = base.copy()
             alive = np.concatenate([self.alive[0], np.ones(keys.size, np.bool_)])
         for start in range(0, keys.size, _CHUNK):
             if stopped():
                 return False
-            graph.add(self._gather(places[start : start + _CHUNK], first))
+            made.add(self._gather(places[start : start + _CHUNK], first))
         if base is not None:
             keys = np.concatenate([self.parts[0].keys, keys])
-        self.made = Part(keys, graph, alive)
+        self.made = Part(keys, made, alive)
         return True
 
     def _rows_of(self, first: int) -> tuple[Keys, NDArray[np.intp]]:

@@ -1,16 +1,17 @@
 """`FaissIndex`: a flat FAISS index, exact, on the CPU and, where FAISS can, copied to a GPU.
 
 `Rows` and `Graph` are what `LayeredIndex` is made of: rows that change no more, and the same with
-an HNSW graph over them. The only module that imports faiss. All is checked before FAISS sees it:
-FAISS takes NaN and a key that it holds already, and a wrong width reads past the array's end under
-`python -O`. FAISS reads no file and no serialised bytes. A few questions are answered on one
-thread; how many threads FAISS uses, which are torch's as well, is put back at once.
+an HNSW graph over them. This module and `coded` alone import faiss. All is checked before FAISS
+sees it: FAISS takes NaN and a key that it holds already, and a wrong width reads past the array's
+end under `python -O`. FAISS reads no file, and here no serialised bytes. A few questions are
+answered on one thread; how many threads FAISS uses, which are torch's as well, is put back at once.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class FaissIndex:
         place are returned is left open.
         """
         queries = check_queries(queries, k, self.dim)
-        with _threads_for(queries):
+        with threads_for(queries):
             return self._search(queries, k, allowed)
 
     def _search(self, queries: Vectors, k: int, allowed: Keys | None) -> tuple[Vectors, Keys]:
@@ -224,7 +225,7 @@ class FaissIndex:
                     KronosWarning,
                     stacklevel=3,
                 )
-        with _threads_for(queries):
+        with threads_for(queries):
             scores, keys = self._index.search(queries, k)
         return scores, keys
 
@@ -288,6 +289,17 @@ def _lend(vector: Any, values: NDArray[Any]) -> bool:
     return True
 
 
+def fill(flat: Any, vectors: Vectors) -> None:
+    """Let an empty flat index hold vectors, (n, dim) float32, where they lie, if FAISS can.
+
+    Its user keeps them alive, and adds nothing.
+    """
+    if _lend(flat.codes, vectors.reshape(-1).view(np.uint8)):
+        flat.ntotal = len(vectors)
+    else:
+        flat.add(vectors)
+
+
 def _view(flat: Any) -> Vectors:
     """The rows of a flat index: (n, dim); the next change may leave it dangling."""
     if not flat.ntotal:
@@ -335,7 +347,7 @@ class Rows:
             # FAISS keeps a pointer alone: the names keep both alive.
             selector = faiss.IDSelectorBitmap(allowed)
             params = faiss.SearchParameters(sel=selector)
-        with _threads_for(queries):
+        with threads_for(queries):
             scores, rows = self._flat.search(queries, k, params=params)
         return scores, rows
 
@@ -360,7 +372,7 @@ class Rows:
         found = np.empty((len(queries), k), np.int64)
         with _one_thread():
             for number, query in enumerate(queries):
-                each = _products(query, vectors, rows)
+                each = products(query, vectors, rows)
                 positions = best(each, k)
                 scores[number], found[number] = each[positions], keys[positions]
         return scores, found
@@ -377,12 +389,12 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _threads_for(queries: Vectors) -> AbstractContextManager[None]:
+def threads_for(queries: Vectors) -> AbstractContextManager[None]:
     """One thread for a few queries; see `_LONE`."""
     return _one_thread() if len(queries) <= _LONE else nullcontext()
 
 
-def _products(query: Vectors, vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
+def products(query: Vectors, vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
     """The inner products of a query and some rows of C-contiguous vectors: (m,) float32."""
     query, rows = np.ascontiguousarray(query), np.ascontiguousarray(rows, np.int64)
     products = np.empty(rows.size, np.float32)
@@ -413,8 +425,49 @@ class Links:
         return links
 
 
-class Graph(Rows):
-    """Rows with an HNSW graph over them. They can be added to, and neither changed nor removed.
+class MainRows(Rows, ABC):
+    """Rows with an index over them, so that a search need not compare all of them.
+
+    They can be added to, and neither changed nor removed.
+    """
+
+    name: str
+    """Of the index, as `Settings.index` gives it."""
+
+    def train(self, vectors: Vectors) -> None:
+        """Prepare for rows such as these, (n, dim) float32; once, before any is added."""
+
+    @abstractmethod
+    def add(self, vectors: Vectors) -> None:
+        """Take rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile.
+
+        A view that was taken before is not to be used any more.
+        """
+
+    @abstractmethod
+    def copy(self) -> MainRows:
+        """A copy that can be added to while this one is searched."""
+
+    @abstractmethod
+    def search(
+        self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Find about the k nearest rows of each query.
+
+        Args:
+            queries: (n, dim) float32, checked.
+            k: at least 1.
+            effort: how many candidates of a graph are followed, whether they may be found or not;
+                or how many lists are gone through.
+            allowed: the `bits` of rows that may be found; None: all.
+
+        Returns:
+            (n, k) scores, best first, and rows: -1 where no more were found.
+        """
+
+
+class Graph(MainRows):
+    """Rows with an HNSW graph over them.
 
     The rows are FAISS's own, so there is no second copy of any vector.
 
@@ -428,6 +481,7 @@ class Graph(Rows):
         self._graph = faiss.IndexHNSWFlat(dim, width, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = effort
         self._width, self._effort = width, effort
+        self.name = f"HNSW{width}"
         self._lent: NDArray[np.int32] | None = None
         """Links that FAISS reads where they lie; kept alive here."""
         super().__init__(faiss.downcast_index(self._graph.storage))
@@ -447,8 +501,9 @@ class Graph(Rows):
             SnapshotError: the links are none of such rows.
         """
         graph = cls(vectors.shape[1], width=links.width, effort=effort)
-        if lent and _lend(graph._flat.codes, vectors.reshape(-1).view(np.uint8)):
-            graph._flat.ntotal, graph._vectors = len(vectors), vectors
+        if lent:
+            fill(graph._flat, vectors)
+            graph._vectors = vectors
         else:
             graph._flat.add(vectors)
         graph._graph.ntotal = len(vectors)
@@ -467,14 +522,11 @@ class Graph(Rows):
         )
 
     def copy(self) -> Graph:
-        """A graph that can be added to while this one is searched."""
+        """See `MainRows`."""
         return Graph.of(self.vectors, self.links, effort=self._effort)
 
     def add(self, vectors: Vectors) -> None:
-        """Link rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile.
-
-        A view that was taken before is not to be used any more.
-        """
+        """See `MainRows`."""
         self._vectors = None
         # Levels are drawn by chance: a copy would draw those of its original once more.
         self._graph.hnsw.rng = faiss.RandomGenerator(len(self) + 1)
@@ -483,17 +535,7 @@ class Graph(Rows):
     def search(
         self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Find about the k nearest rows of each query.
-
-        Args:
-            queries: (n, dim) float32, checked.
-            k: at least 1.
-            effort: how many candidates are followed, whether they may be found or not.
-            allowed: the `bits` of rows that may be found; None: all.
-
-        Returns:
-            (n, k) scores, best first, and rows: -1 where no more were found.
-        """
+        """See `MainRows`."""
         params = faiss.SearchParametersHNSW(efSearch=effort)
         if allowed is not None:
             selector = faiss.IDSelectorBitmap(allowed)

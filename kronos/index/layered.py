@@ -31,9 +31,10 @@ from kronos.index.base import (
     require_known,
     rows_to_buffers,
 )
-from kronos.index.building import Build
-from kronos.index.faiss import FaissIndex, Graph, bits, settle_ties
-from kronos.index.parts import MAGIC, Part, main_buffers, read_main, without_the_dead
+from kronos.index.building import Build, empty_main
+from kronos.index.coded import CodedRows
+from kronos.index.faiss import FaissIndex, MainRows, bits, settle_ties
+from kronos.index.parts import MAGICS, Part, main_buffers, read_main, without_the_dead
 from kronos.index.policy import IndexPolicy
 from kronos.index.tuning import Tuned, Tuning
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from kronos.types import Keys, Vectors
 
-FLAT, GRAPH = FaissIndex.kind, "faiss-hnsw"
+FLAT, GRAPH, CODED = FaissIndex.kind, "faiss-hnsw", "faiss-coded"
 
 
 class LayeredIndex:
@@ -52,9 +53,12 @@ class LayeredIndex:
         dim: the width of a vector.
         device: where the tail lives; see `FaissIndex`. On a GPU all of it is tail.
         policy: when to build what.
+
+    Raises:
+        ConfigurationError: this FAISS cannot make the main part that the policy names.
     """
 
-    KINDS = (FLAT, GRAPH)
+    KINDS = (FLAT, GRAPH, CODED)
     """What `kind` may be, and the kinds of bytes that `from_bytes` reads."""
 
     def __init__(
@@ -66,6 +70,7 @@ class LayeredIndex:
         self._parts: list[Part] = []
         """The main part, if there is one, then what was tail when a build began."""
         self._tail = FaissIndex(dim, device=device)
+        empty_main(dim, self.policy)  # refuses now what could not be built later
         self.tuned: Tuned | None = None
         """What `tune` was told last; kept with the graph."""
 
@@ -92,7 +97,7 @@ class LayeredIndex:
             SnapshotError: the bytes are no index, or one of another width.
         """
         index = cls(dim, device=device, policy=policy)
-        if bytes(data[: len(MAGIC)]) == MAGIC:
+        if bytes(data[: len(MAGICS[0])]) in MAGICS:
             main, tail, tuned = read_main(memoryview(data), dim, index.policy, known=known)
             if tuned is not None:
                 index.tune(tuned)
@@ -107,7 +112,9 @@ class LayeredIndex:
     @property
     def kind(self) -> str:
         """The kind of the main part, which tells what `to_buffers` gives."""
-        return FLAT if self._graph is None else GRAPH
+        if self._main is None:
+            return FLAT
+        return CODED if isinstance(self._main.rows, CodedRows) else GRAPH
 
     def __len__(self) -> int:
         return len(self._tail) + sum(part.count for part in self._parts)
@@ -176,7 +183,7 @@ class LayeredIndex:
 
     def to_buffers(self) -> list[memoryview]:
         """The index as bytes that `from_bytes` reads, the graph included, which is no copy."""
-        main, tail = self._graph, self._flat_rows()
+        main, tail = self._main, self._flat_rows()
         return tail if main is None else main_buffers(main, self.tuned) + tail
 
     # -- Builds ----------------------------------------------------------------------------------
@@ -186,10 +193,13 @@ class LayeredIndex:
         """Whether the policy wants a new main part."""
         if self._tail.is_on_gpu:
             return False
-        graph = self._graph
-        size, dead = (0, 0) if graph is None else (graph.keys.size, graph.dead)
-        count = 0 if graph is None else graph.count
-        return self.policy.is_due(graph=size, dead=dead, tail=len(self) - count)
+        main = self._main
+        if main is None:
+            return self.policy.is_due(main=0, dead=0, tail=len(self))
+        if isinstance(main.rows, MainRows) and main.rows.name != self.policy.main:
+            return True
+        tail = len(self) - main.count
+        return self.policy.is_due(main=main.keys.size, dead=main.dead, tail=tail)
 
     def begin_build(self) -> Build:
         """Freeze the tail, and say what a new main part is to be made of."""
@@ -212,11 +222,11 @@ class LayeredIndex:
         return True
 
     def begin_tuning(self) -> Tuning | None:
-        """What measures the graph beside searches; None: there is none, every search is exact."""
-        main = self._graph
+        """What measures the main part beside searches; None: there is none, all is exact."""
+        main = self._main
         if main is None or not main.count:
             return None
-        assert isinstance(main.rows, Graph)
+        assert isinstance(main.rows, MainRows)
         _, rows = main.living()
         return Tuning(main.rows, rows, bits(main.alive) if main.dead else None)
 
@@ -228,13 +238,14 @@ class LayeredIndex:
     def compacted(self) -> LayeredIndex:
         """A copy that holds no vector of a removed key, and takes no memory for them.
 
-        Where a few rows of the graph are dead, they take the vector of a living row that they link
-        to: they go on leading the way. Where many are, the copy has no graph until the next build.
+        Where a few rows of a graph are dead, they take the vector of a living row that they link
+        to: they go on leading the way. Where many are, or the main part is of another kind, the
+        copy has none until the next build.
         """
         copy = LayeredIndex(self.dim, device=self._device, policy=self.policy)
         copy.tuned = self.tuned
-        main = self._graph
-        if main is not None and not self.policy.is_worn(main.keys.size, main.dead):
+        main = self._main
+        if main is not None and self._outlives_its_dead(main):
             rows = b"".join(self._flat_rows())
             copy._tail = FaissIndex.from_bytes(rows, self.dim, device=self._device)
             copy._parts = [without_the_dead(main)]
@@ -243,22 +254,28 @@ class LayeredIndex:
         return copy
 
     @property
-    def _graph(self) -> Part | None:
-        """The main part, when it is a graph."""
-        main = self._parts[0] if self._parts else None
-        return main if main is not None and isinstance(main.rows, Graph) else None
+    def _main(self) -> Part | None:
+        """The main part, if there is one."""
+        first = self._parts[0] if self._parts else None
+        return first if first is not None and isinstance(first.rows, MainRows) else None
+
+    def _outlives_its_dead(self, main: Part) -> bool:
+        """Whether a main part can do without the vectors of its dead rows."""
+        if isinstance(main.rows, CodedRows):
+            return not main.dead
+        return not self.policy.is_worn(main.keys.size, main.dead)
 
     def _take_in(self, main: Part) -> None:
         """Let a part be the main one, where the policy wants one and there is one."""
-        if main.count and self.policy.has_graph and not self._tail.is_on_gpu:
+        if main.count and self.policy.has_main and not self._tail.is_on_gpu:
             self._parts.insert(0, main)
         elif main.count:
             keys, rows = main.living()
             self._tail.upsert(keys, main.rows.vectors[rows])
 
     def _flat_rows(self) -> list[memoryview]:
-        """All rows but those of the graph, as bytes."""
-        flat = [part for part in self._parts if part is not self._graph]
+        """All rows but those of the main part, as bytes."""
+        flat = [part for part in self._parts if part is not self._main]
         if not flat:
             return self._tail.to_buffers()
         living = [part.living() for part in flat]

@@ -1,4 +1,4 @@
-"""`Tuning`: how much of the truth a graph finds, and how hard it must look to find enough.
+"""`Tuning`: how much of the truth a main part finds, and how hard it must look to find enough.
 
 Measured on the index's own vectors, against comparing them all, while searches and writes go on.
 It changes nothing; its owner takes over what it found.
@@ -15,10 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.index.faiss import Graph
+    from kronos.index.faiss import MainRows
 
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Those that are tried, least first: FAISS's efSearch."""
+"""Those that are tried, least first: FAISS's efSearch, or nprobe."""
 _QUERIES = 200
 _K = 10
 
@@ -43,7 +43,7 @@ class Tuning:
     """
 
     def __init__(
-        self, graph: Graph, rows: NDArray[np.intp], allowed: NDArray[np.uint8] | None
+        self, graph: MainRows, rows: NDArray[np.intp], allowed: NDArray[np.uint8] | None
     ) -> None:
         self._graph = graph
         self._allowed = allowed

@@ -119,5 +119,7 @@ KINDS = {
     "faiss": Kind(partial(FaissIndex, device="cpu"), partial(FaissIndex.from_bytes, device="cpu")),
     "layered": _layered(EAGER),
     "layered-graph": _layered(ALL_GRAPH),
+    "layered-coded": _layered(replace(ALL_GRAPH, main="HNSW8,SQ8")),
+    "layered-lists": _layered(replace(ALL_GRAPH, main="IVF1,SQfp16")),
     "faiss-gpu": Kind(_with_gpu, _read_with_gpu),
 }

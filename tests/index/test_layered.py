@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kronos.errors import SnapshotError
+from kronos.errors import ConfigurationError, SnapshotError
 from kronos.index.exact import ExactIndex
 from kronos.index.faiss import FaissIndex
 from kronos.index.layered import LayeredIndex
@@ -306,6 +306,85 @@ def test_a_graph_that_lies_in_bytes_is_built_on_in_memory_of_its_own() -> None:
     assert data == kept
 
 
+CODED = ("HNSW8,SQ8", "HNSW8,SQ4", "HNSW8,SQfp16", "HNSW8,SQbf16")
+LISTS = ("IVF10,Flat", "IVF10,SQ8", "IVF10,RaBitQ")
+
+
+@pytest.mark.parametrize("main", [*CODED, *LISTS])
+def test_rows_in_fewer_bits_are_found_with_exact_scores(main: str) -> None:
+    policy = replace(POLICY, main=main, search_effort=10 if main in LISTS else 64)
+    index = built(4000, policy)
+    index.remove(np.arange(0, 4000, 11))
+    index.upsert(np.arange(100, 400), rows(300, 5))
+    index.upsert(np.arange(9000, 9050), rows(50, 6))
+    assert index.kind == "faiss-coded"
+    exact = copied(index)
+    least = 0.5 if main.endswith("RaBitQ") else 0.97  # one bit a number, of 24 numbers
+    for allowed in (None, np.arange(0, 4000, 3), np.arange(50, 99)):
+        assert recall(index, exact, allowed=allowed) >= least
+    query = rows(1, 99)
+    scores, found = index.search(query, 30)
+    np.testing.assert_allclose(scores[0], exact.vectors_of(found[0]) @ query[0], atol=1e-6)
+    back = LayeredIndex.from_bytes(
+        b"".join(index.to_buffers()), DIM, device="cpu", policy=policy, known=True
+    )
+    assert_same(back, exact)
+    np.testing.assert_array_equal(back.search(query, 30)[1], found)
+    build(back)  # what came since is merged into codes that were read
+    assert len(back._tail) == 0
+    assert_same(back, exact)
+    assert recall(back, exact) >= least
+
+
+@pytest.mark.parametrize("main", ["HNSW8,SQ8", "IVF10,Flat"])
+def test_a_compacted_index_of_codes_holds_nothing_of_a_removed_key(main: str) -> None:
+    index = built(2000, replace(POLICY, main=main))
+    assert index.compacted().kind == "faiss-coded"
+    old = index.vectors_of(np.arange(30))
+    index.remove(np.arange(30))
+    compacted = index.compacted()
+    data = b"".join(compacted.to_buffers())
+    assert not [row for row in old if row.tobytes() in data]
+    assert_same(compacted, copied(index))
+    assert compacted.kind == "faiss-flat"  # until the next build
+    assert compacted.build_is_due
+
+
+def test_another_kind_than_the_snapshot_has_is_built_when_it_is_wanted() -> None:
+    index = built()
+    data = b"".join(index.to_buffers())
+    policy = replace(POLICY, main="IVF10,SQ8", search_effort=10)
+    back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=policy)
+    assert back.kind == "faiss-hnsw"
+    assert back.build_is_due
+    build(back)
+    assert back.kind == "faiss-coded"
+    assert not back.build_is_due
+    assert_same(back, copied(index))
+
+
+def test_codes_that_do_not_fit_their_rows_are_refused() -> None:
+    policy = replace(POLICY, main="HNSW8,SQ8")
+    data = b"".join(built(600, policy).to_buffers())
+    other = b"".join(built(601, policy).to_buffers())
+    words = np.frombuffer(data[8:56], "<i8")  # dim, rows, alive, name, 0, codes
+    start = 128 + 600 * 8 + 128 + 64
+    codes = slice(start, start + int(words[5]))
+    foreign = slice(128 + 4864 + 128 + 64, None)
+    for damaged in (
+        data[:-1],
+        data[: codes.start] + b"IxXX" + data[codes.start + 4 :],
+        data[: codes.start] + other[foreign][: int(words[5])] + data[codes.stop :],
+    ):
+        with pytest.raises(SnapshotError):
+            LayeredIndex.from_bytes(damaged, DIM, device="cpu", policy=policy)
+
+
+def test_what_faiss_cannot_make_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="is none that FAISS"):
+        LayeredIndex(DIM, device="cpu", policy=replace(POLICY, main="HNSW16,Nonsense"))
+
+
 def test_bytes_of_a_graph_that_do_not_fit_are_refused() -> None:
     index = built(600)
     index.upsert(np.array([7000]), rows(1, 2))
@@ -369,12 +448,18 @@ def test_compacting_leaves_the_index_itself_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "neighbours", "has_graph"),
-    [("auto", 16, True), ("flat", 16, False), ("HNSW32", 32, True)],
+    ("name", "links", "has_main", "flat_below"),
+    [
+        ("auto", 16, True, 10_000),
+        ("flat", 16, False, 2**62),
+        ("HNSW32", 32, True, 10_000),
+        ("HNSW32,SQ8", None, True, 10_000),
+        ("IVF1024,SQfp16", None, True, 40_960),
+    ],
 )
-def test_a_setting_names_a_policy(name: str, neighbours: int, has_graph: bool) -> None:
+def test_a_setting_names_a_policy(name: str, links: int, has_main: bool, flat_below: int) -> None:
     policy = IndexPolicy.of(name)
-    assert (policy.neighbours, policy.has_graph) == (neighbours, has_graph)
+    assert (policy.links, policy.has_main, policy.flat_below) == (links, has_main, flat_below)
 
 
 def test_harder_searches_find_more() -> None:
