@@ -38,6 +38,7 @@ from kronos.types import (
     Report,
     Stats,
     Step,
+    TuneReport,
     Version,
 )
 
@@ -462,6 +463,13 @@ class KronosMemory:
         """Compare everything that must agree; see `MemoryStore.check`."""
         return await self._open.work(self._store.check, repair=repair)
 
+    async def tune(self, target: float = 0.98) -> TuneReport:
+        """Measure how well searches find, and search as hard as need be; see `MemoryStore.tune`.
+
+        A call that is cancelled ends what is built, and changes nothing.
+        """
+        return await self._job(functools.partial(self._store._tune, target), None)
+
     async def reindex(
         self,
         model: str | None = None,
@@ -616,9 +624,7 @@ class KronosMemory:
         """Save what can be read of a damaged database; see `MemoryStore.recover`."""
         return await asyncio.to_thread(MemoryStore.recover, storage_path, settings=settings)
 
-    async def _job(
-        self, run: Callable[..., ReindexReport], stop: threading.Event | None
-    ) -> ReindexReport:
+    async def _job(self, run: Callable[..., T], stop: threading.Event | None) -> T:
         """Run a job on a thread of its own: it may take hours, and the workers are few."""
         self._open  # noqa: B018 - StoreClosedError
         stop = stop or threading.Event()

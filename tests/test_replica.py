@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -556,18 +557,21 @@ def test_a_tuned_index_stays_tuned(
 ) -> None:
     small_graphs(monkeypatch)
     store = open_vectors()
-    assert store._serving.replica.tune() is None
+    assert store._serving.replica.tune(0.95) is None
     fill(store)
     assert_right(store)
     store._snapshots.wait()
     tuned = store._serving.replica.tune(0.95)
     assert tuned is not None
     assert tuned.recall >= 0.95
-    assert store._serving.replica.tuned == tuned
+    assert not store._serving.replica.is_saved_as_tuned
+    measured = ("faiss-hnsw", tuned.effort, tuned.recall)
     store.close()
     with open_vectors() as again:
+        assert astuple(again._serving.replica.state()) == measured
         again.search(rows(1)[0])
-        assert again._serving.replica.tuned == tuned
+        assert astuple(again._serving.replica.state()) == measured
+        assert again._serving.replica.is_saved_as_tuned
 
 
 def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
@@ -586,7 +590,7 @@ def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
     with store._reader() as repository, store._serving.replica.lock:
         store._serving.replica.catch_up(repository, repository.pulse().seq)
     with pytest.warns(KronosWarning, match="no memory to build an index of 1500 vectors"):
-        store._serving.replica.build(threading.Event())
+        store._serving.replica.build(lambda: False)
     assert_right(store)
     store._snapshots.wait()
     assert_right(store)

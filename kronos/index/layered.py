@@ -116,6 +116,11 @@ class LayeredIndex:
             return FLAT
         return CODED if isinstance(self._main.rows, CodedRows) else GRAPH
 
+    @property
+    def effort(self) -> int | None:
+        """Candidates that a search of the graph follows; None: there is none, all is exact."""
+        return None if self._main is None else self.policy.search_effort
+
     def __len__(self) -> int:
         return len(self._tail) + sum(part.count for part in self._parts)
 
@@ -228,7 +233,7 @@ class LayeredIndex:
             return None
         assert isinstance(main.rows, MainRows)
         _, rows = main.living()
-        return Tuning(main.rows, rows, bits(main.alive) if main.dead else None)
+        return Tuning(main.rows, rows, bits(main.alive) if main.dead else None, self.policy)
 
     def tune(self, tuned: Tuned) -> None:
         """Search as hard as was found to be enough."""

@@ -71,6 +71,10 @@ class SnapshotHeader:
     """The last change that the index has applied."""
     count: int
     """Keys in the index."""
+    effort: int | None = None
+    """How hard it is searched; None: every search is exact."""
+    recall: float | None = None
+    """The recall@10 that was measured with this effort, 0..1; None: none was."""
 
 
 class Snapshot(NamedTuple):
@@ -135,6 +139,20 @@ def newest_seq(folder: Path, space_id: int) -> int | None:
     except OSError:
         return None
     return int(found[0].stem.rpartition("-")[2]) if found else None
+
+
+def newest_header(folder: Path, space_id: int) -> SnapshotHeader | None:
+    """What a space's newest snapshot says of itself; its payload is neither read nor verified.
+
+    None when there is none, or none whose header can be trusted.
+    """
+    try:
+        for path in _snapshots(folder, space_id)[-1:]:
+            with path.open("rb") as file:
+                return _parse(path, _read_header(path, file))[0]
+    except (OSError, SnapshotError):
+        pass
+    return None
 
 
 def strays(folder: Path) -> list[Path]:
@@ -351,7 +369,8 @@ def _parse(path: Path, text: bytes) -> tuple[SnapshotHeader, int, str]:
     try:
         described = json.loads(text)
         identity = SnapshotIdentity(**described["identity"])
-        header = SnapshotHeader(identity, described["seq"], described["count"])
+        measured = described.get("effort"), described.get("recall")
+        header = SnapshotHeader(identity, described["seq"], described["count"], *measured)
         return header, described["payload_bytes"], described["payload_sha256"]
     except (KeyError, TypeError, ValueError) as exc:
         raise SnapshotError(f"{path.name} was written by another Kronos: {exc!r}") from exc

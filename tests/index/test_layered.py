@@ -492,6 +492,27 @@ def test_tuning_finds_the_least_effort_that_is_enough() -> None:
     assert index.tuned == found[2]
 
 
+def test_so_hard_a_search_that_it_compares_all_is_exact() -> None:
+    policy = replace(POLICY, rows_for_step=400, search_effort=10)
+    index = built(6000, policy)
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    assert tuning.run(1.0) == Tuned(EFFORTS[0], 1.0)
+    index.tune(Tuned(EFFORTS[0], 1.0))
+    assert recall(index, copied(index)) == 1
+
+
+def test_of_memories_that_are_equally_near_any_will_do() -> None:
+    index = LayeredIndex(DIM, device="cpu", policy=replace(POLICY, rows_for_step=0))
+    index.upsert(np.arange(2000), np.repeat(rows(40, 1), 50, axis=0))
+    build(index)
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    tuned = tuning.run(0.99)
+    assert tuned is not None
+    assert tuned.recall >= 0.99
+
+
 def test_what_is_exact_needs_no_tuning_and_tuning_stops() -> None:
     index = LayeredIndex(DIM, device="cpu", policy=POLICY)
     index.upsert(np.arange(600), rows(600, 1))
