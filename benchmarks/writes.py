@@ -2,9 +2,9 @@
 
     python -m benchmarks.writes [--counts 1000 60000 200000] [--dim 384] [--folder DIR]
 
-Bare sqlite3 writes the same text, metadata and vector to two plain tables, with the same write-ahead
-log and the same sync at each commit, but keeps no words, no history and no second index. Both are
-timed in turn, so a slow disk weighs on both: the ratio is the figure. A folder in memory
+Bare sqlite3 writes the same text, metadata and vector to two plain tables, with the same log and
+the same sync at each commit, but keeps no words, no history and no second index. Both are timed in
+turn, so a slow disk weighs on both: the ratio is the figure. A folder in memory
 (`--folder /dev/shm`) leaves the disk out and shows what the processor alone takes.
 """
 
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.core import Rows, unit_rows
+from benchmarks.core import unit_rows
 from kronos import KronosMemory, MemoryStore, NewMemory
 
 _BATCH = 1000
@@ -98,11 +100,17 @@ def _bytes(embedding: object) -> bytes:
     return np.asarray(embedding, np.float32).tobytes()
 
 
-def rate(count: int, work: Callable[[], object]) -> float:
+def rate(count: int, work: Callable[..., object], *args: object) -> float:
     """Run something that writes so many memories: memories a second."""
     started = time.perf_counter()
-    work()
+    work(*args)
     return count / (time.perf_counter() - started)
+
+
+def one_by_one(work: Callable[[list[Any]], object], items: Iterable[object]) -> None:
+    """Hand items over in calls of their own."""
+    for item in items:
+        work([item])
 
 
 def report(what: str, rates: Sequence[tuple[float, float]]) -> None:
@@ -128,32 +136,30 @@ def singles(store: MemoryStore, bare: Bare, supply: Supply, count: int) -> None:
     rates = []
     for _ in range(_ROUNDS):
         items = supply.take(count)
-        ours = rate(count, lambda items=items: [store.add_many([item]) for item in items])
-        rates.append((ours, rate(count, lambda items=items: [bare.add([item]) for item in items])))
+        ours = rate(count, one_by_one, store.add_many, items)
+        rates.append((ours, rate(count, one_by_one, bare.add, items)))
     report("single adds", rates)
 
 
 def threads(store: MemoryStore, bare: Bare, supply: Supply, each: int) -> None:
-    """Many threads, one memory a call; bare sqlite3 as for one caller."""
+    """Many threads, one memory a call; bare sqlite3 has one caller."""
     rates = []
     with ThreadPoolExecutor(_CALLERS) as pool:
+        call = functools.partial(one_by_one, store.add_many)
+
+        def all_at_once(calls: list[list[NewMemory]]) -> None:
+            list(pool.map(call, calls))
+
         for _ in range(_ROUNDS):
             calls = [supply.take(each) for _ in range(_CALLERS)]
-
-            def call(items: list[NewMemory]) -> None:
-                for item in items:
-                    store.add_many([item])
-
-            ours = rate(_CALLERS * each, lambda calls=calls, call=call: list(pool.map(call, calls)))
+            ours = rate(_CALLERS * each, all_at_once, calls)
             lone = [item for items in calls[:8] for item in items]
-            rates.append(
-                (ours, rate(len(lone), lambda lone=lone: [bare.add([item]) for item in lone]))
-            )
+            rates.append((ours, rate(len(lone), one_by_one, bare.add, lone)))
     report(f"{_CALLERS} threads on MemoryStore", rates)
 
 
 async def tasks(folder: Path, bare: Bare, supply: Supply, each: int, dim: int) -> None:
-    """Many asyncio tasks, one memory a call; bare sqlite3 as for one caller."""
+    """Many asyncio tasks, one memory a call; bare sqlite3 has one caller."""
     rates = []
     async with KronosMemory(folder, embedding_model=None, embedding_dim=dim) as memory:
 
@@ -167,9 +173,7 @@ async def tasks(folder: Path, bare: Bare, supply: Supply, each: int, dim: int) -
             await asyncio.gather(*map(call, calls))
             ours = _CALLERS * each / (time.perf_counter() - started)
             lone = [item for items in calls[:8] for item in items]
-            rates.append(
-                (ours, rate(len(lone), lambda lone=lone: [bare.add([item]) for item in lone]))
-            )
+            rates.append((ours, rate(len(lone), one_by_one, bare.add, lone)))
     report(f"{_CALLERS} asyncio tasks on KronosMemory", rates)
 
 
@@ -179,15 +183,13 @@ def bulk(
     """Batches of 1,000 at several sizes of the store."""
     for count in counts:
         while (missing := count - store.count()) > 0:
-            items = supply.take(min(missing, 20 * _BATCH))
+            items = supply.take(min(missing, _BATCH))
             store.add_many(items)
-            for start in range(0, len(items), _BATCH):
-                bare.add(items[start : start + _BATCH])
+            bare.add(items)
         rates = []
         for _ in range(batches):
             items = supply.take(_BATCH)
-            ours = rate(_BATCH, lambda items=items: store.add_many(items))
-            rates.append((ours, rate(_BATCH, lambda items=items: bare.add(items))))
+            rates.append((rate(_BATCH, store.add_many, items), rate(_BATCH, bare.add, items)))
         report(f"batches of {_BATCH:,} at {count:,}", rates)
 
 
@@ -195,23 +197,22 @@ def changes(store: MemoryStore, bare: Bare, supply: Supply, rounds: int) -> None
     """Replacing and deleting 1,000 at once, and deleting one by one, at the size reached."""
     held = f"of {store.count():,}"
     replaced, named, matched, lone = [], [], [], []
+    replace = functools.partial(store.add_many, on_conflict="replace")
     for _ in range(rounds):
-        ids = store.add_many(supply.take(2 * _BATCH + 100))
-        bare.add(supply.take(2 * _BATCH + 100))
+        items = supply.take(2 * _BATCH + 100)
+        ids = store.add_many(items)
+        bare.add(items)
         new = [
             NewMemory(item.content, id=id, embedding=item.embedding, metadata={"marked": True})
             for item, id in zip(supply.take(_BATCH), ids, strict=False)
         ]
-        cost = rate(_BATCH, lambda new=new: bare.add(new))
-        replaced.append(
-            (rate(_BATCH, lambda new=new: store.add_many(new, on_conflict="replace")), cost)
-        )
-        ours = rate(_BATCH, lambda: store.delete(where={"marked": True}))
-        matched.append((ours, rate(_BATCH, lambda: bare.delete(_BATCH))))
-        ours = rate(_BATCH, lambda ids=ids: store.delete(ids[_BATCH : 2 * _BATCH]))
-        named.append((ours, rate(_BATCH, lambda: bare.delete(_BATCH))))
-        ours = rate(100, lambda ids=ids: [store.delete(id) for id in ids[2 * _BATCH :]])
-        lone.append((ours, rate(100, lambda: [bare.delete(1) for _ in range(100)])))
+        replaced.append((rate(_BATCH, replace, new), rate(_BATCH, bare.add, new)))
+        ours = rate(_BATCH, functools.partial(store.delete, where={"marked": True}))
+        matched.append((ours, rate(_BATCH, bare.delete, _BATCH)))
+        ours = rate(_BATCH, store.delete, ids[_BATCH : 2 * _BATCH])
+        named.append((ours, rate(_BATCH, bare.delete, _BATCH)))
+        ours = rate(100, one_by_one, store.delete, ids[2 * _BATCH :])
+        lone.append((ours, rate(100, one_by_one, lambda _: bare.delete(1), range(100))))
     report(f"replacing {_BATCH:,} {held} (bare: adding)", replaced)
     report(f"deleting {_BATCH:,} {held} by ids", named)
     report(f"deleting {_BATCH:,} {held} by a filter", matched)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    ClauseElement,
     ColumnElement,
     Connection,
     Select,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.dialects import sqlite
 
 from kronos.errors import (
     ConfigurationError,
@@ -426,6 +428,43 @@ def fetch(connection: Connection, statement: str, values: Sequence[Any] = ()) ->
     return rows
 
 
+class Prepared:
+    """A Core statement that is compiled once, and run past SQLAlchemy; see `fetch`.
+
+    Args:
+        statement: its parameters are named by `bindparam`; see `listed` for lists.
+    """
+
+    def __init__(self, statement: ClauseElement) -> None:
+        self._statement = statement
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[str, dict[str, Any]]:
+        compiled = self._statement.compile(dialect=sqlite.dialect(paramstyle="named"))
+        return str(compiled), dict(compiled.params)
+
+    def run(self, connection: Connection, **values: Any) -> int:
+        """Write: how many rows were written."""
+        return self._execute(connection, values).rowcount
+
+    def fetch(self, connection: Connection, **values: Any) -> list[Any]:
+        """Read, or write and read what was written: all rows."""
+        return self._execute(connection, values).fetchall()
+
+    def _execute(self, connection: Connection, values: dict[str, Any]) -> sqlite3.Cursor:
+        text, constants = self._compiled
+        given = {
+            name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return _driver(connection).execute(text, {**constants, **given})
+
+
+def listed(name: str) -> Select[Any]:
+    """A list of a `Prepared` statement, for `IN`: however long, it is one parameter."""
+    return select(func.json_each(bindparam(name)).table_valued("value").c.value)
+
+
 def insert_rows(
     connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
@@ -434,6 +473,40 @@ def insert_rows(
     _driver(connection).executemany(
         f"INSERT INTO {table} ({names}) VALUES ({marks})",  # noqa: S608  (names of our own)
         rows,
+    )
+
+
+def update_rows(
+    connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Update rows past SQLAlchemy; see `fetch`.
+
+    Args:
+        connection: in a write transaction.
+        table: one with a `key`.
+        columns: which are set; a value of `recorded_at` never goes back.
+        rows: the values, in the order of the columns, and behind them the key.
+    """
+    for start in range(0, len(rows), _ROWS_A_STATEMENT):
+        part = rows[start : start + _ROWS_A_STATEMENT]
+        text = _update(table, tuple(columns), len(part))
+        _driver(connection).execute(text, [value for row in part for value in row])
+
+
+@functools.lru_cache(maxsize=64)
+def _update(table: str, columns: tuple[str, ...], count: int) -> str:
+    # Many rows a statement: between two statements FTS5 writes what its triggers have in hand,
+    # which takes eight times as long.
+    new = {name: f"made.{name}" for name in columns}
+    if "recorded_at" in new:
+        new["recorded_at"] = f"max({table}.recorded_at, made.recorded_at)"
+    marks = ", ".join("?" * (len(columns) + 1))
+    # S608: names of our own, and question marks.
+    return (
+        f"WITH made ({', '.join(columns)}, key) AS"  # noqa: S608
+        f" (VALUES {', '.join([f'({marks})'] * count)})"
+        f" UPDATE {table} SET {', '.join(f'{name} = {value}' for name, value in new.items())}"
+        f" FROM made WHERE {table}.key = made.key"
     )
 
 
