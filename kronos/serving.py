@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.combining import Combiner
 from kronos.embedding.checked import embed_documents, embed_queries
-from kronos.embedding.combining import Combiner
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     )
 
 HANDED_IN = "vectors handed in"
+MOST_TEXTS = 256
+"""So many questions are embedded together at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +70,7 @@ class Serving:
     """The active space's id; another one than `space` only while a fallback serves."""
     degraded: str | None = None
     """Why a fallback answers in the place of the model that was asked for."""
-    ask: Combiner | None = None
+    ask: Combiner[str, Vectors] | None = None
     """What embeds questions; None when nothing does."""
 
     @property
@@ -431,7 +433,9 @@ class Settler:
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq
-        ask = None if embedder is None else Combiner(functools.partial(embed_queries, embedder))
+        ask = None
+        if embedder is not None:
+            ask = Combiner(functools.partial(embed_queries, embedder), most=MOST_TEXTS)
         return Serving(space, embedder, replica, (active or space).id, degraded, ask)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kronos import MemoryStore
-from kronos.embedding.combining import MOST_TEXTS, Combiner
+from kronos.combining import Combiner
+from kronos.serving import MOST_TEXTS
 from tests.conftest import Opener
 
 
@@ -32,7 +33,9 @@ class Slow:
         return np.array([[float(text)] for text in texts], np.float32)
 
 
-def held(pool: ThreadPoolExecutor, combiner: Combiner, texts: list[list[str]]) -> list[Any]:
+def held(
+    pool: ThreadPoolExecutor, combiner: Combiner[str, Any], texts: list[list[str]]
+) -> list[Any]:
     """Calls that all wait: the first in the embedder, the others for it."""
     calls = [pool.submit(combiner, each) for each in texts]
     while len(combiner._queue) < len(texts) - 1:
@@ -42,7 +45,7 @@ def held(pool: ThreadPoolExecutor, combiner: Combiner, texts: list[list[str]]) -
 
 def test_calls_that_come_meanwhile_go_together() -> None:
     slow = Slow()
-    combiner = Combiner(slow)
+    combiner = Combiner(slow, most=MOST_TEXTS)
     with ThreadPoolExecutor(64) as pool:
         calls = held(pool, combiner, [[str(number)] for number in range(64)])
         slow.gate.set()
@@ -53,7 +56,7 @@ def test_calls_that_come_meanwhile_go_together() -> None:
 def test_a_lone_call_waits_for_nobody_and_a_large_one_goes_alone() -> None:
     slow = Slow()
     slow.gate.set()
-    combiner = Combiner(slow)
+    combiner = Combiner(slow, most=MOST_TEXTS)
     assert combiner(["7"]).tolist() == [[7.0]]
     many = [str(number) for number in range(MOST_TEXTS + 5)]
     assert len(combiner(many)) == len(many)
@@ -62,7 +65,7 @@ def test_a_lone_call_waits_for_nobody_and_a_large_one_goes_alone() -> None:
 
 def test_a_text_that_fails_costs_the_others_nothing() -> None:
     slow = Slow()
-    combiner = Combiner(slow)
+    combiner = Combiner(slow, most=MOST_TEXTS)
     with ThreadPoolExecutor(8) as pool:
         calls = held(pool, combiner, [["1"], ["2"], ["bad"], ["3", "4"]])
         slow.gate.set()
