@@ -11,6 +11,7 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,6 +37,7 @@ from kronos.db.dialect import (
     fetch,
     insert_rows,
     listed,
+    savepoint,
     update_rows,
 )
 from kronos.db.tables import accesses, memories, store
@@ -171,6 +173,10 @@ class Repository:
     def connection(self) -> Connection:
         """The transaction, for what speaks over it beside the repository."""
         return self._connection
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of the transaction: an error undoes it, and leaves what was written before."""
+        return savepoint(self._connection)
 
     @property
     def now(self) -> int:

@@ -58,6 +58,10 @@ MOST_TEXTS = 256
 """So many questions are embedded together at most."""
 
 
+class Moved(Exception):
+    """Another space is the active one now."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
     """The space that a process searches and writes, and what goes with it."""

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -426,6 +426,20 @@ def fetch(connection: Connection, statement: str, values: Sequence[Any] = ()) ->
     """
     rows: list[Any] = _driver(connection).execute(statement, values).fetchall()
     return rows
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """A part of a write transaction: an error undoes it, and leaves what was written before."""
+    run = _driver(connection).execute
+    run("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        run("ROLLBACK TO part")
+        run("RELEASE part")
+        raise
+    run("RELEASE part")
 
 
 class Prepared:
