@@ -138,7 +138,8 @@ class Serving:
             DimensionMismatchError: it has another width than the space.
             VectorError: it is no finite vector.
         """
-        row: Vectors = check_embeddings([query], self.space.dim, self.space.model, ["query"])[0]
+        space = self.space
+        row: Vectors = check_embeddings([query], space.dim, space.model, lambda _: "query")[0]
         return row
 
     @property
