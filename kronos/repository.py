@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -440,16 +441,22 @@ class Repository:
             if batch.match_content:
                 self._match_content(batch)
         taken = self._existing(batches)
+        blobs = iter(self._blobs(batches, space))
         writes: dict[str, _Write] = {}
-        outcomes = [_resolve(batch, self._blobs(batch, space), taken, writes) for batch in batches]
+        outcomes = [
+            _resolve(batch, [*islice(blobs, len(batch.records))], taken, writes)
+            for batch in batches
+        ]
         self._insert([write for write in writes.values() if write.key is None], space)
         self._replace([write for write in writes.values() if write.key is not None], space)
         return outcomes
 
-    def _blobs(self, batch: Batch, space: Space) -> list[bytes]:
-        if batch.vectors is None or batch.space.id != space.id:
+    def _blobs(self, batches: Sequence[Batch], space: Space) -> list[bytes]:
+        rows = [batch.vectors for batch in batches if batch.space.id == space.id]
+        made = [each for each in rows if each is not None]
+        if len(made) != len(batches):
             raise AssertionError("a batch must be embedded in the space it is written to")
-        return checked_blobs(space, batch.vectors)
+        return checked_blobs(space, made[0] if len(made) == 1 else np.concatenate(made))
 
     def _match_content(self, batch: Batch) -> None:
         """Give records the ids of the memories whose texts they have, in their namespaces."""

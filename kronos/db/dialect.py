@@ -77,9 +77,13 @@ _PART_FILE = re.compile(r"\.part(-wal|-shm|-journal)?$")
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
 _ROWS_A_STATEMENT = 250
-# 16 MiB: a checkpoint costs two syncs or three, and with SQLite's own 4 MiB each batch of 1,000
-# vectors would pay for one.
-_PAGES_A_CHECKPOINT = 4096
+# 32 MiB: a checkpoint costs two syncs or three, and with SQLite's own 4 MiB each batch of 1,000
+# vectors would pay for one. In a large store a batch touches a thousand pages of the index of
+# hashes: the same ones come again and again, and are written back once a checkpoint.
+_PAGES_A_CHECKPOINT = 8192
+# 16 MiB a connection: with SQLite's own 2 MiB a batch of 1,000 writes pages before it ends, and
+# reads them again.
+_CACHE_KIB = 16_384
 # 4 MiB: other writers wait no longer than for one of these.
 _PAGES_A_VACUUM = 1024
 # SQLite's own limit is 281 TB; a sparse file costs nothing, but not every file system takes it.
@@ -207,6 +211,7 @@ class SQLite:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES_A_CHECKPOINT}")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         # What is deleted inside a page is overwritten at once; whole free pages go in `vacuum`.
         connection.execute("PRAGMA secure_delete=FAST")
         # `kronos.db.schema` refuses another program's file: until then it stays as it is.
