@@ -104,6 +104,8 @@ class History:
             keys: the memories.
             text_goes: keep the vectors of their texts too.
         """
+        if not keys:
+            return
         _KEEP.run(self._connection, keys=keys, now=self._now)
         _KEEP_WORDS.run(self._connection, keys=keys)
         if text_goes:

@@ -481,12 +481,16 @@ class Spaces:
 
     def forget_vectors(self, keys: list[int], seq: int, space_id: int | None = None) -> None:
         """Turn the vectors of these keys into tombstones, in one space or in every one."""
+        if not keys:
+            return
         of = {"keys": keys, "space": space_id}
         _BURY.run(self._connection, **of, buried=seq)
         _FORGET.run(self._connection, **of)
 
     def replace_vectors(self, space: Space, rows: Sequence[tuple[int, bytes, bytes, int]]) -> None:
         """Put (key, content hash, vector, seq) rows in the place of vectors and tombstones."""
+        if not rows:
+            return
         of = {"keys": [row[0] for row in rows], "space": space.id}
         _FORGET.run(self._connection, **of)
         _UNBURY.run(self._connection, **of)

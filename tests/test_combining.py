@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -75,6 +78,99 @@ def test_a_text_that_fails_costs_the_others_nothing() -> None:
         with pytest.raises(ValueError, match="a bad text"):
             calls[2].result()
     assert combiner(["5"]).tolist() == [[5.0]]
+
+
+def test_an_error_that_is_everybodys_is_not_tried_again() -> None:
+    class Closed(Exception):
+        """Of the whole group."""
+
+    slow = Slow()
+    asked: list[int] = []
+
+    def work(texts: Sequence[str]) -> Any:
+        asked.append(len(texts))
+        slow.gate.wait(20)
+        raise Closed
+
+    combiner: Combiner[str, Any] = Combiner(work, most=MOST_TEXTS, for_all=(Closed,))
+    with ThreadPoolExecutor(8) as pool:
+        calls = held(pool, combiner, [["1"], ["2"], ["3"]])
+        slow.gate.set()
+        assert all(isinstance(call.exception(), Closed) for call in calls)
+    assert asked == [1, 2]
+
+
+def test_a_call_that_is_interrupted_while_it_waits_is_not_made_and_the_others_are() -> None:
+    slow = Slow()
+    combiner = Combiner(slow, most=1)
+
+    def interrupt() -> None:
+        while len(combiner._queue) < 2:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(8) as pool:
+        calls = held(pool, combiner, [["1"], ["2"]])
+        interrupting = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            combiner(["3"])  # here in the main thread, which signals reach
+        interrupting.result()
+        calls.append(pool.submit(combiner, ["4"]))
+        slow.gate.set()
+        assert [call.result(20).tolist() for call in calls] == [[[1.0]], [[2.0]], [[4.0]]]
+    assert slow.asked == [1, 1, 1]
+
+
+def test_a_call_that_is_interrupted_while_it_is_served_costs_the_others_nothing() -> None:
+    slow = Slow()
+    combiner = Combiner(slow, most=2)
+
+    def open_once_both_wait(gate: threading.Event) -> None:
+        while len(combiner._queue) < 2:
+            time.sleep(0.001)
+        gate.set()
+
+    def interrupt() -> None:
+        while slow.asked != [1, 2]:  # the second group, with the main thread's call, is begun
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+        slow.gate.set()
+
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(combiner, ["1"])
+        assert slow.entered.wait(20)
+        second = pool.submit(combiner, ["2"])
+        while not combiner._queue:
+            time.sleep(0.001)
+        step, slow.gate = slow.gate, threading.Event()
+        opening = pool.submit(open_once_both_wait, step)
+        interrupting = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            combiner(["3"])
+        opening.result()
+        interrupting.result()
+        assert first.result(20).tolist() == [[1.0]]
+        assert second.result(20).tolist() == [[2.0]]
+    assert combiner(["4"]).tolist() == [[4.0]]
+
+
+def test_calls_are_served_in_the_order_in_which_they_came() -> None:
+    served: list[str] = []
+    slow = Slow()
+
+    def work(texts: Sequence[str]) -> list[str]:
+        served.extend(texts)
+        slow.gate.wait(20)
+        return [*texts]
+
+    combiner: Combiner[str, list[str]] = Combiner(work, most=3)
+    with ThreadPoolExecutor(32) as pool:
+        for number in range(20):
+            pool.submit(combiner, [str(number)])
+            while len(served) + len(combiner._queue) <= number:
+                time.sleep(0.001)
+        slow.gate.set()
+    assert served == [str(number) for number in range(20)]
 
 
 def test_threads_that_search_at_once_are_each_answered_their_own(open_store: Opener) -> None:
