@@ -243,8 +243,8 @@ BUGS = [
     Bug(
         "an interrupted leader takes the lead with it",
         "kronos/combining.py",
-        "            if self._leader is call or not call.is_done:\n                self._leave(call)\n",
-        "            if call.is_done and self._leader is call:\n                self._leave(call)\n",
+        "            if self._leader is call or not call.is_done:\n",
+        "            if call.is_done and self._leader is call:\n",
         "tests/test_combining.py tests/test_writing.py",
     ),
     Bug(
