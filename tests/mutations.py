@@ -84,8 +84,8 @@ BUGS = [
     Bug(
         "an edit keeps the vectors of the other spaces",
         "kronos/repository.py",
-        "            self.spaces.forget_vectors([key], seq)\n",
-        "            self.spaces.forget_vectors([key], seq, space.id if space else None)\n",
+        "        self.spaces.forget_vectors(changed, seqs[-1])\n",
+        "        self.spaces.forget_vectors(changed, seqs[-1], space.id if space else None)\n",
         "tests/test_model_laws.py tests/test_jobs.py",
     ),
     Bug(
@@ -214,6 +214,38 @@ BUGS = [
         'connection.execute("PRAGMA secure_delete=FAST")',
         'connection.execute("PRAGMA secure_delete=OFF")',
         "tests/test_compaction.py",
+    ),
+    Bug(
+        "writes that come at once are acknowledged before their commit",
+        "kronos/opening.py",
+        "        with self._writer() as repository:\n"
+        "            return write_together(repository, writes)\n",
+        "        with self._writer() as repository:\n"
+        "            done = write_together(repository, writes)\n"
+        "            repository.connection.rollback()\n"
+        "            return done\n",
+        "tests/test_writing.py",
+    ),
+    Bug(
+        "what a refused write had written stays, among the writes beside it",
+        "kronos/writing.py",
+        "        with repository.savepoint():\n            return change.make(repository)\n",
+        "        return change.make(repository)\n",
+        "tests/test_writing.py",
+    ),
+    Bug(
+        "upserts that come at once do not see each other",
+        "kronos/writing.py",
+        "        and not (first.batch.match_content or write.batch.match_content)\n",
+        "",
+        "tests/test_writing.py",
+    ),
+    Bug(
+        "an interrupted leader takes the lead with it",
+        "kronos/combining.py",
+        "            if self._leader is call or not call.is_done:\n",
+        "            if call.is_done and self._leader is call:\n",
+        "tests/test_combining.py tests/test_writing.py",
     ),
     Bug(
         "a forked child finds a lock that a thread of its parent held",
