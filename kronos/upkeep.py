@@ -266,13 +266,12 @@ class Upkeep(Opened):
     def tune(self, target: float = 0.98) -> TuneReport:
         """Build the index that is due, measure how well it finds, and search as hard as need be.
 
-        Up to 200 memories, spread over all, are asked for their 10 nearest, and what searches of
-        the graph find is compared with an exact scan: their share is the recall. Then the store
-        searches with the least effort that reaches the target, and so does whoever opens it next: a
-        snapshot keeps it. Processes that have it open take it up when they save the index next.
-        Searches and writes go on meanwhile. A store that is too small for a graph is exact.
-
-        Questions that are less like any memory than memories are like one another may find less.
+        The 10 nearest of up to 200 points are looked for by the graph and by an exact scan: how
+        many of these the graph finds is the recall. The points lie beside memories, spread over
+        all, about as far from them as questions are. Then the store searches with the least effort
+        that reaches the target, and so does whoever opens it next: a snapshot keeps it. Processes
+        that have it open take it up when they save the index next. Searches and writes go on
+        meanwhile. A store that is too small for a graph is exact.
 
         Args:
             target: the recall@10 that is wanted, above 0 and at most 1.

@@ -1,7 +1,8 @@
 """`Tuning`: how much of the truth a main part finds, and how hard it must look to find enough.
 
 Measured on the index's own vectors, against comparing them all, while searches and writes go on.
-It changes nothing; its owner takes over what it found.
+What is asked for lies beside memories, as questions do: see `_APART`. It changes nothing; its owner
+takes over what it found.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 204
 """Those that are tried, least first: FAISS's efSearch, or nprobe."""
 _QUERIES = 200
 _K = 10
+_APART = 1.5
+"""A question is a memory's vector, of length 1, moved by so much in a direction of chance; the two
+have a cosine of .55. To ask for the memories themselves says too much: their own links lead to what
+is near. With 16,000 real texts and an effort of 24 they had a recall of .986, the questions that
+people asked .91 and .98, and memories moved by .5 / 1 / 1.5: .979 / .970 / .935."""
 _AS_NEAR = 1e-5
 """What the two ways to compute a score may differ by."""
 
@@ -58,10 +64,10 @@ class Tuning:
         self._allowed = allowed
         self._policy = policy
         self._share = rows.size / len(graph)
+        self._k = min(_K, rows.size)
         # The same ones every time, and spread over all.
-        self._asked = rows[np.linspace(0, rows.size - 1, min(_QUERIES, rows.size)).astype(np.intp)]
-        self._k = min(_K + 1, rows.size)
-        """One more than is counted: each finds itself, which says nothing."""
+        asked = rows[np.linspace(0, rows.size - 1, min(_QUERIES, rows.size)).astype(np.intp)]
+        self._queries = _beside(graph.vectors[asked])
 
     def run(self, target: float, stopped: Callable[[], bool] = lambda: False) -> Tuned | None:
         """Find the least effort that reaches a recall, or the greatest; None when stopped.
@@ -70,40 +76,37 @@ class Tuning:
             target: the recall@10 that is wanted, 0..1.
             stopped: asked now and then whether to stop.
         """
-        truth = []
-        for row in self._asked.tolist():
+        furthest = []
+        for query in self._queries:
             if stopped():
                 return None
-            answer = self._graph.scan(self._query(row), self._k, self._allowed)
-            truth.append(self._others(row, answer))
+            scores, _ = self._graph.scan(query[None], self._k, self._allowed)
+            furthest.append(scores[0, -1])
         tuned = None
         for effort in EFFORTS:
             if stopped():
                 return None
-            tuned = Tuned(effort, self._recall(effort, truth))
+            tuned = Tuned(effort, self._recall(effort, np.array(furthest)))
             if tuned.recall >= target:
                 break
         return tuned
 
-    def _recall(self, effort: int, truth: list[Vectors]) -> float:
+    def _recall(self, effort: int, furthest: Vectors) -> float:
+        """The share that is found; by score: which of several equally near ones is all the same."""
         policy = replace(self._policy, search_effort=effort)
-        effort = policy.effort(_K, self._share)
+        effort = policy.effort(self._k, self._share)
         if policy.scans(effort, len(self._graph)):
             return 1.0
-        found = wanted = 0
-        for row, best in zip(self._asked.tolist(), truth, strict=True):
-            answer = self._graph.search(self._query(row), self._k, effort, self._allowed)
-            # By score: which of several that are equally near are found is all the same.
-            found += int(np.count_nonzero(self._others(row, answer) >= best[-1:] - _AS_NEAR))
-            wanted += best.size
-        return found / wanted if wanted else 1.0
+        found = 0
+        for query, least in zip(self._queries, furthest, strict=True):
+            scores, rows = self._graph.search(query[None], self._k, effort, self._allowed)
+            found += int(np.count_nonzero((scores >= least - _AS_NEAR) & (rows >= 0)))
+        return found / (len(self._queries) * self._k)
 
-    def _query(self, row: int) -> Vectors:
-        return self._graph.vectors[row : row + 1]
 
-    @staticmethod
-    def _others(row: int, answer: tuple[Vectors, NDArray[np.int64]]) -> Vectors:
-        """The scores of all but the row itself, best first: those of the 10 best at most."""
-        (scores,), (rows,) = answer
-        others: Vectors = scores[(rows != row) & (rows >= 0)][:_K]
-        return others
+def _beside(vectors: Vectors) -> Vectors:
+    """Vectors that lie beside some unit vectors: (n, dim) float32, of unit length."""
+    moves = np.random.default_rng(0).standard_normal(vectors.shape)
+    moved = vectors + _APART * moves / np.linalg.norm(moves, axis=1, keepdims=True)
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    return np.ascontiguousarray(moved, np.float32)
