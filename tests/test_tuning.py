@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kronos import KronosMemory, MemoryStore, NewMemory, Stats
+from kronos import KronosMemory, MemoryStore, NewMemory, Settings, Stats
 from kronos.errors import InputError, KronosWarning, StoreClosedError
 from kronos.index import tuning
 from kronos.index.building import Build
@@ -263,6 +263,21 @@ def test_what_this_process_measured_last_counts(
     assert again.saved
     with open_vectors() as third:
         assert said(third.stats()) == (HNSW, again.effort, again.recall)
+
+
+def test_a_setting_that_keeps_searches_exact_counts_for_more_than_a_snapshot(
+    open_store: Opener, open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        small_graphs(patch)
+        with open_vectors() as store:
+            fill(store)
+            assert store.tune().index_kind == HNSW
+    exactly = Settings(index="flat")
+    flat = open_store(embedding_model=None, embedding_dim=DIM, settings=exactly)
+    assert said(flat.stats()) == (FLAT, None, 1.0)
+    assert flat.tune().effort is None
+    assert said(flat.stats()) == (FLAT, None, 1.0)
 
 
 def test_a_snapshot_of_another_store_says_nothing_of_this_one(

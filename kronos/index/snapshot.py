@@ -146,12 +146,16 @@ def newest_header(folder: Path, space_id: int) -> SnapshotHeader | None:
 
     None when there is none, or none whose header can be trusted.
     """
-    try:
-        for path in _snapshots(folder, space_id)[-1:]:
-            with path.open("rb") as file:
-                return _parse(path, _read_header(path, file))[0]
-    except (OSError, SnapshotError):
-        pass
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            for path in _snapshots(folder, space_id)[-1:]:
+                with path.open("rb") as file:
+                    return _parse(path, _read_header(path, file))[0]
+        except FileNotFoundError:
+            continue  # a newer one was published, and then this one deleted
+        except (OSError, SnapshotError):
+            pass
+        return None
     return None
 
 

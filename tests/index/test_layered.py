@@ -130,6 +130,18 @@ def test_as_many_as_are_held_are_found_when_nearly_all_are_dead() -> None:
     assert (len(index), index.kind) == (0, "faiss-flat")
 
 
+def test_where_a_graph_does_not_lead_to_enough_all_are_compared() -> None:
+    index = LayeredIndex(DIM, device="cpu", policy=replace(POLICY, rows_for_step=0))
+    index.upsert(np.arange(2000), np.repeat(rows(40, 1), 50, axis=0))  # linked among themselves
+    build(index)
+    queries, exact = rows(5, 9), copied(index)
+    _, led = index._parts[0].rows.search(queries, 1000, 2000, None)  # type: ignore[attr-defined]
+    assert (led < 0).any()
+    scores, keys = index.search(queries, 1000)
+    assert [len(set(row)) for row in keys.tolist()] == [1000] * 5
+    np.testing.assert_allclose(scores, exact.search(queries, 1000)[0], atol=1e-5)
+
+
 def test_a_write_is_found_at_once_while_a_build_runs_and_after_it() -> None:
     index = built()
     index.upsert(np.arange(2000, 2200), rows(200, 2))
