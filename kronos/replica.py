@@ -179,7 +179,7 @@ class Replica:
             measured = None if index.tuned is None else index.tuned.recall
             effort = index.effort
             return IndexState(index.kind, effort, 1.0 if effort is None else measured)
-        header = self._newest_header() if self._index_policy.has_graph else None
+        header = self._newest_header() if self._index_policy.has_main else None
         if header is None or header.effort is None:
             return IndexState(self.kind)
         return IndexState(header.identity.kind, header.effort, header.recall)
