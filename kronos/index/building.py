@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kronos.index.coded import CodedRows
-from kronos.index.faiss import Graph, MainRows, build_beside_searches
+from kronos.index.faiss import FaissIndex, Graph, MainRows, build_beside_searches
 from kronos.index.parts import Part
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Build:
         self.alive = tuple(part.alive.copy() for part in parts)
         """As they were when the build began."""
         self.made: Part | None = None
+        self.copies: Part | None = None
+        """Rows that stay flat, as too many others of the main part have the very same vector."""
         self._dim = dim
         self._policy = policy
 
@@ -82,9 +84,14 @@ class Build:
             made = empty_main(self._dim, self._policy)
             sample = np.linspace(0, keys.size - 1, min(keys.size, _TRAINED_ON)).astype(np.intp)
             made.train(self._gather(places[sample], first))
-            alive = np.ones(keys.size, np.bool_)
         else:
             made = base.copy()
+        linked = self._are_linked(base, places, first)
+        self.copies = self._flat(keys[~linked], places[~linked], first)
+        keys, places = keys[linked], places[linked]
+        if base is None:
+            alive = np.ones(keys.size, np.bool_)
+        else:
             alive = np.concatenate([self.alive[0], np.ones(keys.size, np.bool_)])
         for start in range(0, keys.size, _CHUNK):
             if stopped():
@@ -107,6 +114,36 @@ class Build:
         order = np.argsort(keys, kind="stable")
         return keys[order], np.concatenate(places)[order]
 
+    def _are_linked(
+        self, base: MainRows | None, places: NDArray[np.intp], first: int
+    ) -> NDArray[np.bool_]:
+        """Which rows are to be part of the main part: (n,) bool; the others are one copy too many.
+
+        An HNSW graph links a row to its nearest, and of many with one vector to nothing but each
+        other: a search that comes from elsewhere never enters among them.
+        """
+        known = 0 if base is None else len(base)
+        seen = (
+            []
+            if base is None
+            else [_digests(base.vectors[at : at + _CHUNK]) for at in range(0, known, _CHUNK)]
+        )
+        seen += [
+            _digests(self._gather(places[at : at + _CHUNK], first))
+            for at in range(0, len(places), _CHUNK)
+        ]
+        return _ranks(np.concatenate([np.empty(0, np.uint64), *seen]))[known:] < (
+            self._policy.most_copies
+        )
+
+    def _flat(self, keys: Keys, places: NDArray[np.intp], first: int) -> Part | None:
+        if not keys.size:
+            return None
+        flat = FaissIndex(self._dim, device="cpu")
+        for at in range(0, keys.size, _CHUNK):
+            flat.upsert(keys[at : at + _CHUNK], self._gather(places[at : at + _CHUNK], first))
+        return Part(*flat.freeze())
+
     def _gather(self, places: NDArray[np.intp], first: int) -> Vectors:
         vectors = np.empty((len(places), self._dim), np.float32)
         for number in range(first, len(self.parts)):
@@ -114,3 +151,21 @@ class Build:
             if here.any():
                 vectors[here] = self.parts[number].rows.vectors[places[here, 1]]
         return vectors
+
+
+def _digests(vectors: Vectors) -> NDArray[np.uint64]:
+    """A number for each vector, (n,); equal vectors have equal ones, and hardly any others do."""
+    weights = np.random.default_rng(0).integers(0, 2**63, vectors.shape[1], np.uint64) * 2 + 1
+    found: NDArray[np.uint64] = (vectors.view(np.uint32) * weights).sum(axis=1, dtype=np.uint64)
+    return found
+
+
+def _ranks(values: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """How many values before it equal each one: (n,)."""
+    order = np.argsort(values, kind="stable")
+    sorted_values = values[order]
+    begins = np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]])[: values.size]
+    places = np.arange(values.size)
+    ranks = np.empty(values.size, np.intp)
+    ranks[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return ranks

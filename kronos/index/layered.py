@@ -71,6 +71,8 @@ class LayeredIndex:
         """The main part, if there is one, then what was tail when a build began."""
         self._tail = FaissIndex(dim, device=device)
         empty_main(dim, self.policy)  # refuses now what could not be built later
+        self._copies: Part | None = None
+        """Of the parts, what the last build left out of the main part; see `Build.copies`."""
         self.tuned: Tuned | None = None
         """What `tune` was told last; kept with the graph."""
 
@@ -203,7 +205,8 @@ class LayeredIndex:
             return self.policy.is_due(main=0, dead=0, tail=len(self))
         if isinstance(main.rows, MainRows) and main.rows.name != self.policy.main:
             return True
-        tail = len(self) - main.count
+        copies = 0 if self._copies is None else self._copies.count
+        tail = len(self) - main.count - copies
         return self.policy.is_due(main=main.keys.size, dead=main.dead, tail=tail)
 
     def begin_build(self) -> Build:
@@ -220,10 +223,13 @@ class LayeredIndex:
             return False
         for part, alive in zip(build.parts, build.alive, strict=True):
             made.bury(part.keys[alive & ~part.alive])  # died meanwhile
+            if build.copies is not None:
+                build.copies.bury(part.keys[alive & ~part.alive])
         later = [part for part in self._parts if part not in build.parts]
         self._parts = []
         self._take_in(made)
-        self._parts += later
+        self._copies = build.copies
+        self._parts += later if build.copies is None else [build.copies, *later]
         return True
 
     def begin_tuning(self) -> Tuning | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 _NEVER = 2**62
 _GRAPH = re.compile(r"HNSW(\d+)")
+_LINKS = re.compile(r"HNSW(\d+)")
 _LISTS = re.compile(r"IVF(\d+)")
 _ROWS_A_LIST = 40
 """FAISS wants as many rows to find the centre of a list."""
@@ -69,6 +70,12 @@ class IndexPolicy:
         """The links of a plain graph; None: the main part is of another kind."""
         match = _GRAPH.fullmatch(self.main)
         return None if match is None else int(match[1])
+
+    @property
+    def most_copies(self) -> int:
+        """So many rows with one vector are linked in: more would be linked to each other alone."""
+        match = _LINKS.match(self.main)
+        return _NEVER if match is None else int(match[1])
 
     @property
     def has_main(self) -> bool:

@@ -287,6 +287,31 @@ def test_a_graph_comes_back_from_its_bytes_without_a_build() -> None:
     assert_same(back, copied(index))
 
 
+@pytest.mark.parametrize("copies", [40, 1000])
+def test_many_rows_with_one_vector_are_found_from_everywhere(copies: int) -> None:
+    distinct = rows(6000 // copies + 200, 8)
+    vectors = np.repeat(distinct, copies, axis=0)[np.random.default_rng(1).permutation(6000)]
+    index = LayeredIndex(DIM, device="cpu", policy=POLICY)
+    index.upsert(np.arange(3000), vectors[:3000])
+    build(index)
+    index.upsert(np.arange(3000, 6000), vectors[3000:])  # copies of what is linked already
+    build(index)
+    assert not index.build_is_due
+    index.remove(np.arange(0, 6000, 5))
+    index.upsert(np.arange(100, 200), rows(100, 9))
+    exact = copied(index)
+    queries = rows(100, 78)
+    scores, _ = index.search(queries, 10)  # which of several that are equally near is left open
+    wanted, _ = exact.search(queries, 10)
+    assert (scores >= wanted[:, -1:] - 1e-5).mean() >= 0.97
+    assert_same(index, exact)
+    back = LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu", policy=POLICY)
+    assert_same(back, exact)
+    build(back)
+    assert not back.build_is_due
+    assert_same(back, exact)
+
+
 def test_buffers_stay_as_they_were_whatever_becomes_of_the_index() -> None:
     index = built()
     before = b"".join(index.to_buffers())
