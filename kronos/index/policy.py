@@ -36,10 +36,15 @@ class IndexPolicy:
     dead_share: float = 0.2
     """When more than this share of the graph was removed or overwritten, it is built anew: until
     then its dead rows are passed over, and lead the way to the living."""
-    main: str = "HNSW16"
-    """What the main part is, by FAISS's name: "HNSW16" is a graph with 16 links of a vector, twice
-    as many at its lowest level (FAISS's M); see `of` for others."""
-    build_effort: int = 200
+    main: str = "HNSW24"
+    """What the main part is, by FAISS's name: "HNSW24" is a graph with 24 links of a vector, twice
+    as many at its lowest level (FAISS's M); see `of` for others.
+
+    30,000 texts embedded by MiniLM, real questions: with 16 links and 200 candidates built in 15.4
+    s, with 24 and 100 in 7.7 s, with 32 and 100 in 8.3 s; recall@10 at an effort of 64 .9990 /
+    .9987 / .9997, in the same time.
+    """
+    build_effort: int = 100
     """How many candidates are weighed for a vector's links: FAISS's efConstruction."""
     search_effort: int = 64
     """How many candidates a search of a graph follows, at least, FAISS's efSearch; or how many

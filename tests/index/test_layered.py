@@ -487,8 +487,8 @@ def test_compacting_leaves_the_index_itself_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "links", "has_main", "flat_below"),
     [
-        ("auto", 16, True, 10_000),
-        ("flat", 16, False, 2**62),
+        ("auto", 24, True, 10_000),
+        ("flat", 24, False, 2**62),
         ("HNSW32", 32, True, 10_000),
         ("HNSW32,SQ8", None, True, 10_000),
         ("IVF1024,SQfp16", None, True, 40_960),
