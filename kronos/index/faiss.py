@@ -10,7 +10,6 @@ thread; how many threads FAISS uses, which are torch's as well, is put back at o
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
-from kronos.errors import ConfigurationError, KronosWarning, SnapshotError
+from kronos.errors import KronosWarning, SnapshotError
 from kronos.forking import in_children
 from kronos.index.base import (
     KeyTable,
@@ -34,6 +33,7 @@ from kronos.index.base import (
     rows_to_bytes,
     score_all,
 )
+from kronos.index.gpu import MAX_K, GpuCopy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,12 +53,9 @@ _LONE = 8
 of them. Two threads share a scan of 100,000 x 384 in 10 ms on an idle machine as one does, and take
 three times as long where another process uses the processors: each waits for the other at every
 end."""
-_GPU_MAX_K = 2048
-"""FAISS's GPU kernels select no more."""
 # OpenMP's threads are not in a forked child, and the first parallel loop would wait for them.
 in_children(lambda: faiss.omp_set_num_threads(1))
 _IMPORTED_IN = os.getpid()
-_DEVICE = re.compile(r"cpu|mps|auto|cuda(?::(?P<number>\d+))?")
 
 
 class FaissIndex:
@@ -216,7 +213,7 @@ class FaissIndex:
         # k is never more than can be found, as FAISS fills up with the key -1, and it takes no 0.
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        if self._gpu is not None and k <= _GPU_MAX_K:
+        if self._gpu is not None and k <= MAX_K:
             try:
                 scores, rows = self._gpu.search(queries, k, self._flat, self._vectors())
                 return scores, self._keys().take(rows)
@@ -497,66 +494,3 @@ def build_beside_searches() -> None:
     """Leave the calling thread, which is to build, half of the processors; others keep theirs."""
     most = 1 if os.getpid() != _IMPORTED_IN else (os.cpu_count() or 1) // 2
     faiss.omp_set_num_threads(max(min(most, faiss.omp_get_max_threads()), 1))
-
-
-class GpuCopy:
-    """A copy of a flat index on a GPU, brought up to date when it is asked.
-
-    The index on the CPU stays the truth: removals, filters and snapshots are its own.
-    Not run on a GPU yet; its tests use a stand-in for FAISS's GPU functions.
-    """
-
-    def __init__(self, number: int, library: Any) -> None:
-        self._number = number
-        self._library = library
-        self._resources: Any = None
-        self._copy: Any = None
-
-    @classmethod
-    def on(cls, device: str, library: Any) -> GpuCopy | None:
-        """Prepare a copy on a device; None when it is no GPU, or none that FAISS can use.
-
-        Raises:
-            ConfigurationError: the device has no meaning.
-        """
-        match = _DEVICE.fullmatch(device)
-        if match is None:
-            raise ConfigurationError(
-                f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps", not {device!r}',
-                field="device",
-            )
-        # A CPU build has index_cpu_to_all_gpus as well, which does nothing; these it has not.
-        if device in ("cpu", "mps") or not hasattr(library, "StandardGpuResources"):
-            return None
-        number = int(match["number"] or 0)
-        return cls(number, library) if number < library.get_num_gpus() else None
-
-    def spoil(self) -> None:
-        """A row was overwritten or removed: the next search copies the index anew."""
-        self._copy = None
-
-    def search(
-        self, queries: Vectors, k: int, flat: Any, vectors: Vectors
-    ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Search the copy, after it was given what is new.
-
-        Args:
-            queries: (n, dim) float32.
-            k: how many rows, 1 to 2048.
-            flat: the index on the CPU.
-            vectors: its rows: (m, dim) float32.
-
-        Returns:
-            (n, k) scores and rows.
-
-        Raises:
-            RuntimeError: the GPU failed, e.g. its memory is full.
-        """
-        if self._copy is None:
-            # Made once: each holds memory on the GPU.
-            self._resources = self._resources or self._library.StandardGpuResources()
-            self._copy = self._library.index_cpu_to_gpu(self._resources, self._number, flat)
-        elif self._copy.ntotal < len(vectors):
-            self._copy.add(vectors[self._copy.ntotal :])
-        scores, rows = self._copy.search(queries, k)
-        return scores, rows
