@@ -427,7 +427,9 @@ class Settler:
                     self.settings.snapshot_changes, self.settings.snapshot_interval_s
                 ),
                 sync=self.database.sync,
-                index_policy=IndexPolicy.of(self.settings.index),
+                index_policy=IndexPolicy.of(
+                    self.settings.index, gpu_storage=self.settings.gpu_storage
+                ),
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from kronos.embedding.onnx import import_ahead
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
 from kronos.errors import ConfigurationError, DeviceError, ModelLoadError
-from kronos.forking import Lock, in_children
+from kronos.forking import Lock
 
 if TYPE_CHECKING:
     from kronos.settings import Settings
@@ -55,15 +54,6 @@ _UNTRUSTED = re.compile(r"^.* is not trusted", re.MULTILINE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Loading sets what is global in transformers and torch, and quiet() what is global in logging.
 _LOADING = Lock()
-
-
-def _one_thread() -> None:
-    """OpenMP's threads are not in a forked child, and the first parallel loop would hang there."""
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
-
-
-in_children(_one_thread)
 
 
 def check_device(device: str) -> None:

@@ -10,6 +10,9 @@ bits that were put in. A search compares the tail exactly, and asks the graph wh
 than to compare all that may be found; then it finds about 98 of the 100 nearest, and always as many
 as are asked for and held.
 
+With a GPU that FAISS can use, the main part is there, flat or an inverted file, in the place of a
+graph. With one that torch alone can use, all is tail, on that GPU, and exact.
+
 A build has three steps, so that no search waits for it: `begin_build` and `finish_build` take
 moments, and between them `Build.run` works on what cannot change. Below `IndexPolicy.flat_below`
 there is no graph: all is tail, and exact.
@@ -18,7 +21,7 @@ there is no graph: all is tail, and exact.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,9 +35,11 @@ from kronos.index.base import (
     rows_to_bytes,
 )
 from kronos.index.building import Build
-from kronos.index.faiss import FaissIndex, Graph, bits, settle_ties
+from kronos.index.faiss import LIBRARY, FaissIndex, Graph, bits, settle_ties
+from kronos.index.gpu import GpuRows, Gpus
 from kronos.index.parts import MAGIC, Part, read_main, without_the_dead, write_main
 from kronos.index.policy import IndexPolicy
+from kronos.index.torch import TorchIndex, torch_device
 from kronos.index.tuning import Tuned, Tuning
 
 if TYPE_CHECKING:
@@ -50,45 +55,59 @@ class LayeredIndex:
 
     Args:
         dim: the width of a vector.
-        device: where the tail lives; see `FaissIndex`. On a GPU all of it is tail.
+        device: "auto" (GPUs where there are any), "cpu", "cuda", "cuda:N" or several with commas.
         policy: when to build what.
+        library: the faiss module; a test hands in one with a stand-in for GPUs.
     """
 
     KINDS = (FLAT, GRAPH)
     """What `kind` may be, and the kinds of bytes that `from_bytes` reads."""
 
     def __init__(
-        self, dim: int, *, device: str = "auto", policy: IndexPolicy | None = None
+        self,
+        dim: int,
+        *,
+        device: str = "auto",
+        policy: IndexPolicy | None = None,
+        library: Any = LIBRARY,
     ) -> None:
         self.dim = dim
         self.policy = IndexPolicy() if policy is None else policy
         self._device = device
+        self._library = library
+        self._gpus = Gpus.on(device, library, self.policy)
         self._parts: list[Part] = []
         """The main part, if there is one, then what was tail when a build began."""
-        self._tail = FaissIndex(dim, device=device)
+        self._tail = self._new_tail()
         self.tuned: Tuned | None = None
         """What `tune` was told last; kept with the graph."""
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, dim: int, *, device: str = "auto", policy: IndexPolicy | None = None
+        cls,
+        data: bytes,
+        dim: int,
+        *,
+        device: str = "auto",
+        policy: IndexPolicy | None = None,
+        library: Any = LIBRARY,
     ) -> LayeredIndex:
         """Read what `to_bytes` wrote, or a `FaissIndex`; nothing is built.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
         """
-        index = cls(dim, device=device, policy=policy)
+        index = cls(dim, device=device, policy=policy, library=library)
         if data.startswith(MAGIC):
             main, tail, tuned = read_main(data, dim, index.policy)
             if tuned is not None:
                 index.tune(tuned)
-            index._tail = FaissIndex.from_bytes(tail, dim, device=device)
+            index._tail = index._new_tail(tail)
             if index._tail.held(main.living()[0]).any():
                 raise SnapshotError("the index holds a key twice")
             index._take_in(main)
         else:
-            index._tail = FaissIndex.from_bytes(data, dim, device=device)
+            index._tail = index._new_tail(data)
         return index
 
     @property
@@ -171,19 +190,22 @@ class LayeredIndex:
     @property
     def build_is_due(self) -> bool:
         """Whether the policy wants a new main part."""
-        if self._tail.is_on_gpu:
+        if self._all_is_tail:
             return False
-        graph = self._graph
-        size, dead = (0, 0) if graph is None else (graph.keys.size, graph.dead)
-        count = 0 if graph is None else graph.count
-        return self.policy.is_due(graph=size, dead=dead, tail=len(self) - count)
+        on_gpu, main = self._gpus_in_use is not None, self._main
+        size, dead = (0, 0) if main is None else (main.keys.size, main.dead)
+        tail = len(self) - (0 if main is None else main.count)
+        return self.policy.is_due(graph=size, dead=dead, tail=tail, on_gpu=on_gpu)
 
     def begin_build(self) -> Build:
         """Freeze the tail, and say what a new main part is to be made of."""
         if len(self._tail):
-            self._parts.append(Part(*self._tail.freeze()))
-            self._tail = FaissIndex(self.dim, device=self._device)
-        return Build(self.dim, self.policy, self._parts)
+            tail = self._tail
+            if isinstance(tail, TorchIndex):  # its GPU failed
+                tail, self._device = FaissIndex.from_bytes(tail.to_bytes(), self.dim), "cpu"
+            self._parts.append(Part(*tail.freeze()))
+            self._tail = self._new_tail()
+        return Build(self.dim, self.policy, self._parts, self._gpus_in_use)
 
     def finish_build(self, build: Build) -> bool:
         """Put what was built in the place of what it was made of; False when that is gone."""
@@ -218,15 +240,24 @@ class LayeredIndex:
         Where a few rows of the graph are dead, they take the vector of a living row that they link
         to: they go on leading the way. Where many are, the copy has no graph until the next build.
         """
-        copy = LayeredIndex(self.dim, device=self._device, policy=self.policy)
+        copy = LayeredIndex(
+            self.dim, device=self._device, policy=self.policy, library=self._library
+        )
         copy.tuned = self.tuned
         main = self._graph
         if main is not None and not self.policy.is_worn(main.keys.size, main.dead):
-            copy._tail = FaissIndex.from_bytes(self._flat_rows(), self.dim, device=self._device)
+            copy._tail = copy._new_tail(self._flat_rows())
             copy._parts = [without_the_dead(main)]
         else:
             copy._tail.upsert(keys := self.keys(), self.vectors_of(keys))
         return copy
+
+    @property
+    def _main(self) -> Part | None:
+        """The main part: a graph, or what a GPU holds."""
+        kind = Graph if self._gpus_in_use is None else GpuRows
+        main = self._parts[0] if self._parts else None
+        return main if main is not None and isinstance(main.rows, kind) else None
 
     @property
     def _graph(self) -> Part | None:
@@ -234,9 +265,36 @@ class LayeredIndex:
         main = self._parts[0] if self._parts else None
         return main if main is not None and isinstance(main.rows, Graph) else None
 
+    @property
+    def _gpus_in_use(self) -> Gpus | None:
+        """The GPUs that FAISS can use, until one fails."""
+        return None if self._gpus is None or self._gpus.failed else self._gpus
+
+    @property
+    def _all_is_tail(self) -> bool:
+        """Whether torch holds all, on a GPU."""
+        return isinstance(self._tail, TorchIndex) and self._tail.is_on_device
+
+    def _new_tail(self, data: bytes | memoryview | None = None) -> FaissIndex | TorchIndex:
+        """A tail, empty or read from bytes."""
+        uses_torch = self.policy.uses_gpu and self._gpus is None
+        device = torch_device(self._device) if uses_torch else None
+        if device is None:
+            return FaissIndex(self.dim) if data is None else FaissIndex.from_bytes(data, self.dim)
+        options: dict[str, Any] = {"device": device, "half": self.policy.gpu_half}
+        if data is None:
+            return TorchIndex(self.dim, **options)
+        return TorchIndex.from_bytes(data, self.dim, **options)
+
     def _take_in(self, main: Part) -> None:
         """Let a part be the main one, where the policy wants one and there is one."""
-        if main.count and self.policy.has_graph and not self._tail.is_on_gpu:
+        if self._all_is_tail:
+            wanted = False
+        elif self._gpus_in_use is not None:
+            wanted = isinstance(main.rows, GpuRows)
+        else:
+            wanted = self.policy.has_graph
+        if main.count and wanted:
             self._parts.insert(0, main)
         elif main.count:
             keys, rows = main.living()
