@@ -12,7 +12,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -427,8 +427,9 @@ class Settler:
                     self.settings.snapshot_changes, self.settings.snapshot_interval_s
                 ),
                 sync=self.database.sync,
-                index_policy=IndexPolicy.of(
-                    self.settings.index, gpu_storage=self.settings.gpu_storage
+                index_policy=replace(
+                    IndexPolicy.of(self.settings.index),
+                    gpu_half=self.settings.gpu_storage == "float16",
                 ),
             )
             if not repository.spaces.pending_count(space.id):

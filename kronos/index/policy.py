@@ -55,19 +55,17 @@ class IndexPolicy:
     """Several GPUs hold a share each; False: all hold everything, and share the questions."""
 
     @classmethod
-    def of(cls, name: str, *, gpu_storage: str = "float32") -> IndexPolicy:
-        """The policy that settings name.
+    def of(cls, name: str) -> IndexPolicy:
+        """The policy that a setting names.
 
         Args:
             name: "auto"; "flat", for no graph at all; or FAISS's name of a graph with so many
                 neighbours, such as "HNSW32", which is never on a GPU. `Settings` has checked it.
-            gpu_storage: "float32" or "float16".
         """
-        half = gpu_storage == "float16"
         if name == "auto":
-            return cls(gpu_half=half)
+            return cls()
         if name == "flat":
-            return cls(flat_below=_NEVER, inverted_from=_NEVER, gpu_half=half)
+            return cls(flat_below=_NEVER, inverted_from=_NEVER)
         return cls(neighbours=int(name.removeprefix("HNSW")), gpu_from=_NEVER)
 
     @property

@@ -200,8 +200,8 @@ def test_the_device_says_which_gpus_hold_the_rows(
 
 @pytest.mark.parametrize(("name", "uses"), [("auto", True), ("flat", True), ("HNSW32", False)])
 def test_a_graph_that_was_asked_for_is_on_no_gpu(gpu: StandInGpu, name: str, uses: bool) -> None:
-    policy = IndexPolicy.of(name, gpu_storage="float16")
-    assert (policy.uses_gpu, policy.gpu_half) == (uses, uses)
+    policy = IndexPolicy.of(name)
+    assert policy.uses_gpu == uses
     index = LayeredIndex(DIM, policy=policy, library=gpu)
     index.upsert(np.arange(9999), rows(9999, 1))
     assert not index.build_is_due
@@ -210,7 +210,7 @@ def test_a_graph_that_was_asked_for_is_on_no_gpu(gpu: StandInGpu, name: str, use
     assert gpu.calls == []
     if uses:
         build(index)
-        assert gpu.calls == ["allocate", "IndexFlatIP to gpu 0 half", "add 10000"]
+        assert gpu.calls == ["allocate", "IndexFlatIP to gpu 0", "add 10000"]
 
 
 def test_a_full_gpu_is_warned_of_once_and_a_graph_takes_its_place(gpu: StandInGpu) -> None:

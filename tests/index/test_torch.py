@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kronos.index.torch as module
-from kronos import devices
+from kronos import MemoryStore, NewMemory, Settings, devices
 from kronos.errors import KronosWarning
 from kronos.index.exact import ExactIndex
 from kronos.index.faiss import FaissIndex
@@ -263,6 +263,37 @@ def test_a_layered_index_leaves_all_to_torch_and_builds_nothing() -> None:
         assert_answers(copy, exact)
         assert isinstance(copy._tail, TorchIndex)
         assert copy._tail._copy._buffer.dtype == torch.float16
+
+
+@pytest.mark.usefixtures("on_torch")
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_a_store_is_searched_by_torch_and_opened_again_anywhere(
+    tmp_path: Path, storage: Any
+) -> None:
+    settings = Settings(gpu_storage=storage, snapshot_changes=100)
+    vectors, exact = rows(600, 1), ExactIndex(DIM)
+    options: dict[str, Any] = {"embedding_model": None, "embedding_dim": DIM, "settings": settings}
+
+    def assert_right(store: MemoryStore) -> None:
+        for query in rows(20, 9):
+            found = [int(hit.id) for hit in store.search(query, limit=5, mode="dense")]
+            assert found == exact.search(query[None], 5)[1][0].tolist()
+
+    with MemoryStore.open(tmp_path, **options) as store:
+        store.add_many(
+            NewMemory(f"memory {at}", id=str(at), embedding=vectors[at]) for at in range(600)
+        )
+        exact.upsert(np.arange(600), vectors)
+        assert_right(store)
+        assert store.delete([str(at) for at in range(0, 600, 7)]) == exact.remove(
+            np.arange(0, 600, 7)
+        )
+        assert_right(store)
+        index: Any = store._serving.replica._index
+        assert index._tail._copy._buffer.dtype == getattr(torch, storage)
+    for device in ("auto", "cpu"):
+        with MemoryStore.open(tmp_path, device=device, **options) as store:
+            assert_right(store)
 
 
 @pytest.mark.usefixtures("on_torch")
