@@ -62,6 +62,8 @@ def why_not_fast(
     """
     if settings.engine == REFERENCE:
         return "it was asked for"
+    if settings.precision != "float32":
+        return f"ONNX Runtime computes in float32 here, and {settings.precision} was asked for"
     if (missing := why_not_installed()) is not None:
         return missing
     if device == "cpu" or (device == AUTO and not (may_have_accelerator() and accelerators())):
