@@ -10,6 +10,7 @@ hand in a stand-in. Not run on a GPU yet: `python -m benchmarks.gpu` does that.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from kronos.devices import gpu_numbers
 from kronos.errors import KronosWarning
+from kronos.forking import follow_forks, never_free
 from kronos.index.faiss import Rows, bits, settle_ties
 from kronos.index.refining import HALF_ERROR, LONGEST_HALF, refine
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from kronos.index.policy import IndexPolicy
     from kronos.types import Keys, Vectors
 
+_IMPORTED_IN = os.getpid()
 _MOST = 2048
 """FAISS's GPU kernels select no more."""
 _FEW = 4096
@@ -52,8 +55,8 @@ class Gpus:
 
     def __init__(self, numbers: Sequence[int], library: Any, policy: IndexPolicy) -> None:
         self.numbers = list(numbers)
-        self.failed = False
-        """One failed, so they are not asked again."""
+        self._failed = False
+        self._process = os.getpid()
         self._library = library
         self._policy = policy
 
@@ -66,11 +69,16 @@ class Gpus:
         """
         asked = gpu_numbers(device)
         # A CPU build has index_cpu_to_all_gpus as well, which does nothing; this it has not.
-        if not hasattr(library, "StandardGpuResources"):
+        if not hasattr(library, "StandardGpuResources") or os.getpid() != _IMPORTED_IN:
             return None
         present = range(library.get_num_gpus())
         numbers = [number for number in present if asked is None or number in asked]
         return cls(numbers, library, policy) if numbers and policy.uses_gpu else None
+
+    @property
+    def usable(self) -> bool:
+        """False once one failed, and in a forked child, where CUDA does not work."""
+        return not self._failed and os.getpid() == self._process
 
     def hold(self, rows: Rows) -> Rows:
         """Copy rows to the GPUs; the rows as they were, after a warning, where that fails."""
@@ -82,15 +90,15 @@ class Gpus:
             copy = self._copy(empty, self.numbers, half)
             # In one call: FAISS takes no more rows into a flat index that is cut over GPUs.
             copy.add(vectors)
-        except RuntimeError as exc:
+        except (RuntimeError, MemoryError) as exc:
             self.give_up(len(rows), exc)
             return rows
         error = 0.0 if lists else HALF_ERROR * LONGEST_HALF if half else _ERROR
         return GpuRows(rows, copy, self, error)
 
-    def give_up(self, count: int, exc: RuntimeError) -> None:
+    def give_up(self, count: int, exc: Exception) -> None:
         """Go on without GPUs."""
-        self.failed = True
+        self._failed = True
         warnings.warn(
             f"the index of {count} vectors goes on without the GPU: {exc}",
             KronosWarning,
@@ -144,11 +152,16 @@ class GpuRows(Rows):
         self._copy = copy
         self._gpus = gpus
         self._error = error
+        follow_forks(self)
 
-    @property
-    def is_on_gpu(self) -> bool:
-        """Whether a GPU is asked; False once it failed."""
-        return self._copy is not None
+    def before_fork(self) -> None:
+        """Nothing to do."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """Leave the GPU to the parent: FAISS ends a child that touches it."""
+        if in_child and self._copy is not None:
+            never_free(self._copy)
+            self._copy = None
 
     def scan(
         self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
@@ -177,7 +190,7 @@ class GpuRows(Rows):
     ) -> tuple[Vectors, NDArray[np.int64]] | None:
         """What the GPU finds; None: the host is to compare."""
         most = min(len(self), _MOST)
-        if self._copy is None or k > most:
+        if self._copy is None or not self._gpus.usable or k > most:
             return None
         try:
             return refine(
@@ -189,7 +202,7 @@ class GpuRows(Rows):
                 error=self._error,
                 allowed=allowed,
             )
-        except RuntimeError as exc:
+        except (RuntimeError, MemoryError) as exc:
             self._copy = None
             self._gpus.give_up(len(self), exc)
             return None

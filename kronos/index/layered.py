@@ -268,7 +268,7 @@ class LayeredIndex:
     @property
     def _gpus_in_use(self) -> Gpus | None:
         """The GPUs that FAISS can use, until one fails."""
-        return None if self._gpus is None or self._gpus.failed else self._gpus
+        return self._gpus if self._gpus is not None and self._gpus.usable else None
 
     @property
     def _all_is_tail(self) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from kronos.devices import gpu_numbers, may_have_accelerator
 from kronos.errors import KronosWarning
+from kronos.forking import follow_forks, never_free
 from kronos.index.base import (
     KeyTable,
     check_keys,
@@ -259,6 +260,16 @@ class _DeviceRows:
         """Rows that were copied."""
         self._stale: list[NDArray[np.intp]] = []
         """Those of them that were overwritten since."""
+        follow_forks(self)
+
+    def before_fork(self) -> None:
+        """Nothing to do."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """Leave the device to the parent: CUDA does not work in a child."""
+        if in_child and self.is_on_device:
+            never_free(self._buffer)
+            self.give_up()
 
     def doubt(self, rows: NDArray[np.intp], vectors: Vectors) -> None:
         """Take note of rows that were overwritten, and of vectors that are to be copied."""

@@ -5,6 +5,8 @@ FAISS's GPU functions are stand-ins here; what they compute is the real FAISS's,
 
 from __future__ import annotations
 
+import os
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,16 +76,16 @@ def test_what_came_since_is_on_the_cpu_until_the_next_build(gpu: StandInGpu) -> 
     index, exact = on_gpu(gpu)
     gpu.calls.clear()
     for each in (index, exact):
-        each.upsert(np.arange(90, 139), rows(49, 2))
-        each.remove(np.arange(20))
-    assert not index.build_is_due or index.policy.is_worn(100, 30)
+        each.upsert(np.arange(95, 144), rows(49, 2))
+        each.remove(np.arange(5))
+    assert not index.build_is_due
     assert_answers(index, exact)
     assert set(gpu.calls) == {"search 26"}
     for each in (index, exact):
-        each.upsert(np.arange(139, 150), rows(11, 3))
+        each.upsert(np.arange(144, 146), rows(2, 3))
     assert index.build_is_due
     build(index)
-    assert gpu.calls[-3:] == ["allocate", "IndexFlatIP to gpu 0", "add 130"]
+    assert gpu.calls[-3:] == ["allocate", "IndexFlatIP to gpu 0", "add 141"]
     assert_answers(index, exact)
 
 
@@ -245,6 +247,29 @@ def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(gpu: StandInGpu) -> N
     build(index)
     assert index.kind == "faiss-hnsw"
     assert_answers(index, exact)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_leaves_the_gpu_to_its_parent(gpu: StandInGpu) -> None:
+    index, exact = on_gpu(gpu, count=300)
+    calls = list(gpu.calls)
+    child = os.fork()
+    if child == 0:
+        try:
+            assert_answers(index, exact)
+            assert index.build_is_due
+            build(index)
+            assert index.kind == "faiss-hnsw"
+            LayeredIndex(DIM, policy=POLICY, library=gpu).upsert(np.arange(300), rows(300, 1))
+            assert gpu.calls == calls
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_answers(index, exact)
+    assert gpu.calls[len(calls) :] == ["search 26"]
 
 
 def test_its_bytes_are_those_of_a_flat_index(gpu: StandInGpu) -> None:

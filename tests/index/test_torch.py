@@ -5,8 +5,10 @@ torch's "cpu" stands in for a GPU: the same code runs, and its memory is made to
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,25 @@ def test_when_memory_runs_out_the_host_goes_on_and_nothing_is_lost(full: str, ha
     np.testing.assert_array_equal(index.vectors_of(exact.keys()), exact.vectors_of(exact.keys()))
     back = TorchIndex.from_bytes(index.to_bytes(), DIM, device="cpu")
     assert_answers(back, exact)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_leaves_the_device_to_its_parent() -> None:
+    index, exact = both(800)
+    assert_answers(index, exact)
+    child = os.fork()
+    if child == 0:
+        try:
+            assert not index.is_on_device
+            assert_answers(index, exact)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert index.is_on_device
+    assert_answers(index, exact)
 
 
 # -- Where it is chosen --------------------------------------------------------------------------
