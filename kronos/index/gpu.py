@@ -173,7 +173,10 @@ class GpuRows(Rows):
     def pick(
         self, queries: Vectors, k: int, rows: NDArray[np.intp], keys: Keys
     ) -> tuple[Vectors, Keys]:
-        """Find the k nearest of some rows; see `Rows.pick`."""
+        """Find the k nearest of some rows; see `Rows.pick`.
+
+        The rows are ascending, as keys are: a build puts rows in the order of their keys.
+        """
         found = None
         if rows.size > _FEW:
             mask = np.zeros(len(self), np.bool_)
@@ -181,9 +184,7 @@ class GpuRows(Rows):
             found = self._ask(queries, min(k, rows.size), bits(mask))
         if found is None:
             return super().pick(queries, k, rows, keys)
-        order = np.argsort(rows)
-        places = order[np.searchsorted(rows, found[1], sorter=order)]
-        return settle_ties(found[0], keys[places])
+        return settle_ties(found[0], keys[np.searchsorted(rows, found[1])])
 
     def _ask(
         self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None

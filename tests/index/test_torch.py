@@ -38,9 +38,11 @@ def rows(count: int, seed: int) -> Rows:
 class Watched(TorchDispatchMode):  # type: ignore[misc]
     """Notes what torch does, and lets one operation run out of memory."""
 
-    def __init__(self, full: str = "") -> None:
+    def __init__(self, full: str = "", rough: bool = False) -> None:
         super().__init__()
         self.full = full
+        self.rough = rough
+        """Whether products have as many bits as bfloat16."""
         self.largest = 0
         """Numbers in the largest product of two matrices, or rows gathered for one."""
         self.copied = 0
@@ -52,6 +54,8 @@ class Watched(TorchDispatchMode):  # type: ignore[misc]
             self.full = ""  # what the host does is not the device's memory
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         made = func(*args, **(kwargs or {}))
+        if name == "matmul" and self.rough:
+            made = made.bfloat16().float()
         if name in ("matmul", "index"):
             self.largest = max(self.largest, made.numel())
         if name == "copy_":
@@ -76,7 +80,7 @@ def assert_answers(index: Any, exact: ExactIndex, k: int = 7, allowed: Any = Non
 @pytest.mark.parametrize("half", [False, True])
 def test_no_product_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", 2000)
-    monkeypatch.setattr(module, "_QUERIES", 8)
+    monkeypatch.setattr(module, "_QUERIES", 25)
     index, exact = both(1000, half=half)
     with Watched() as watched:
         for allowed in (None, np.arange(0, 1000, 3), np.arange(700)):
@@ -88,29 +92,32 @@ def test_no_product_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch, ha
 
 def test_only_what_is_new_or_overwritten_is_copied() -> None:
     index, exact = both(1000)
-    changes = [(np.arange(1000), 0), (np.array([5, 17]), 0), (np.arange(1000, 1003), 3)]
+    changes = [(np.arange(0, 800, 2), 0), (np.arange(1000, 1003), 3)]
     with Watched() as watched:
         assert_answers(index, exact)
         assert watched.copied == 1000 * DIM
         watched.copied = 0
         assert_answers(index, exact)
         assert watched.copied == 0
-        for keys, new in changes[1:]:
+        for keys, new in changes:
             for each in (index, exact):
                 each.upsert(keys, rows(keys.size, 5))
             assert_answers(index, exact)
             assert watched.copied == new * DIM
-    np.testing.assert_array_equal(index.vectors_of(np.array([17, 5])), rows(2, 5)[::-1])
+    np.testing.assert_array_equal(index.vectors_of(np.array([2, 0])), rows(2, 5)[::-1])
 
 
 def test_filling_it_copies_each_row_a_few_times_however_many_the_changes() -> None:
     index, exact = TorchIndex(DIM, device="cpu"), ExactIndex(DIM)
+    hosts = []
     with Watched() as watched:
         for start in range(0, 4000, 20):
             for each in (index, exact):
                 each.upsert(np.arange(start, start + 20), rows(20, start))
             index.search(rows(1, 9), 1)
+            hosts.append(index._rows)
     assert_answers(index, exact)
+    assert len({id(each) for each in hosts}) <= 10
     assert watched.copied <= 8 * 4000 * DIM
 
 
@@ -132,8 +139,10 @@ def test_float16_is_asked_for_more_until_no_other_row_can_be_nearer() -> None:
     for each in (index, exact):
         each.upsert(np.arange(900), near.astype(np.float32))
         each.upsert(np.arange(900, 1900), rows(1000, 3))
-    found, best = (each.search(rows(1, 1), 5) for each in (index, exact))
-    np.testing.assert_allclose(found[0], best[0], atol=1e-7)
+    for length in (1, 100):
+        query = rows(1, 1) * length
+        found, best = (each.search(query, 5) for each in (index, exact))
+        np.testing.assert_allclose(found[0], best[0], atol=2e-7 * length)
     assert index._copy._buffer.dtype == torch.float16
     assert found[1].max() < 900
 
@@ -152,7 +161,8 @@ def test_scores_are_exact_where_a_program_lets_torch_multiply_with_fewer_bits() 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert_answers(index, exact)
+        with Watched(rough=True):
+            assert_answers(index, exact)
     finally:
         torch.set_float32_matmul_precision(before)
 
