@@ -288,13 +288,8 @@ class LayeredIndex:
 
     def _take_in(self, main: Part) -> None:
         """Let a part be the main one, where the policy wants one and there is one."""
-        if self._all_is_tail:
-            wanted = False
-        elif self._gpus_in_use is not None:
-            wanted = isinstance(main.rows, GpuRows)
-        else:
-            wanted = self.policy.has_graph
-        if main.count and wanted:
+        wanted = isinstance(main.rows, GpuRows) or self.policy.has_graph
+        if main.count and wanted and not self._all_is_tail:
             self._parts.insert(0, main)
         elif main.count:
             keys, rows = main.living()

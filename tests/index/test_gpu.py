@@ -16,7 +16,7 @@ import pytest
 
 from kronos.errors import ConfigurationError, KronosWarning
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss import FaissIndex, Graph
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
 from tests.index.kinds import StandInGpu
@@ -36,6 +36,8 @@ def rows(count: int, seed: int) -> Vectors:
 def build(index: LayeredIndex) -> None:
     made = index.begin_build()
     assert made.run()
+    # What a GPU holds is made again at the next open: it is worth no snapshot.
+    assert made.is_from_scratch == (made.made is not None and isinstance(made.made.rows, Graph))
     assert index.finish_build(made)
 
 
@@ -238,6 +240,7 @@ def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(gpu: StandInGpu) -> N
     with pytest.warns(KronosWarning, match=r"300 vectors .* without the GPU"):
         assert_answers(index, exact)
     asked = len(gpu.calls)
+    assert index._parts[0].rows._copy is None  # type: ignore[attr-defined]
     for each in (index, exact):
         each.remove(np.arange(7))
         each.upsert(np.arange(400, 410), rows(10, 5))
@@ -261,7 +264,10 @@ def test_a_forked_child_leaves_the_gpu_to_its_parent(gpu: StandInGpu) -> None:
             assert index.build_is_due
             build(index)
             assert index.kind == "faiss-hnsw"
-            LayeredIndex(DIM, policy=POLICY, library=gpu).upsert(np.arange(300), rows(300, 1))
+            fresh = LayeredIndex(DIM, policy=POLICY, library=gpu)
+            fresh.upsert(np.arange(300), rows(300, 1))
+            build(fresh)
+            assert_answers(fresh, exact)
             assert gpu.calls == calls
             os._exit(0)
         except BaseException:
@@ -291,7 +297,10 @@ def test_a_graphs_bytes_are_read_where_a_gpu_is(gpu: StandInGpu) -> None:
     index = LayeredIndex.from_bytes(graph.to_bytes(), DIM, policy=POLICY, library=gpu)
     assert_answers(index, exact)
     assert gpu.calls == []
+    assert index.kind == "faiss-hnsw"  # until it is built
+    assert index.build_is_due
     build(index)
+    assert index.kind == "faiss-flat"
     assert gpu.calls[-1] == "add 300"
     assert_answers(index, exact)
 
