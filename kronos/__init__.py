@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         SpaceStats,
         Stats,
         Step,
+        TuneReport,
         VectorIndex,
         Version,
     )
@@ -78,6 +79,7 @@ __all__ = [
     "SpaceStats",
     "Stats",
     "Step",
+    "TuneReport",
     "VectorIndex",
     "Version",
     "create_embedding_service",

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Row,
     Subquery,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 )
 
 from kronos.db import words
+from kronos.db.dialect import Prepared, listed
 from kronos.db.tables import memories, past_vectors, vectors, versions
 from kronos.db.words import VERSION_WORDS
 from kronos.spaces import checked_blobs, parts
@@ -51,7 +53,7 @@ _KEPT = (
 )
 
 
-def later_of(now: int, column: ColumnElement[int]) -> ColumnElement[int]:
+def later_of(now: Any, column: ColumnElement[int]) -> ColumnElement[int]:
     """The time of a change to a row: now, but never before the row's own time."""
     return case((column > now, column), else_=now)
 
@@ -95,37 +97,19 @@ class History:
         self._connection = connection
         self._now = now
 
-    def keep(self, keys: Sequence[int], *, text_goes: bool) -> None:
+    def keep(self, keys: list[int], *, text_goes: bool) -> None:
         """Keep what memories are, before they are changed or deleted.
 
         Args:
             keys: the memories.
             text_goes: keep the vectors of their texts too.
         """
-        columns = ["key", "memory_key", *_KEPT, "replaced_at"]
-        for part in parts(keys):
-            present = select(
-                memories.c.seq,
-                memories.c.key,
-                *(memories.c[name] for name in _KEPT),
-                later_of(self._now, memories.c.recorded_at),
-            ).where(memories.c.key.in_(part))
-            self._connection.execute(insert(versions).from_select(columns, present))
-            words.add(
-                self._connection,
-                VERSION_WORDS,
-                select(memories.c.seq, memories.c.content).where(memories.c.key.in_(part)),
-            )
-            if text_goes:
-                made = select(vectors.c.space_id, vectors.c.content_hash, vectors.c.vector)
-                self._connection.execute(
-                    insert(past_vectors)
-                    .prefix_with("OR IGNORE")  # equal texts have equal vectors
-                    .from_select(
-                        ["space_id", "content_hash", "vector"],
-                        made.where(vectors.c.memory_key.in_(part)),
-                    )
-                )
+        if not keys:
+            return
+        _KEEP.run(self._connection, keys=keys, now=self._now)
+        _KEEP_WORDS.run(self._connection, keys=keys)
+        if text_goes:
+            _KEEP_VECTORS.run(self._connection, keys=keys)
 
     def of(self, id: str) -> Sequence[Row[Any]]:
         """What the memories with an id were, and are: rows of `rows_at`, with `replaced_at`.
@@ -223,6 +207,34 @@ class History:
                 )
             )
         return len(rows)
+
+
+_THESE = memories.c.key.in_(listed("keys"))
+_KEEP = Prepared(
+    insert(versions).from_select(
+        ["key", "memory_key", *_KEPT, "replaced_at"],
+        select(
+            memories.c.seq,
+            memories.c.key,
+            *(memories.c[name] for name in _KEPT),
+            later_of(bindparam("now"), memories.c.recorded_at),
+        ).where(_THESE),
+    )
+)
+_KEEP_WORDS = words.adding(
+    VERSION_WORDS,
+    select(memories.c.seq, memories.c.content).where(_THESE).order_by(memories.c.seq),
+)
+_KEEP_VECTORS = Prepared(
+    insert(past_vectors)
+    .prefix_with("OR IGNORE")  # equal texts have equal vectors
+    .from_select(
+        ["space_id", "content_hash", "vector"],
+        select(vectors.c.space_id, vectors.c.content_hash, vectors.c.vector).where(
+            vectors.c.memory_key.in_(listed("keys"))
+        ),
+    )
+)
 
 
 def still_held(known: FromClause) -> ColumnElement[bool]:

@@ -42,24 +42,21 @@ def prepare(
             f'on_conflict must be "error", "replace" or "ignore", not {on_conflict!r}',
             field="on_conflict",
         )
-    names = [""] if first is None else [f"items[{first + i}]" for i in range(len(items))]
+    dots = [""] if first is None else [f"items[{first + i}]." for i in range(len(items))]
     records = [
-        check_item(item, namespace=namespace, settings=settings, field=name)
-        for item, name in zip(items, names, strict=True)
+        check_item(item, namespace=namespace, settings=settings, field=dot[:-1])
+        for item, dot in zip(items, dots, strict=True)
     ]
-    given = [
-        (record, f"{name}.embedding".lstrip("."))
-        for record, name in zip(records, names, strict=True)
-        if record.embedding is not None
-    ]
-    rows = check_embeddings(
-        [record.embedding for record, _ in given],
-        space.dim,
-        space.model,
-        [name for _, name in given],
-    )
-    for (record, _), row in zip(given, rows, strict=True):
-        record.embedding = row
+    given = [i for i, record in enumerate(records) if record.embedding is not None]
+    if given:
+        rows = check_embeddings(
+            [records[i].embedding for i in given],
+            space.dim,
+            space.model,
+            lambda position: f"{dots[given[position]]}embedding",
+        )
+        for i, row in zip(given, rows, strict=True):
+            records[i].embedding = row
     return Batch(records, [record.id for record in records], on_conflict, space)
 
 

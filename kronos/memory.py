@@ -38,8 +38,10 @@ from kronos.types import (
     Report,
     Stats,
     Step,
+    TuneReport,
     Version,
 )
+from kronos.writing import FOR_ALL, MOST_ROWS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,8 +68,8 @@ T = TypeVar("T")
 
 _WORKERS = 4
 _ENCODERS = 32
-_RECORDS_AT_ONCE = 1000
-"""Concurrent `add` calls share a transaction up to so many records; a call is never cut."""
+_FEW = 8
+"""So many items are checked on the event loop, as one of `add` is."""
 
 
 class KronosMemory:
@@ -221,11 +223,15 @@ class KronosMemory:
         threads, adding = self._open, self._adding
         ids: builtins.list[str] = []
         batches = self._store._batches(items, on_conflict)
-        while (batch := await threads.work(_next, batches)) is not None:
+        is_short = isinstance(items, list | tuple) and len(items) <= _FEW
+        while True:
+            # A few are checked sooner than a thread takes them up.
+            batch = _next(batches) if is_short else await threads.work(_next, batches)
+            if batch is None:
+                return ids
             ids += await adding.add(batch)
             if progress is not None:
                 progress(Progress(len(ids), None))
-        return ids
 
     async def upsert(
         self,
@@ -462,6 +468,13 @@ class KronosMemory:
         """Compare everything that must agree; see `MemoryStore.check`."""
         return await self._open.work(self._store.check, repair=repair)
 
+    async def tune(self, target: float = 0.98) -> TuneReport:
+        """Measure how well searches find, and search as hard as need be; see `MemoryStore.tune`.
+
+        A call that is cancelled ends what is built, and changes nothing.
+        """
+        return await self._job(functools.partial(self._store._tune, target), None)
+
     async def reindex(
         self,
         model: str | None = None,
@@ -616,9 +629,7 @@ class KronosMemory:
         """Save what can be read of a damaged database; see `MemoryStore.recover`."""
         return await asyncio.to_thread(MemoryStore.recover, storage_path, settings=settings)
 
-    async def _job(
-        self, run: Callable[..., ReindexReport], stop: threading.Event | None
-    ) -> ReindexReport:
+    async def _job(self, run: Callable[..., T], stop: threading.Event | None) -> T:
         """Run a job on a thread of its own: it may take hours, and the workers are few."""
         self._open  # noqa: B018 - StoreClosedError
         stop = stop or threading.Event()
@@ -717,7 +728,7 @@ class _Coalescer:
         """The next calls, up to a batch's worth of records."""
         taken: list[_Waiting] = []
         records = 0
-        while self._queue and records < _RECORDS_AT_ONCE:
+        while self._queue and records < MOST_ROWS:
             waiting = self._queue.popleft()
             if not waiting.done.cancelled():  # cancelled while it waited: not done at all
                 taken.append(waiting)
@@ -738,16 +749,12 @@ class _Coalescer:
         """Each call's ids, or why it was not written."""
         batches = [call.batch for call in calls]
         try:
-            await self._threads.encode(self._store._encode, batches)
+            return await self._threads.encode(self._store._add_together, batches)
         except Exception as exc:
-            if len(calls) == 1:
-                return [exc]
+            if len(calls) == 1 or isinstance(exc, FOR_ALL):
+                return [exc] * len(calls)
             # One text that cannot be embedded must not fail the calls that shared its batch.
             return [outcome for call in calls for outcome in await self._outcomes([call])]
-        try:
-            return [*await self._threads.work(self._store._commit, batches)]
-        except Exception as exc:  # the transaction failed as a whole, for all of them
-            return [exc] * len(calls)
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kronos import doctor
 from kronos.background import Background
+from kronos.combining import Combiner
 from kronos.db import schema
 from kronos.db.engine import Database
 from kronos.embedding.checked import check_embedder
@@ -30,6 +31,7 @@ from kronos.search.plan import KeySets
 from kronos.serving import Serving, Settler
 from kronos.settings import Location, Settings
 from kronos.validation import check_limit, check_namespace, check_time
+from kronos.writing import FOR_ALL, MOST_ROWS, Change, Write, write_together
 
 if TYPE_CHECKING:
     from kronos.embedding.reranking import Reranker
@@ -37,10 +39,7 @@ if TYPE_CHECKING:
 
 
 Store = TypeVar("Store", bound="Opened")
-
-
-class Moved(Exception):
-    """Another space is the active one now."""
+T = TypeVar("T")
 
 
 def utc_now() -> datetime:
@@ -94,6 +93,9 @@ class Opened:
         """The embedder that was asked for, once the store is open."""
         # The writers of one process queue here, which is fairer than SQLite's own waiting.
         self._writing = Lock()
+        self._writes: Combiner[Write, list[Any]] = Combiner(
+            self._write_together, most=MOST_ROWS, for_all=FOR_ALL
+        )
         # Held while the store opens, closes or follows a switch: models load under it.
         self._settling = Lock(threading.RLock)
 
@@ -257,13 +259,32 @@ class Opened:
         check_time(as_of, field="as_of")
 
     @contextmanager
-    def _writer(self, serving: Serving | None = None) -> Iterator[Repository]:
-        """A write transaction; with vectors of a space, only while that space serves."""
+    def _writer(self) -> Iterator[Repository]:
+        """A write transaction of one's own; small writes share theirs by `_write`."""
         with self._writing, self._open_database.write() as connection:
-            repository = self._repository(connection)
-            if serving and not serving.is_current(repository, repository.pulse()):
-                raise Moved
-            yield repository
+            yield self._repository(connection)
+
+    def _write_together(self, writes: Sequence[Write]) -> list[Any]:
+        with self._writer() as repository:
+            return write_together(repository, writes)
+
+    def _write(
+        self, make: Callable[[Repository], T], serving: Serving | None = None, *, rows: int = 1
+    ) -> T:
+        """Make a small write, together with those that come at the same time.
+
+        Args:
+            make: does it; an error leaves nothing of it.
+            serving: who made the vectors in it.
+            rows: how many memories it changes; from `MOST_ROWS` on it is made alone.
+
+        Raises:
+            Moved: the serving serves no longer.
+        """
+        (outcome,) = self._writes([Change(make, serving)], rows)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return cast("T", outcome)
 
     def _follow(self, left: Serving, *loaded: Embedder) -> None:
         """Let the active space of now answer, whoever made it so.

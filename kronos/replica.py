@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,14 +34,15 @@ from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
     discard_snapshots,
+    newest_header,
     newest_seq,
     read_newest,
     write_snapshot,
 )
+from kronos.index.tuning import Tuned
 
 if TYPE_CHECKING:
     from kronos.index.layered import LayeredIndex
-    from kronos.index.tuning import Tuned
     from kronos.repository import Repository
     from kronos.types import Keys, Space, VectorIndex, Vectors
 
@@ -68,6 +69,17 @@ class SnapshotPolicy:
         if changes < self.changes:
             return False
         return changes * _LARGE_SHARE >= size or seconds >= self.interval_s
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """What kind of index a space has, and how well it finds."""
+
+    kind: str
+    effort: int | None = None
+    """How hard it is searched; None: every search is exact."""
+    recall: float | None = 1.0
+    """The recall@10 that was measured last, 0..1; 1 where every search is exact; None: none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +156,8 @@ class Replica:
         """A build failed for want of memory: it would fail again."""
         self._built = False
         """A graph was built that no snapshot has yet: the next open would build it again."""
+        self._measured = False
+        """The index was tuned here, and no snapshot has it yet."""
         self._sync = sync
         self._unsaved = 0
         """Changes applied since the last snapshot."""
@@ -157,6 +171,34 @@ class Replica:
     def kind(self) -> str:
         """The kind of index."""
         return _index_class().KINDS[0] if self._index is None else self._index.kind
+
+    def state(self) -> IndexState:
+        """What the index is; before it is loaded, what its snapshot says. Called with `lock`."""
+        index = self._index
+        if index is not None:
+            measured = None if index.tuned is None else index.tuned.recall
+            effort = index.effort
+            return IndexState(index.kind, effort, 1.0 if effort is None else measured)
+        header = self._newest_header() if self._index_policy.has_main else None
+        if header is None or header.effort is None:
+            return IndexState(self.kind)
+        return IndexState(header.identity.kind, header.effort, header.recall)
+
+    @property
+    def is_saved_as_tuned(self) -> bool:
+        """Whether whoever loads the newest snapshot searches as hard as this index is searched."""
+        header, state = self._newest_header(), self.state()
+        saved = None if header is None else (header.effort, header.recall)
+        return saved == (state.effort, state.recall)
+
+    def _newest_header(self) -> SnapshotHeader | None:
+        """What the newest snapshot says of itself, when it is one of this index."""
+        header = newest_header(self._folder, self.space.id)
+        if header is None or header.identity != replace(
+            self._identity(), kind=header.identity.kind
+        ):
+            return None
+        return header
 
     def catch_up(self, repository: Repository, head: int) -> LayeredIndex:
         """Apply what was committed since the last time; the first time, load a snapshot.
@@ -236,10 +278,12 @@ class Replica:
                 enough = self._built or self._unsaved >= self._policy.changes
                 if self._index is None or not enough:
                     return
-                header = SnapshotHeader(self._identity(), self._applied, len(self._index))
-                payload = self._index.to_bytes()
+                self._take_up_tuning(self._index)
+                header = self._header(self._index, self._applied)
+                payload = self._index.to_buffers()
                 unsaved, self._unsaved, self._saved_at = self._unsaved, 0, time.monotonic()
                 built, self._built = self._built, False
+                self._measured = False
             if not self._publish(header, payload, built=built):
                 with self.lock:
                     self._unsaved += unsaved
@@ -250,7 +294,19 @@ class Replica:
         if newest is not None and self._applied - newest < self._unsaved:
             self._unsaved = max(self._applied - newest, 0)
 
-    def _publish(self, header: SnapshotHeader, payload: bytes, *, built: bool) -> bool:
+    def _take_up_tuning(self, index: LayeredIndex) -> None:
+        """Search as hard as another process found to be enough, unless this one measured since."""
+        newest = None if self._measured else self._newest_header()
+        if newest is not None and newest.effort is not None and newest.recall is not None:
+            index.tune(Tuned(newest.effort, newest.recall))
+
+    def _header(self, index: LayeredIndex, seq: int) -> SnapshotHeader:
+        measured = None if index.tuned is None else index.tuned.recall
+        return SnapshotHeader(self._identity(), seq, len(index), index.effort, measured)
+
+    def _publish(
+        self, header: SnapshotHeader, payload: Sequence[memoryview], *, built: bool
+    ) -> bool:
         try:
             self._sync()
             path = write_snapshot(self._folder, header, payload, replace_equal=built)
@@ -273,9 +329,9 @@ class Replica:
         """
         self._index = self.catch_up(repository, head).compacted()
         self._unsaved, self._built = 0, False
-        header = SnapshotHeader(self._identity(), head, len(self._index))
+        header = self._header(self._index, head)
         if header.count < self._policy.changes or not self._publish(
-            header, self._index.to_bytes(), built=True
+            header, self._index.to_buffers(), built=True
         ):
             discard_snapshots(self._folder, self.space.id)
 
@@ -287,13 +343,13 @@ class Replica:
         index = self._index
         return index is not None and index.build_is_due and not self._lacks_memory
 
-    def build(self, stop: threading.Event) -> None:
+    def build(self, stopped: Callable[[], bool]) -> None:
         """Build a new main part where one is due; searches and writes go on meanwhile.
 
         Nothing depends on it but speed: where it is stopped, the index stays as it is.
 
         Args:
-            stop: ends the build, within a second or so, when it is set.
+            stopped: asked about once a second whether to stop.
         """
         with self._building:
             with self.lock:
@@ -303,7 +359,7 @@ class Replica:
                 build = index.begin_build()
             try:
                 # What was compacted or forgotten meanwhile is to leave the memory soon.
-                if not build.run(lambda: stop.is_set() or self._index is not index):
+                if not build.run(lambda: stopped() or self._index is not index):
                     return
             except MemoryError as exc:
                 self._lacks_memory = True
@@ -316,12 +372,7 @@ class Replica:
                 if self._index is index and index.finish_build(build):
                     self._built = self._built or build.is_from_scratch
 
-    @property
-    def tuned(self) -> Tuned | None:
-        """How hard the index searches, and the recall@10 measured then; None: never measured."""
-        return None if self._index is None else self._index.tuned
-
-    def tune(self, target: float = 0.98) -> Tuned | None:
+    def tune(self, target: float, stopped: Callable[[], bool] = lambda: False) -> Tuned | None:
         """Measure recall@10 on the space's own vectors, and search as hard as the target needs.
 
         Searches and writes go on meanwhile. Called after `catch_up`; what is found is saved with
@@ -329,25 +380,29 @@ class Replica:
 
         Args:
             target: 0..1.
+            stopped: asked now and then whether to stop.
 
         Returns:
-            What was found; None: there is no graph, and every search is exact.
+            What was found; None: there is no graph, and every search is exact, or it was stopped.
         """
-        with self.lock:
-            index = self._index
-            tuning = None if index is None else index.begin_tuning()
-        tuned = None if tuning is None else tuning.run(target)
-        with self.lock:
-            if index is not None and tuned is not None and self._index is index:
-                index.tune(tuned)
-                self._built = True
-        return tuned
+        while True:
+            with self.lock:
+                index = self._index
+                tuning = None if index is None else index.begin_tuning()
+            tuned = None if tuning is None else tuning.run(target, stopped)
+            with self.lock:
+                if index is None or tuned is None:
+                    return None
+                if self._index is index:  # else it was compacted, or forgotten, meanwhile
+                    index.tune(tuned)
+                    self._built = self._measured = True
+                    return tuned
 
     def keep_up(self, stop: threading.Event) -> None:
         """Save and build what is due; called by a thread of its own."""
         if self.save_is_due:
             self.save()
-        self.build(stop)
+        self.build(stop.is_set)
         if self.save_is_due:
             self.save()
 
@@ -359,7 +414,7 @@ class Replica:
     def _forget(self) -> None:
         self._index = self._sample = None
         self._applied = self._unsaved = 0
-        self._built = False
+        self._built = self._measured = False
         self._saved_at = time.monotonic()
 
     def _load(self, repository: Repository, head: int) -> LayeredIndex | None:
@@ -369,7 +424,7 @@ class Replica:
             found = read_newest(self._folder, self._identity(), kinds=kinds)
             if found is None:
                 return None
-            header, payload = found
+            header, payload, known = found
             if header.seq < repository.spaces.pruned_seq(self.space.id):
                 self._discard_quietly()  # sound, and too old to know what to forget
                 return None
@@ -378,7 +433,11 @@ class Replica:
                     f"the snapshot is at seq {header.seq}, and the database ends at {head}"
                 )
             index = _index_class().from_bytes(
-                payload, self.space.dim, device=self._device, policy=self._index_policy
+                payload,
+                self.space.dim,
+                device=self._device,
+                policy=self._index_policy,
+                known=known,
             )
             self._applied = header.seq
             self._apply(index, repository)

@@ -11,8 +11,10 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,16 +28,22 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    insert,
     or_,
     select,
-    update,
 )
 
-from kronos.db.dialect import WAY_OUT_OF_DAMAGE, fetch, insert_rows
-from kronos.db.tables import accesses, memories, store, tombstones, vectors
+from kronos.db.dialect import (
+    WAY_OUT_OF_DAMAGE,
+    Prepared,
+    fetch,
+    insert_rows,
+    listed,
+    savepoint,
+    update_rows,
+)
+from kronos.db.tables import accesses, memories, store
 from kronos.errors import CorruptStoreError, DuplicateIdError, NotFoundError
-from kronos.history import History, PastText, later_of, rows_at, still_held
+from kronos.history import History, PastText, rows_at, still_held
 from kronos.jobs import Jobs
 from kronos.links import Links, Reached
 from kronos.spaces import Spaces, checked_blobs, next_seqs, parts
@@ -116,6 +124,17 @@ class _Write:
     same_text: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """What becomes of the row of a memory."""
+
+    key: int
+    values: Sequence[Any]
+    same_text: bool
+    made: tuple[bytes, bytes] | None
+    """The hash of its text and its vector; None leaves the vectors as they are."""
+
+
 class Repository:
     """The rows, over one open transaction.
 
@@ -155,6 +174,10 @@ class Repository:
     def connection(self) -> Connection:
         """The transaction, for what speaks over it beside the repository."""
         return self._connection
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of the transaction: an error undoes it, and leaves what was written before."""
+        return savepoint(self._connection)
 
     @property
     def now(self) -> int:
@@ -227,11 +250,11 @@ class Repository:
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that a live memory has."""
-        found: set[str] = set()
-        for part in parts(ids):
-            statement = select(memories.c.id).where(memories.c.id.in_(part), self._live())
-            found.update(self._connection.execute(statement).scalars())
-        return found
+        rows = _BY_IDS.fetch(self._connection, ids=[*ids])
+        return {id for _, id, _, expires_at in rows if not self._is_gone(expires_at)}
+
+    def _is_gone(self, expires_at: int | None) -> bool:
+        return expires_at is not None and expires_at <= self._expired_by
 
     def keys(
         self, scope: str | None, condition: Condition | None, *, since: int | None = None
@@ -418,45 +441,50 @@ class Repository:
             if batch.match_content:
                 self._match_content(batch)
         taken = self._existing(batches)
+        blobs = iter(self._blobs(batches, space))
         writes: dict[str, _Write] = {}
-        outcomes = [_resolve(batch, self._blobs(batch, space), taken, writes) for batch in batches]
+        outcomes = [
+            _resolve(batch, [*islice(blobs, len(batch.records))], taken, writes)
+            for batch in batches
+        ]
         self._insert([write for write in writes.values() if write.key is None], space)
         self._replace([write for write in writes.values() if write.key is not None], space)
         return outcomes
 
-    def _blobs(self, batch: Batch, space: Space) -> list[bytes]:
-        if batch.vectors is None or batch.space.id != space.id:
+    def _blobs(self, batches: Sequence[Batch], space: Space) -> list[bytes]:
+        rows = [batch.vectors for batch in batches if batch.space.id == space.id]
+        made = [each for each in rows if each is not None]
+        if len(made) != len(batches):
             raise AssertionError("a batch must be embedded in the space it is written to")
-        return checked_blobs(space, batch.vectors)
+        return checked_blobs(space, made[0] if len(made) == 1 else np.concatenate(made))
 
     def _match_content(self, batch: Batch) -> None:
         """Give records the ids of the memories whose texts they have, in their namespaces."""
         for position, record in enumerate(batch.records):
             if record.id_given:
                 continue
-            found = select(memories.c.id).where(
-                memories.c.content_hash == record.content_hash,
-                memories.c.namespace == record.namespace,
-                self._live(),
+            found = _BY_TEXT.fetch(
+                self._connection,
+                content_hash=record.content_hash,
+                namespace=record.namespace,
+                expired_by=self._expired_by,
             )
-            known = self._connection.execute(found.order_by(memories.c.key).limit(1)).scalar()
-            if known is not None:
-                batch.records[position] = replace(record, id=known, id_given=True)
+            if found:
+                batch.records[position] = replace(record, id=found[0][0], id_given=True)
         batch.ids = [record.id for record in batch.records]
 
     def _existing(self, batches: Iterable[Batch]) -> dict[str, tuple[int, bytes]]:
         """Key and content hash of the live memories whose ids are asked for; expired ones go."""
         ids = [r.id for batch in batches for r in batch.records if r.id_given]
+        if not ids:
+            return {}
         found: dict[str, tuple[int, bytes]] = {}
         expired: list[int] = []
-        columns = (memories.c.key, memories.c.id, memories.c.content_hash, memories.c.expires_at)
-        for part in parts(ids):
-            statement = select(*columns).where(memories.c.id.in_(part))
-            for key, id, content_hash, expires_at in self._connection.execute(statement):
-                if expires_at is not None and expires_at <= self._expired_by:
-                    expired.append(key)
-                else:
-                    found[id] = (key, content_hash)
+        for key, id, content_hash, expires_at in _BY_IDS.fetch(self._connection, ids=ids):
+            if self._is_gone(expires_at):
+                expired.append(key)
+            else:
+                found[id] = (key, content_hash)
         self._delete(expired)
         return found
 
@@ -486,11 +514,17 @@ class Repository:
         return created, updated
 
     def _replace(self, writes: Sequence[_Write], space: Space) -> None:
-        for write in writes:
-            assert write.key is not None
-            self._edit(
-                write.key, _columns(write.record), space, write.vector, same_text=write.same_text
+        edits = [
+            _Edit(
+                write.key,
+                _values(write.record),
+                write.same_text,
+                (write.record.content_hash, write.vector),
             )
+            for write in writes
+            if write.key is not None
+        ]
+        self._edit(_GIVEN, edits, space)
 
     def update(
         self,
@@ -513,52 +547,53 @@ class Repository:
         Raises:
             NotFoundError: no live memory has this id.
         """
-        row = self._connection.execute(
-            select(memories.c.key, memories.c.content_hash).where(memories.c.id == id, self._live())
-        ).one_or_none()
-        if row is None:
+        rows = _BY_IDS.fetch(self._connection, ids=[id])
+        if not rows or self._is_gone(rows[0][3]):
             raise _not_found(id)
-        blob = None
+        key, _, known_hash, _ = rows[0]
+        content_hash = values.get("content_hash", known_hash)
+        made = None
         if vector is not None and space is not None:
-            (blob,) = checked_blobs(space, vector)
-        same_text = values.get("content_hash", row.content_hash) == row.content_hash
-        self._edit(row.key, values, space, blob, same_text=same_text)
-        changed = select(*_MEMORY).where(memories.c.key == row.key)
+            made = (content_hash, checked_blobs(space, vector)[0])
+        same_text = content_hash == known_hash
+        self._edit([*values], [_Edit(key, [*values.values()], same_text, made)], space)
+        changed = select(*_MEMORY).where(memories.c.key == key)
         return _memory(self._connection.execute(changed).one())
 
-    def _edit(
-        self,
-        key: int,
-        values: dict[str, Any],
-        space: Space | None,
-        blob: bytes | None,
-        *,
-        same_text: bool,
-    ) -> None:
+    def _edit(self, columns: Sequence[str], edits: Sequence[_Edit], space: Space | None) -> None:
+        """Change some columns of memories, whose values stand in the edits in this order."""
+        if not edits:
+            return
+        edits = sorted(edits, key=operator.attrgetter("key"))  # as the words want them
+        kept = [edit.key for edit in edits if edit.same_text]
+        changed = [edit.key for edit in edits if not edit.same_text]
         if self._keep_history:
-            self.history.keep([key], text_goes=not same_text)
-        (seq,) = next_seqs(self._connection, 1)
-        recorded_at = later_of(self._now, memories.c.recorded_at)
-        self._connection.execute(
-            update(memories)
-            .where(memories.c.key == key)
-            .values(**values, updated_at=self._now, recorded_at=recorded_at, seq=seq)
+            self.history.keep(kept, text_goes=False)
+            self.history.keep(changed, text_goes=True)
+        seqs = next_seqs(self._connection, len(edits))
+        update_rows(
+            self._connection,
+            "memories",
+            (*columns, "updated_at", "recorded_at", "seq"),
+            [
+                (*edit.values, self._now, self._now, seq, edit.key)
+                for seq, edit in zip(seqs, edits, strict=True)
+            ],
         )
-        if not same_text:
-            self.spaces.forget_vectors([key], seq)
-        if space is not None and blob is not None:
-            content_hash = values["content_hash"]
-            self.spaces.drop_rows(vectors, [key], space.id)
-            self.spaces.drop_rows(tombstones, [key], space.id)
-            self.spaces.insert_vectors(space, [(key, content_hash, blob, seq)])
+        self.spaces.forget_vectors(changed, seqs[-1])
+        if space is not None:
+            self.spaces.replace_vectors(
+                space,
+                [
+                    (edit.key, *edit.made, seq)
+                    for seq, edit in zip(seqs, edits, strict=True)
+                    if edit.made is not None
+                ],
+            )
 
     def delete_ids(self, ids: Sequence[str]) -> int:
         """Delete memories by id; unknown ids are passed over. Returns how many there were."""
-        found: list[int] = []
-        for part in parts(ids):
-            statement = select(memories.c.key).where(memories.c.id.in_(part))
-            found.extend(self._connection.execute(statement).scalars())
-        return self._delete(found)
+        return self._delete([row[0] for row in _BY_IDS.fetch(self._connection, ids=[*ids])])
 
     def delete_matching(self, scope: str | None, condition: Condition | None) -> int:
         """Delete the live memories in a scope that meet a condition. Returns how many."""
@@ -567,30 +602,26 @@ class Repository:
     def delete_expired(self, limit: int) -> int:
         """Delete some of the memories that have expired. Returns how many."""
         expired = select(memories.c.key).where(~self._live()).limit(limit)
-        return self._delete(self._connection.execute(expired).scalars().all())
+        return self._delete([*self._connection.execute(expired).scalars()])
 
-    def _delete(self, keys: Sequence[int]) -> int:
+    def _delete(self, keys: list[int]) -> int:
         if not keys:
             return 0
         if self._keep_history:
             self.history.keep(keys, text_goes=True)
         (seq,) = next_seqs(self._connection, 1)
         self.spaces.forget_vectors(keys, seq)
-        for part in parts(keys):
-            self._connection.execute(delete(memories).where(memories.c.key.in_(part)))
+        _DELETE.run(self._connection, keys=keys)
         return len(keys)
 
     def touch(self, ids: Sequence[str]) -> int:
         """Note that memories are made use of now. Returns how many live ones there were."""
-        found: list[int] = []
-        for part in parts(ids):
-            statement = select(memories.c.key).where(memories.c.id.in_(part), self._live())
-            found.extend(self._connection.execute(statement).scalars())
-        for part in parts(found):
-            self._connection.execute(delete(accesses).where(accesses.c.memory_key.in_(part)))
-            rows = [{"memory_key": key, "accessed_at": self._now} for key in part]
-            self._connection.execute(insert(accesses), rows)
-        return len(found)
+        rows = _BY_IDS.fetch(self._connection, ids=[*ids])
+        keys = [row[0] for row in rows if not self._is_gone(row[3])]
+        _FORGET_ACCESSES.run(self._connection, keys=keys)
+        accessed = ((key, self._now) for key in keys)
+        insert_rows(self._connection, "accesses", ("memory_key", "accessed_at"), accessed)
+        return len(keys)
 
 
 _JSON = json.JSONDecoder()
@@ -608,6 +639,23 @@ def _by_keys(count: int) -> str:
     )
 
 
+_BY_IDS = Prepared(
+    select(memories.c.key, memories.c.id, memories.c.content_hash, memories.c.expires_at).where(
+        memories.c.id.in_(listed("ids"))
+    )
+)
+_BY_TEXT = Prepared(
+    select(memories.c.id)
+    .where(
+        memories.c.content_hash == bindparam("content_hash"),
+        memories.c.namespace == bindparam("namespace"),
+        or_(memories.c.expires_at.is_(None), memories.c.expires_at > bindparam("expired_by")),
+    )
+    .order_by(memories.c.key)
+    .limit(1)
+)
+_DELETE = Prepared(delete(memories).where(memories.c.key.in_(listed("keys"))))
+_FORGET_ACCESSES = Prepared(delete(accesses).where(accesses.c.memory_key.in_(listed("keys"))))
 _OUTSIDE = select(
     or_(
         exists().where(memories.c.namespace < bindparam("scope")),

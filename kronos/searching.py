@@ -7,6 +7,7 @@ another process wait to be embedded, it sees to that and asks again.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -27,13 +28,13 @@ from kronos.errors import (
     StorageError,
 )
 from kronos.jobs import JobOptions
-from kronos.opening import Moved
 from kronos.reindex import ReindexJob, catch_up
 from kronos.search import engine
 from kronos.search.engine import Candidate, Query, Request, Search, Watch
 from kronos.search.plan import Found, Selection, nearest_of_each
 from kronos.search.ranking import check_ranking
 from kronos.search.sources import Ahead, NotEmbeddedError, Past, Present, Source
+from kronos.serving import Moved
 from kronos.types import Explanation, Hit, Hits, Memory
 from kronos.upkeep import Upkeep
 from kronos.validation import (
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.serving import Serving
-    from kronos.types import SearchMode, VectorIndex, Vectors
+    from kronos.types import SearchMode, Space, VectorIndex, Vectors
 
     Asked: TypeAlias = str | Sequence[float] | Vectors
 
@@ -387,10 +388,13 @@ class Searching(Upkeep):
         if not ids:
             return
         try:
-            with self._writer() as repository:
-                repository.touch([*dict.fromkeys(ids)])
+            self._touch(ids)
         except StorageError as exc:
             logger.warning("that memories were found could not be noted: %s", exc)
+
+    def _touch(self, ids: Iterable[str]) -> int:
+        named = [*dict.fromkeys(ids)]
+        return self._write(lambda repository: repository.touch(named), rows=len(named))
 
     def _keep_index_up(self, question: Question) -> None:
         replica = question.serving.replica
@@ -437,10 +441,18 @@ class Searching(Upkeep):
         for start in range(0, len(distinct), size):
             part = [*distinct.items()][start : start + size]
             rows = serving.embed([content for _, content in part])
-            with self._writer(serving) as repository:
-                repository.history.add_vectors(
-                    serving.space, [content_hash for content_hash, _ in part], rows
-                )
+            hashes = [content_hash for content_hash, _ in part]
+            self._write(
+                functools.partial(_keep_past_vectors, serving.space, hashes, rows),
+                serving,
+                rows=len(part),
+            )
+
+
+def _keep_past_vectors(
+    space: Space, hashes: Sequence[bytes], rows: Vectors, repository: Repository
+) -> None:
+    repository.history.add_vectors(space, hashes, rows)
 
 
 def _check_hops(expand: int) -> int:

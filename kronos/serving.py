@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.combining import Combiner
 from kronos.embedding.checked import embed_documents, embed_queries
-from kronos.embedding.combining import Combiner
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
@@ -54,6 +54,12 @@ if TYPE_CHECKING:
     )
 
 HANDED_IN = "vectors handed in"
+MOST_TEXTS = 256
+"""So many questions are embedded together at most."""
+
+
+class Moved(Exception):
+    """Another space is the active one now."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +74,7 @@ class Serving:
     """The active space's id; another one than `space` only while a fallback serves."""
     degraded: str | None = None
     """Why a fallback answers in the place of the model that was asked for."""
-    ask: Combiner | None = None
+    ask: Combiner[str, Vectors] | None = None
     """What embeds questions; None when nothing does."""
 
     @property
@@ -132,7 +138,8 @@ class Serving:
             DimensionMismatchError: it has another width than the space.
             VectorError: it is no finite vector.
         """
-        row: Vectors = check_embeddings([query], self.space.dim, self.space.model, ["query"])[0]
+        space = self.space
+        row: Vectors = check_embeddings([query], space.dim, space.model, lambda _: "query")[0]
         return row
 
     @property
@@ -434,7 +441,9 @@ class Settler:
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq
-        ask = None if embedder is None else Combiner(functools.partial(embed_queries, embedder))
+        ask = None
+        if embedder is not None:
+            ask = Combiner(functools.partial(embed_queries, embedder), most=MOST_TEXTS)
         return Serving(space, embedder, replica, (active or space).id, degraded, ask)
 
 

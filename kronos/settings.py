@@ -32,7 +32,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 # The other half is for the program itself, and for what runs beside it.
 _THREADS = max(1, min(4, (_CORES or 1) // 2))
-_GRAPH = re.compile(r"HNSW([0-9]{1,3})")
+_GRAPH = re.compile(r"HNSW([0-9]{1,3})(,SQ(4|6|8|fp16|bf16))?")
+_LISTS = re.compile(r"IVF([0-9]{1,6}),(Flat|SQ(4|6|8|fp16|bf16)|RaBitQ)")
+_INDEXES = (
+    '"auto", "flat", "HNSW4" to "HNSW128", or "IVF1024,Flat" with as many lists as you wish; '
+    '",SQ4", ",SQ6", ",SQ8", ",SQfp16" or ",SQbf16" behind either keeps rows in fewer bits, and '
+    '",RaBitQ" those of lists'
+)
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -67,8 +73,9 @@ class Settings:
     keep_spaces: int = 1
     """Retired spaces that are kept to roll back to; older ones are dropped after a switch."""
     index: str = "auto"
-    """"auto": flat and exact below 10,000 vectors, a graph above. "flat": always exact. "HNSW32"
-    and the like: a graph with so many links, 4 to 128; see `kronos.index.policy`."""
+    """"auto": flat and exact below 10,000 vectors, a graph above. "flat": always exact. Or what
+    stands in the place of the graph, by FAISS's name, e.g. "HNSW32", "HNSW16,SQ8" or
+    "IVF1024,SQfp16"; see `kronos.index.policy`."""
     gpu_storage: GpuStorage = "float32"
     """How vectors are kept on a GPU. "float16": in half the bytes; candidates are then scored from
     the float32 on the host."""
@@ -100,7 +107,7 @@ class Settings:
             if option.name in _CHOICES:
                 fits, expected = value in _CHOICES[option.name], _said(_CHOICES[option.name])
             elif option.name == "index":
-                fits, expected = _is_index(value), '"auto", "flat" or "HNSW4" to "HNSW128"'
+                fits, expected = _is_index(value), _INDEXES
             elif isinstance(option.default, bool):
                 fits, expected = isinstance(value, bool), "true or false"
             else:
@@ -204,8 +211,11 @@ def user_cache(environ: Mapping[str, str] | None = None) -> Path:
 def _is_index(value: object) -> bool:
     if value in ("auto", "flat"):
         return True
-    match = _GRAPH.fullmatch(value) if isinstance(value, str) else None
-    return match is not None and 4 <= int(match[1]) <= 128
+    text = value if isinstance(value, str) else ""
+    graph, lists = _GRAPH.fullmatch(text), _LISTS.fullmatch(text)
+    if graph:
+        return 4 <= int(graph[1]) <= 128
+    return lists is not None and int(lists[1]) >= 1
 
 
 def _is_positive_number(value: object) -> bool:

@@ -17,19 +17,18 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
-    Table,
     and_,
     bindparam,
     delete,
     exists,
     func,
     insert,
-    literal,
+    or_,
     select,
     update,
 )
 
-from kronos.db.dialect import fill_in_vectors, insert_rows
+from kronos.db.dialect import Prepared, fill_in_vectors, insert_rows, listed
 from kronos.db.tables import (
     failures,
     jobs,
@@ -480,26 +479,41 @@ class Spaces:
         columns = ("space_id", "memory_key", "content_hash", "vector", "seq")
         insert_rows(self._connection, "vectors", columns, ((space.id, *row) for row in rows))
 
-    def forget_vectors(self, keys: Sequence[int], seq: int, space_id: int | None = None) -> None:
+    def forget_vectors(self, keys: list[int], seq: int, space_id: int | None = None) -> None:
         """Turn the vectors of these keys into tombstones, in one space or in every one."""
-        for part in parts(keys):
-            these: ColumnElement[bool] = vectors.c.memory_key.in_(part)
-            if space_id is not None:
-                these = and_(these, vectors.c.space_id == space_id)
-            gone = select(vectors.c.space_id, vectors.c.memory_key, literal(seq)).where(these)
-            self._connection.execute(
-                insert(tombstones).from_select(["space_id", "memory_key", "seq"], gone)
-            )
-            self._connection.execute(delete(vectors).where(these))
+        if not keys:
+            return
+        of = {"keys": keys, "space": space_id}
+        _BURY.run(self._connection, **of, buried=seq)
+        _FORGET.run(self._connection, **of)
 
-    def drop_rows(self, table: Table, keys: Sequence[int], space_id: int) -> None:
-        """Delete the rows of these keys in one space from `vectors` or `tombstones`."""
-        for part in parts(keys):
-            self._connection.execute(
-                delete(table).where(table.c.space_id == space_id, table.c.memory_key.in_(part))
-            )
+    def replace_vectors(self, space: Space, rows: Sequence[tuple[int, bytes, bytes, int]]) -> None:
+        """Put (key, content hash, vector, seq) rows in the place of vectors and tombstones."""
+        if not rows:
+            return
+        of = {"keys": [row[0] for row in rows], "space": space.id}
+        _FORGET.run(self._connection, **of)
+        _UNBURY.run(self._connection, **of)
+        self.insert_vectors(space, rows)
 
 
+_NEXT = Prepared(update(store).values(seq=store.c.seq + bindparam("count")).returning(store.c.seq))
+_THESE = and_(
+    vectors.c.memory_key.in_(listed("keys")),
+    or_(bindparam("space").is_(None), vectors.c.space_id == bindparam("space")),
+)
+_BURY = Prepared(
+    insert(tombstones).from_select(
+        ["space_id", "memory_key", "seq"],
+        select(vectors.c.space_id, vectors.c.memory_key, bindparam("buried")).where(_THESE),
+    )
+)
+_FORGET = Prepared(delete(vectors).where(_THESE))
+_UNBURY = Prepared(
+    delete(tombstones).where(
+        tombstones.c.space_id == bindparam("space"), tombstones.c.memory_key.in_(listed("keys"))
+    )
+)
 _SPACES = select(
     spaces.c.id,
     spaces.c.fingerprint,
@@ -527,8 +541,7 @@ _FORGET_TOMBSTONES = delete(tombstones).where(
 
 def next_seqs(connection: Connection, count: int) -> range:
     """Take the next numbers for so many changes, inside the write transaction."""
-    statement = update(store).values(seq=store.c.seq + count).returning(store.c.seq)
-    last = connection.execute(statement).scalar_one()
+    ((last,),) = _NEXT.fetch(connection, count=count)
     return range(last - count + 1, last + 1)
 
 

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from kronos import exchange, intake
 from kronos.duplicates import near_duplicates
-from kronos.errors import InputError, KronosError, NotFoundError
+from kronos.errors import InputError, NotFoundError
 from kronos.index.exact import ExactIndex
-from kronos.opening import Moved, utc_now
+from kronos.opening import utc_now
 from kronos.repository import Batch
 from kronos.search.fields import fields_of
 from kronos.search.filters import parse
 from kronos.search.plan import Selection
 from kronos.searching import Searching
+from kronos.serving import Moved
 from kronos.types import DuplicateGroup, Hits, Link, Memory, Progress, Step, Version
 from kronos.validation import (
     Item,
@@ -41,9 +42,11 @@ from kronos.validation import (
     check_time,
     hash_content,
 )
+from kronos.writing import MOST_ROWS, Addition
 
 if TYPE_CHECKING:
     from kronos.links import Direction
+    from kronos.repository import Repository
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.serving import Serving
@@ -67,6 +70,15 @@ class Change:
     values: dict[str, Any]
     vector: Vectors | None = None
     serving: Serving | None = None
+
+    def make(self, repository: Repository) -> Memory:
+        """Make it."""
+        return repository.update(
+            self.id,
+            self.values,
+            space=None if self.serving is None else self.serving.space,
+            vector=self.vector,
+        )
 
 
 class MemoryStore(Searching):
@@ -249,23 +261,41 @@ class MemoryStore(Searching):
             known = repository.known([r.id for r in batch.records if r.id_given])
         batch.records = [record for record in batch.records if record.id not in known]
 
-    def _commit(self, batches: Sequence[Batch]) -> builtins.list[builtins.list[str] | KronosError]:
-        """Write embedded batches in one transaction; each one's ids, or why it was refused."""
-        while True:
-            serving = self._serving
-            moved = [batch for batch in batches if batch.space.id != serving.space.id]
-            if moved:  # another space took over since these were embedded
-                serving.encode(moved)
-            try:
-                with self._writer(serving) as repository:
-                    return [*repository.add(batches, serving.space)]
-            except Moved:
-                self._follow(serving)
+    def _commit(self, batches: Sequence[Batch]) -> builtins.list[builtins.list[str] | Exception]:
+        """Write embedded batches; each one's ids, or why it was refused."""
+        serving = self._serving
+        moved = [batch for batch in batches if batch.space.id != serving.space.id]
+        if moved:  # another space took over since these were embedded
+            serving.encode(moved)
+        rows = sum(len(batch.records) for batch in batches)
+        outcomes = self._writes([Addition(batch, serving) for batch in batches], rows)
+        left = [
+            batch
+            for batch, outcome in zip(batches, outcomes, strict=True)
+            if isinstance(outcome, Moved)
+        ]
+        again = iter(self._commit_moved(left, serving) if left else ())
+        return [next(again) if isinstance(each, Moved) else each for each in outcomes]
+
+    def _commit_moved(
+        self, batches: Sequence[Batch], left: Serving
+    ) -> builtins.list[builtins.list[str] | Exception]:
+        try:
+            self._follow(left)
+            return self._commit(batches)
+        except Exception as exc:  # others of their group are written, and must not be told so
+            return [exc] * len(batches)
+
+    def _add_together(
+        self, batches: Sequence[Batch]
+    ) -> builtins.list[builtins.list[str] | Exception]:
+        """Embed and write batches; each one's ids, or why it was refused."""
+        self._encode(batches)
+        return self._commit(batches)
 
     def _add(self, batch: Batch) -> builtins.list[str]:
-        self._encode([batch])
-        (outcome,) = self._commit([batch])
-        if isinstance(outcome, KronosError):
+        (outcome,) = self._add_together([batch])
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
@@ -563,8 +593,7 @@ class MemoryStore(Searching):
         """
         source_id = check_id(source_id, field="source_id")
         target_id = check_id(target_id, field="target_id")
-        with self._writer() as repository:
-            repository.links.add(source_id, target_id, relation, weight)
+        self._write(lambda repository: repository.links.add(source_id, target_id, relation, weight))
 
     def unlink(self, source_id: str, target_id: str, relation: str | None = None) -> int:
         """Remove a link, or with no relation every link from one memory to the other.
@@ -574,8 +603,9 @@ class MemoryStore(Searching):
         """
         source_id = check_id(source_id, field="source_id")
         target_id = check_id(target_id, field="target_id")
-        with self._writer() as repository:
-            return repository.links.remove(source_id, target_id, relation)
+        return self._write(
+            lambda repository: repository.links.remove(source_id, target_id, relation)
+        )
 
     def links(self, id: str) -> builtins.list[Link]:
         """The links from and to a memory: those from it first, then the oldest.
@@ -673,13 +703,7 @@ class MemoryStore(Searching):
                 change = self._encode_change(change)
             serving = change.serving
             try:
-                with self._writer(serving) as repository:
-                    return repository.update(
-                        change.id,
-                        change.values,
-                        space=None if serving is None else serving.space,
-                        vector=change.vector,
-                    )
+                return self._write(change.make, serving)
             except Moved:
                 self._follow(self._serving if serving is None else serving)
 
@@ -711,12 +735,13 @@ class MemoryStore(Searching):
                 field="ids",
             )
         if ids is not None:
-            named = [check_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
-            with self._writer() as repository:
-                return repository.delete_ids([*dict.fromkeys(named)])
+            named = [*dict.fromkeys(check_id(id) for id in _listed(ids))]
+            return self._write(lambda repository: repository.delete_ids(named), rows=len(named))
         selection = self._selection(where, namespace)
-        with self._writer() as repository:
-            return repository.delete_matching(selection.scope, selection.condition)
+        return self._write(
+            lambda repository: repository.delete_matching(selection.scope, selection.condition),
+            rows=MOST_ROWS,
+        )
 
     def touch(self, ids: str | Iterable[str]) -> int:
         """Note that memories are made use of now, for a ranking by last access.
@@ -724,9 +749,7 @@ class MemoryStore(Searching):
         Returns:
             How many live memories there were among them.
         """
-        named = [check_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
-        with self._writer() as repository:
-            return repository.touch([*dict.fromkeys(named)])
+        return self._touch(check_id(id) for id in _listed(ids))
 
     # -- How memories are found, and files --------------------------------------------------------
 
@@ -831,6 +854,10 @@ class MemoryStore(Searching):
         """
         found = exchange.read(Path(path).expanduser().absolute(), self._serving.space)
         return self.add_many(found, on_conflict=on_conflict, progress=progress)
+
+
+def _listed(ids: str | Iterable[str]) -> Iterable[str]:
+    return [ids] if isinstance(ids, str) else ids
 
 
 __all__ = ["Change", "MemoryStore", "utc_now"]

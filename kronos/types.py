@@ -308,8 +308,9 @@ class Stats:
     jobs: tuple[Job, ...]
     """Reindex jobs that are not finished."""
     index_size: int
-    """Vectors in this process's index."""
+    """Vectors in this process's index; 0 before its first search."""
     index_kind: str
+    """E.g. "faiss-flat", which compares all, or "faiss-hnsw", a graph."""
     database_bytes: int
     schema: str
     """The database's Alembic revision."""
@@ -319,6 +320,14 @@ class Stats:
     """How texts are cut into words."""
     indexed_fields: tuple[str, ...] = ()
     """Metadata keys that have an index of their own."""
+    index_effort: int | None = None
+    """Candidates that a search follows (FAISS's efSearch); None: every search is exact."""
+    index_recall: float | None = 1.0
+    """The recall@10 that `tune` measured last, 0..1; 1 where every search is exact; None: it was
+    never measured."""
+    engine: str | None = None
+    """What computes the vectors: "onnx", "hash", or "sentence-transformers: " and why nothing
+    faster does; None where vectors are handed in, or a program's own embedder makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +346,12 @@ class Report:
     problems: tuple[Problem, ...]
     advice: tuple[Problem, ...] = ()
     """What is good to know, though nothing of the store is wrong by it."""
+    index_kind: str | None = None
+    """As in `Stats`; None: the database is so damaged that no index could follow it."""
+    index_effort: int | None = None
+    """As in `Stats`."""
+    index_recall: float | None = None
+    """As in `Stats`."""
 
     @property
     def ok(self) -> bool:
@@ -389,6 +404,31 @@ class CompactReport:
     bytes_before: int
     """Of the database on disk, its write-ahead log included."""
     bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class TuneReport:
+    """How well searches find, and how hard they look from now on."""
+
+    vectors: int
+    """Vectors in the index."""
+    index_kind: str
+    """As in `Stats`."""
+    target: float
+    """The recall@10 that was wanted."""
+    recall: float
+    """The recall@10 that was measured, 0..1; 1 where every search is exact."""
+    effort: int | None
+    """Candidates that a search follows from now on (FAISS's efSearch): the fewest that reach the
+    target, or the most that were tried; None: every search is exact."""
+    saved: bool
+    """Whether a snapshot keeps the effort for whoever opens the store next, or nothing need be
+    kept, as every search is exact."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether searches find as much as was wanted."""
+        return self.recall >= self.target
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,5 +526,8 @@ class VectorIndex(Protocol):
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys, all of which must be held: (n, dim) float32."""
 
-    def to_bytes(self) -> bytes:
-        """The index as bytes that the `from_bytes` of its own class reads."""
+    def to_buffers(self) -> list[memoryview]:
+        """The index as bytes, in pieces; joined, the `from_bytes` of its own class reads them.
+
+        They stay as they are, whatever becomes of the index.
+        """

@@ -9,6 +9,8 @@ from __future__ import annotations
 import builtins
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,10 @@ from typing import TYPE_CHECKING
 from kronos import doctor
 from kronos.compaction import compact
 from kronos.db import backup, schema
-from kronos.errors import InputError, ModelLoadError, StorageError
+from kronos.embedding.hashing import HashEmbedder
+from kronos.embedding.registry import HASH_MODEL
+from kronos.embedding.service import EmbeddingService
+from kronos.errors import InputError, ModelLoadError, StorageError, StoreClosedError
 from kronos.estimate import estimate
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
@@ -36,10 +41,12 @@ from kronos.types import (
     Report,
     Space,
     Stats,
+    TuneReport,
 )
 from kronos.validation import check_limit, check_number, check_time
 
 if TYPE_CHECKING:
+    from kronos.serving import Serving
     from kronos.types import Embedder, ProgressCallback
 
 
@@ -256,10 +263,83 @@ class Upkeep(Opened):
             clock=self._clock,
         )
 
+    def tune(self, target: float = 0.98) -> TuneReport:
+        """Build the index that is due, measure how well it finds, and search as hard as need be.
+
+        The 10 nearest of up to 200 points are looked for by the graph and by an exact scan: how
+        many of these the graph finds is the recall. The points lie beside memories, spread over
+        all, about as far from them as questions are. Then the store searches with the least effort
+        that reaches the target, and so does whoever opens it next: a snapshot keeps it. Processes
+        that have it open take it up when they save the index next. Searches and writes go on
+        meanwhile. A store that is too small for a graph is exact.
+
+        Args:
+            target: the recall@10 that is wanted, above 0 and at most 1.
+
+        Returns:
+            What was measured. A target that is out of reach is no error: the store then searches
+            with the greatest effort that was tried; see `TuneReport.reached`.
+
+        Raises:
+            InputError: the target is out of its range.
+            StoreClosedError: the store is not open, or was closed meanwhile.
+        """
+        return self._tune(target, threading.Event())
+
+    def _tune(self, target: float, stop: threading.Event) -> TuneReport:
+        """The same; once `stop` is set it ends soon, with StoreClosedError."""
+        wanted = check_number(target, field="target")
+        if not 0 < wanted <= 1:
+            raise InputError(
+                f"target must be a recall above 0 and at most 1, not {target!r}", field="target"
+            )
+        serving, closing = self._caught_up(), self._snapshots.stop_event
+        # Not in the caller's thread: a build leaves it with fewer of FAISS's threads.
+        with ThreadPoolExecutor(1, thread_name_prefix="kronos-tune") as thread:
+            work = thread.submit(
+                self._measure, serving, wanted, lambda: stop.is_set() or closing.is_set()
+            )
+            try:
+                return work.result()
+            except BaseException:  # Ctrl-C
+                stop.set()
+                raise
+
+    def _caught_up(self) -> Serving:
+        """Who answers, the index having taken up all that is committed."""
+        while True:
+            serving = self._serving
+            with serving.replica.lock, self._reader() as repository:
+                pulse = repository.pulse()
+                if serving.is_current(repository, pulse):
+                    serving.replica.catch_up(repository, pulse.seq)
+                    return serving
+            self._follow(serving)
+
+    @staticmethod
+    def _measure(serving: Serving, target: float, stopped: Callable[[], bool]) -> TuneReport:
+        replica = serving.replica
+        replica.build(stopped)
+        tuned = replica.tune(target, stopped)
+        if stopped():
+            raise StoreClosedError
+        if replica.save_is_due:
+            replica.save()
+        with replica.lock:
+            return TuneReport(
+                vectors=len(replica),
+                index_kind=replica.state().kind,
+                target=target,
+                recall=1.0 if tuned is None else tuned.recall,
+                effort=None if tuned is None else tuned.effort,
+                saved=tuned is None or replica.is_saved_as_tuned,
+            )
+
     def stats(self) -> Stats:
         """Count what the store holds, and say who answers."""
         serving = self._serving
         with serving.replica.lock, self._reader() as repository:
+            index = serving.replica.state()
             return Stats(
                 store_id=repository.store_id(),
                 path=str(self.location.database),
@@ -272,12 +352,15 @@ class Upkeep(Opened):
                 spaces=tuple(repository.spaces.stats()),
                 jobs=tuple(repository.jobs.all(unfinished=True)),
                 index_size=len(serving.replica),
-                index_kind=serving.replica.kind,
+                index_kind=index.kind,
                 database_bytes=self._open_database.size_bytes(),
                 schema=schema.current(self._open_database) or "",
                 versions=repository.history.count(),
                 tokenizer=repository.words.tokenizer,
                 indexed_fields=tuple(fields_of(repository).all()),
+                index_effort=index.effort,
+                index_recall=index.recall,
+                engine=_engine_of(serving.embedder),
             )
 
     def check(self, *, repair: bool = False) -> Report:
@@ -288,7 +371,7 @@ class Upkeep(Opened):
                 words, files that nobody needs and, after a backup, the indexes of SQLite.
 
         Returns:
-            What is wrong, in words, and what of it was repaired.
+            What is wrong, in words, and what of it was repaired; and how well the index finds.
         """
         serving, database, location = self._serving, self._open_database, self.location
         advice = [*doctor.surroundings(database, location.database.parent)]
@@ -313,7 +396,8 @@ class Upkeep(Opened):
             advice.append(Problem("words", f"the words could not be compared: {exc}"))
         with serving.replica.saving, serving.replica.lock, self._reader() as repository:
             problems += doctor.wrong_index(repository, serving.replica, repair=repair)
-        return Report(tuple(problems), tuple(advice))
+            index = serving.replica.state()
+        return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))
@@ -390,6 +474,13 @@ class Upkeep(Opened):
         report = backup.recover(location, settings or Settings.from_env())
         discard_other_snapshots(location.index, ())
         return report
+
+
+def _engine_of(embedder: Embedder | None) -> str | None:
+    """What computes the vectors, where that is Kronos's to say."""
+    if isinstance(embedder, EmbeddingService):
+        return embedder.engine
+    return HASH_MODEL if isinstance(embedder, HashEmbedder) else None
 
 
 def _lost(reason: str | None) -> ModelLoadError:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -41,9 +43,11 @@ ALL_NAMESPACES = "*"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _NEW_MEMORY_FIELDS = frozenset(option.name for option in fields(NewMemory))
+_FLOAT32 = np.dtype(np.float32)
 _UNIT_TOLERANCE = 1e-6
 _ROUNDED = 1e-4
 """How far float32 may take the length of a wide unit vector from 1, and more."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -84,7 +88,7 @@ def check_item(item: Item, *, namespace: str, settings: Settings, field: str = "
     dot = f"{field}." if field else ""
     content = check_content(new.content, settings.max_content_bytes, field=f"{dot}content")
     return Record(
-        id=uuid.uuid4().hex if new.id is None else check_id(new.id, field=f"{dot}id"),
+        id=_new_id() if new.id is None else check_id(new.id, field=f"{dot}id"),
         id_given=new.id is not None,
         namespace=namespace
         if new.namespace is None
@@ -96,11 +100,29 @@ def check_item(item: Item, *, namespace: str, settings: Settings, field: str = "
         parent_id=None
         if new.parent_id is None
         else check_id(new.parent_id, field=f"{dot}parent_id"),
-        expires_at=check_time(new.expires_at, field=f"{dot}expires_at"),
+        expires_at=None
+        if new.expires_at is None
+        else check_time(new.expires_at, field=f"{dot}expires_at"),
         embedding=new.embedding,
-        created_at=check_time(new.created_at, field=f"{dot}created_at"),
-        updated_at=check_time(new.updated_at, field=f"{dot}updated_at"),
+        created_at=None
+        if new.created_at is None
+        else check_time(new.created_at, field=f"{dot}created_at"),
+        updated_at=None
+        if new.updated_at is None
+        else check_time(new.updated_at, field=f"{dot}updated_at"),
     )
+
+
+def _new_id() -> str:
+    """A new UUID of version 7, which begins with the time.
+
+    Ids that are made together stand together in the index of ids, however large it is: with random
+    ones a batch would write as many pages as it has memories.
+    """
+    chance = os.urandom(10).hex()
+    variant = "89ab"[int(chance[0], 16) & 3]
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{milliseconds:012x}7{chance[1:4]}{variant}{chance[4:19]}"
 
 
 def _as_new_memory(item: Item, field: str) -> NewMemory:
@@ -215,13 +237,15 @@ def _check_name(value: object, field: str) -> str:
             field=field,
         )
     _encode(value, IdentifierError, field)
-    if any(character < " " or "\x7f" <= character < "\xa0" for character in value):
+    if _CONTROL.search(value):
         raise IdentifierError(f"{field} holds a control character: {value!r}", field=field)
     return str(value)
 
 
 def check_importance(value: object, *, field: str = "importance") -> float:
     """Check an importance: a number from 0 to 1."""
+    if type(value) is float and 0 <= value <= 1:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InputError(f"{field} must be a number from 0 to 1, not {value!r}", field=field)
     return float(value)
@@ -287,7 +311,9 @@ def check_metadata(
         raise MetadataError(f"{field} must be a dict, not {_kind(metadata)}", field=field)
     _check_json(metadata, settings, field)
     text = _JSON.encode(metadata)
-    if len(text.encode()) > settings.max_metadata_bytes:
+    # No character has more than four bytes.
+    limit = settings.max_metadata_bytes
+    if 4 * len(text) > limit and len(text.encode()) > limit:
         raise _too_large(settings, field)
     return text
 
@@ -368,7 +394,7 @@ def check_embeddings(
     embeddings: Sequence[Vectors | Sequence[float] | None],
     dim: int,
     space: str,
-    names: Iterable[str],
+    name: Callable[[int], str],
 ) -> Vectors:
     """Check vectors that a caller handed in, and scale them to unit length.
 
@@ -376,7 +402,7 @@ def check_embeddings(
         embeddings: one vector each.
         dim: the width of the space they are meant for.
         space: the space's name, for the error.
-        names: what each vector is called in errors.
+        name: what the vector at a position is called in errors.
 
     Returns:
         (n, dim) float32, C-contiguous; rows that came with unit length are bit-identical.
@@ -386,10 +412,9 @@ def check_embeddings(
         VectorError: no floats, NaN or inf, or of length 0.
     """
     rows = np.empty((len(embeddings), dim), np.float32)
-    named = list(zip(embeddings, names, strict=True))
-    for row, (embedding, name) in zip(rows, named, strict=True):
-        row[:] = _as_vector(embedding, dim, space, name)
-    return scale_to_unit(rows, lambda position: named[position][1])
+    for position, embedding in enumerate(embeddings):
+        rows[position] = _as_vector(embedding, dim, space, name, position)
+    return scale_to_unit(rows, name)
 
 
 def unusable_rows(rows: Vectors) -> dict[int, str]:
@@ -433,7 +458,7 @@ def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:
     norms = _norms(rows)
     are_unit = np.abs(norms - 1) <= _UNIT_TOLERANCE  # so that NaN is none
     if are_unit.all():
-        return np.ascontiguousarray(rows, np.float32)
+        return np.array(rows, np.float32, order="C")
     for position, found in _unusable(norms).items():
         raise VectorError(
             f"{name(position)} {found}; a finite vector that points somewhere is needed",
@@ -443,20 +468,26 @@ def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:
     return np.ascontiguousarray(rows / scale[:, None], np.float32)
 
 
-def _as_vector(embedding: object, dim: int, space: str, name: str) -> Vectors:
+def _as_vector(
+    embedding: object, dim: int, space: str, name: Callable[[int], str], position: int
+) -> Vectors:
+    if type(embedding) is np.ndarray and embedding.dtype == _FLOAT32 and embedding.shape == (dim,):
+        return embedding
     try:
         vector = np.asarray(embedding)
         if vector.dtype.kind not in "fiu":
             raise TypeError(f"its values are of type {vector.dtype}")
     except (TypeError, ValueError) as exc:
+        field = name(position)
         raise VectorError(
-            f"{name} must be a sequence of {dim} floats: {_short(str(exc))}", field=name
+            f"{field} must be a sequence of {dim} floats: {_short(str(exc))}", field=field
         ) from None
     if vector.shape != (dim,):
+        field = name(position)
         raise DimensionMismatchError(
-            f"{name} has shape {vector.shape}, expected ({dim},) for the space of {space}: "
+            f"{field} has shape {vector.shape}, expected ({dim},) for the space of {space}: "
             "embed it with that model, or change the store's model with `kronos reindex`",
-            field=name,
+            field=field,
         )
     if vector.dtype == np.float32:
         return vector

@@ -15,7 +15,7 @@ import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from kronos.db import words
 from kronos.db.dialect import fetch
@@ -81,8 +81,7 @@ class Words:
 
     def add(self, first: int, last: int) -> None:
         """Add the words of new memories: those with keys from one to another."""
-        rows = select(memories.c.key, memories.c.content)
-        words.add(self._connection, MEMORY_WORDS, rows.where(memories.c.key.between(first, last)))
+        _ADD.run(self._connection, first=first, last=last)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -102,6 +101,12 @@ class Words:
         return words.problems(self._connection)
 
 
+_ADD = words.adding(
+    MEMORY_WORDS,
+    select(memories.c.key, memories.c.content)
+    .where(memories.c.key.between(bindparam("first"), bindparam("last")))
+    .order_by(memories.c.key),
+)
 _LEAST_WEIGHT = 0.1
 _FTS5_LEAST_WEIGHT = 1e-6
 """What FTS5 puts in the place of a weight that is not above 0."""

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "kronos"
 HOMES = {
-    "faiss": ["index/faiss.py"],
+    "faiss": ["index/faiss.py", "index/coded.py"],
     "torch": ["embedding/", "index/torch.py"],
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],

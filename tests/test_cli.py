@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kronos import MemoryStore
+from kronos import MemoryStore, NewMemory
 from kronos.cli import main
 from kronos.types import ReindexReport
 
@@ -577,3 +579,58 @@ def test_a_reindex_without_the_switch_ends_with_3(
     )
     (*_, end) = inside.lines("reindex", code=3)
     assert (end["event"], end["state"]) == ("end", "failed")
+
+
+def fill_with_vectors(folder: Path, count: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
+    with MemoryStore.open(folder, embedding_model=None, embedding_dim=8) as store:
+        store.add_many(NewMemory(f"text {n}", embedding=row) for n, row in enumerate(vectors))
+
+
+def test_tune_gives_a_large_store_its_graph_and_the_next_process_uses_it(
+    kronos: Kronos, tmp_path: Path
+) -> None:
+    fill_with_vectors(tmp_path / "large", 10_000)
+    inside = Inside(tmp_path)
+    assert inside.json("info", "--store", "large")["index_effort"] is None
+    tuned = kronos.json("tune", "large", "--target", "0.9")
+    assert tuned["vectors"] == 10_000
+    assert tuned["index_kind"] == "faiss-hnsw"
+    assert (tuned["target"], tuned["reached"], tuned["saved"]) == (0.9, True, True)
+    assert tuned["recall"] >= 0.9
+    info = inside.json("info", "--store", "large")
+    assert (info["index_effort"], info["index_recall"]) == (tuned["effort"], tuned["recall"])
+    doctor = inside.json("doctor", "--store", "large")
+    assert doctor["ok"]
+    assert (doctor["index_effort"], doctor["index_recall"]) == (tuned["effort"], tuned["recall"])
+    said = f"faiss-hnsw, effort {tuned['effort']}, recall@10 {tuned['recall']:.4f} when measured"
+    assert said in inside("info", "--store", "large")
+    assert f"searches: {said}" in inside("doctor", "--store", "large")
+    line = inside("tune", "--store", "large", "--target", "0.9")
+    assert line == (
+        f"10000 vectors, faiss-hnsw: recall@10 is {tuned['recall']:.4f} with an effort of "
+        f"{tuned['effort']}\n"
+    )
+
+
+def test_tune_of_a_small_store_says_that_it_is_exact(inside: Inside) -> None:
+    assert re.search(r"^ searches +faiss-flat, exact *$", inside("info"), re.MULTILINE)
+    assert inside("tune") == "4 vectors, faiss-flat: every search is exact\n"
+    assert inside.json("tune", ".kronos")["effort"] is None
+    assert "searches: faiss-flat, exact" in inside("doctor")
+
+
+def test_tune_says_what_is_out_of_reach_and_what_was_asked_wrongly(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kronos.index.tuning.EFFORTS", (1,))
+    monkeypatch.setattr("kronos.index.policy.IndexPolicy.scans", lambda *_: False)
+    fill_with_vectors(tmp_path / "large", 10_000)
+    done = inside.run("tune", "large", "--json", "--target", "0.9999")
+    assert done.returncode == 1
+    assert not json.loads(done.stdout)["reached"]
+    assert "a recall of 0.9999 is out of reach: searches find 0." in done.stderr
+    assert 'Settings(index="flat")' in done.stderr
+    assert "target must be a recall" in inside.error("tune", "--target", "1.5", code=2)
+    assert "name the store once" in inside.error("tune", "a", "--store", "b", code=2)
+    assert "there is no store" in inside.error("tune", "nowhere", code=2)

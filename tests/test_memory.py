@@ -30,7 +30,7 @@ VERBS = [
     "add", "add_many", "get", "find", "update", "delete", "search", "list", "count", "stats",
     "check", "reindex", "plan_reindex", "resume_reindex", "activate_reindex", "cancel_reindex",
     "rollback", "jobs", "failures", "compact", "connect", "close", "backup", "restore", "recover",
-    "export_to", "import_from",
+    "export_to", "import_from", "tune",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -508,7 +509,7 @@ def test_an_index_compacted_while_a_build_runs_keeps_nothing_of_the_old_one(
     store._snapshots.wait()
     index = store._serving.replica._index
     assert index is not None
-    data = index.to_bytes() + b"".join(path.read_bytes() for path in snapshots(store))
+    data = b"".join(index.to_buffers()) + b"".join(path.read_bytes() for path in snapshots(store))
     assert not [row for row in old[::2] if row.tobytes() in data]
     assert_right(store)
 
@@ -540,11 +541,15 @@ def test_a_setting_keeps_an_index_flat(open_store: Opener) -> None:
     assert store.stats().index_kind == "faiss-flat"
 
 
-@pytest.mark.parametrize("name", ["", "hnsw", "HNSW", "HNSW3", "HNSW129", "IVF16,Flat", None, 16])
+@pytest.mark.parametrize(
+    "name",
+    ["", "hnsw", "HNSW", "HNSW3", "HNSW129,SQ8", "IVF16", "IVF0,Flat", "HNSW16,RaBitQ", None, 16],
+)
 def test_an_unknown_kind_of_index_is_refused(name: Any) -> None:
-    with pytest.raises(ConfigurationError, match='index must be "auto", "flat" or "HNSW4"'):
+    with pytest.raises(ConfigurationError, match='index must be "auto", "flat", "HNSW4" to'):
         Settings(index=name)
-    assert Settings.from_env({"KRONOS_INDEX": "HNSW32"}).index == "HNSW32"
+    for good in ("HNSW32", "HNSW16,SQ8", "IVF1024,SQfp16", "IVF64,RaBitQ"):
+        assert Settings.from_env({"KRONOS_INDEX": good}).index == good
 
 
 def test_a_tuned_index_stays_tuned(
@@ -552,18 +557,21 @@ def test_a_tuned_index_stays_tuned(
 ) -> None:
     small_graphs(monkeypatch)
     store = open_vectors()
-    assert store._serving.replica.tune() is None
+    assert store._serving.replica.tune(0.95) is None
     fill(store)
     assert_right(store)
     store._snapshots.wait()
     tuned = store._serving.replica.tune(0.95)
     assert tuned is not None
     assert tuned.recall >= 0.95
-    assert store._serving.replica.tuned == tuned
+    assert not store._serving.replica.is_saved_as_tuned
+    measured = ("faiss-hnsw", tuned.effort, tuned.recall)
     store.close()
     with open_vectors() as again:
+        assert astuple(again._serving.replica.state()) == measured
         again.search(rows(1)[0])
-        assert again._serving.replica.tuned == tuned
+        assert astuple(again._serving.replica.state()) == measured
+        assert again._serving.replica.is_saved_as_tuned
 
 
 def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
@@ -582,7 +590,7 @@ def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
     with store._reader() as repository, store._serving.replica.lock:
         store._serving.replica.catch_up(repository, repository.pulse().seq)
     with pytest.warns(KronosWarning, match="no memory to build an index of 1500 vectors"):
-        store._serving.replica.build(threading.Event())
+        store._serving.replica.build(lambda: False)
     assert_right(store)
     store._snapshots.wait()
     assert_right(store)

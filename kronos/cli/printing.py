@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from kronos.types import Job, Memory, Progress
+    from kronos.types import Job, Memory, Progress, TuneReport
 
 _PROGRESS_AFTER_S = 1.0
 _SHOWN_CHARACTERS = 300
@@ -75,6 +75,25 @@ def job_line(job: Job) -> str:
         f"{job.failed} failed, {job.workers} workers, {job.rate:.0f} a second, attempt "
         f"{job.attempts}, last heard of {job.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC; space "
         f"{job.space.id} ({job.space.model}) is {job.space.state}{error}"
+    )
+
+
+def index_line(kind: str, effort: int | None, recall: float | None) -> str:
+    """What kind of index there is and how well it finds, in a few words."""
+    if effort is None:
+        return f"{kind}, exact"
+    found = "never measured: run `kronos tune`" if recall is None else f"{recall:.4f} when measured"
+    return f"{kind}, effort {effort}, recall@10 {found}"
+
+
+def tune_line(report: TuneReport) -> str:
+    """What came of tuning, in a sentence."""
+    if report.effort is None:
+        return f"{report.vectors} vectors, {report.index_kind}: every search is exact"
+    kept = "" if report.saved else "; it could not be saved, so the next open does without"
+    return (
+        f"{report.vectors} vectors, {report.index_kind}: recall@10 is {report.recall:.4f} with an "
+        f"effort of {report.effort}{kept}"
     )
 
 

@@ -10,8 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from kronos.cli.common import Json, Namespace, Store, Where, open_store, parse_json, parse_time
-from kronos.cli.printing import job_line, out, print_json, print_result
-from kronos.errors import StorageError
+from kronos.cli.printing import (
+    err,
+    index_line,
+    job_line,
+    out,
+    print_json,
+    print_result,
+    tune_line,
+)
+from kronos.errors import InputError, StorageError
 from kronos.settings import default_store
 
 if TYPE_CHECKING:
@@ -59,6 +67,36 @@ def compact(
     )
 
 
+def tune(
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATH]", help="The store, in the place of --store."),
+    ] = None,
+    store: Store = None,
+    target: Annotated[
+        float, typer.Option(help="The share of the 10 nearest that searches are to find.")
+    ] = 0.98,
+    as_json: Json = False,
+) -> None:
+    """Build the index that is due, measure its recall, and search as hard as the target needs."""
+    from dataclasses import asdict
+
+    if path is not None and store is not None:
+        raise InputError("name the store once: as PATH or with --store", field="store")
+    with (
+        err.status("building the index and measuring its recall"),
+        open_store(path or store, embeds=False) as memories,
+    ):
+        report = memories.tune(target)
+    print_result(asdict(report) | {"reached": report.reached}, tune_line(report), as_json)
+    if not report.reached:
+        raise StorageError(
+            f"a recall of {target:g} is out of reach: searches find {report.recall:.4f} at most. "
+            'They are exact with Settings(index="flat") or KRONOS_INDEX=flat, and find more with '
+            "more links, such as HNSW32"
+        )
+
+
 def doctor(
     store: Store = None,
     repair: Annotated[
@@ -76,6 +114,9 @@ def doctor(
     for found in () if as_json else (*report.problems, *report.advice):
         mended = "repaired: " if found.repaired else ""
         out.print(escape(f"{found.kind}: {mended}{found.detail}"))
+    if report.index_kind is not None and not as_json:
+        line = index_line(report.index_kind, report.index_effort, report.index_recall)
+        out.print(escape(f"searches: {line}"))
     if not report.ok:
         raise StorageError("the store is not as it should be; see above")
     if not as_json:
@@ -151,6 +192,8 @@ def _show_stats(stats: Stats) -> None:
         table.add_row("answers", escape(f"{active.space.model}{waiting}"))
     indexed = f"; indexed keys: {', '.join(stats.indexed_fields)}" if stats.indexed_fields else ""
     table.add_row("words", escape(f"cut by {stats.tokenizer}{indexed}"))
+    index = index_line(stats.index_kind, stats.index_effort, stats.index_recall)
+    table.add_row("searches", escape(index))
     table.add_row("database", f"{stats.database_bytes / 1e6:.1f} MB, schema {stats.schema}")
     for entry in stats.spaces:
         space = entry.space

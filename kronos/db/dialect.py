@@ -15,13 +15,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    ClauseElement,
     ColumnElement,
     Connection,
     Select,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.dialects import sqlite
 
 from kronos.errors import (
     ConfigurationError,
@@ -75,11 +77,18 @@ _PART_FILE = re.compile(r"\.part(-wal|-shm|-journal)?$")
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
 _ROWS_A_STATEMENT = 250
-# 16 MiB: a checkpoint costs two syncs or three, and with SQLite's own 4 MiB each batch of 1,000
-# vectors would pay for one.
+# 32 MiB: a checkpoint costs two syncs or three, and with SQLite's own 4 MiB each batch of 1,000
+# vectors would pay for one. In a large store a batch touches a thousand pages of the index of
+# hashes: the same ones come again and again, and are written back once a checkpoint.
 _PAGES_A_CHECKPOINT = 4096
+# 16 MiB a connection: with SQLite's own 2 MiB a batch of 1,000 writes pages before it ends, and
+# reads them again.
+_CACHE_KIB = 16_384
 # 4 MiB: other writers wait no longer than for one of these.
-_PAGES_A_VACUUM = 1024
+_PAGES_A_VACUUM = 512
+# Of a new file. A page of 4096 bytes holds two vectors of 384 numbers, a quarter of it stays empty;
+# one of 8192 holds five: the file is a sixth smaller.
+_BYTES_A_PAGE = 8192
 # SQLite's own limit is 281 TB; a sparse file costs nothing, but not every file system takes it.
 _LONGEST_FILE = 2**42
 
@@ -205,6 +214,7 @@ class SQLite:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES_A_CHECKPOINT}")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         # What is deleted inside a page is overwritten at once; whole free pages go in `vacuum`.
         connection.execute("PRAGMA secure_delete=FAST")
         # `kronos.db.schema` refuses another program's file: until then it stays as it is.
@@ -213,6 +223,7 @@ class SQLite:
             " FROM sqlite_master"
         ).fetchone()
         if empty:
+            connection.execute(f"PRAGMA page_size={_BYTES_A_PAGE}")
             # What `vacuum` needs to give pages back bit by bit; on a full one it would be a write.
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         if empty or ours:
@@ -426,6 +437,57 @@ def fetch(connection: Connection, statement: str, values: Sequence[Any] = ()) ->
     return rows
 
 
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """A part of a write transaction: an error undoes it, and leaves what was written before."""
+    run = _driver(connection).execute
+    run("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        run("ROLLBACK TO part")
+        run("RELEASE part")
+        raise
+    run("RELEASE part")
+
+
+class Prepared:
+    """A Core statement that is compiled once, and run past SQLAlchemy; see `fetch`.
+
+    Args:
+        statement: its parameters are named by `bindparam`; see `listed` for lists.
+    """
+
+    def __init__(self, statement: ClauseElement) -> None:
+        self._statement = statement
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[str, dict[str, Any]]:
+        compiled = self._statement.compile(dialect=sqlite.dialect(paramstyle="named"))
+        return str(compiled), dict(compiled.params)
+
+    def run(self, connection: Connection, **values: Any) -> int:
+        """Write: how many rows were written."""
+        return self._execute(connection, values).rowcount
+
+    def fetch(self, connection: Connection, **values: Any) -> list[Any]:
+        """Read, or write and read what was written: all rows."""
+        return self._execute(connection, values).fetchall()
+
+    def _execute(self, connection: Connection, values: dict[str, Any]) -> sqlite3.Cursor:
+        text, constants = self._compiled
+        given = {
+            name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return _driver(connection).execute(text, {**constants, **given})
+
+
+def listed(name: str) -> Select[Any]:
+    """A list of a `Prepared` statement, for `IN`: however long, it is one parameter."""
+    return select(func.json_each(bindparam(name)).table_valued("value").c.value)
+
+
 def insert_rows(
     connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
@@ -434,6 +496,40 @@ def insert_rows(
     _driver(connection).executemany(
         f"INSERT INTO {table} ({names}) VALUES ({marks})",  # noqa: S608  (names of our own)
         rows,
+    )
+
+
+def update_rows(
+    connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Update rows past SQLAlchemy; see `fetch`.
+
+    Args:
+        connection: in a write transaction.
+        table: one with a `key`.
+        columns: which are set; a value of `recorded_at` never goes back.
+        rows: the values, in the order of the columns, and behind them the key.
+    """
+    for start in range(0, len(rows), _ROWS_A_STATEMENT):
+        part = rows[start : start + _ROWS_A_STATEMENT]
+        text = _update(table, tuple(columns), len(part))
+        _driver(connection).execute(text, [value for row in part for value in row])
+
+
+@functools.lru_cache(maxsize=64)
+def _update(table: str, columns: tuple[str, ...], count: int) -> str:
+    # Many rows a statement: between two statements FTS5 writes what its triggers have in hand,
+    # which takes eight times as long.
+    new = {name: f"made.{name}" for name in columns}
+    if "recorded_at" in new:
+        new["recorded_at"] = f"max({table}.recorded_at, made.recorded_at)"
+    marks = ", ".join("?" * (len(columns) + 1))
+    # S608: names of our own, and question marks.
+    return (
+        f"WITH made ({', '.join(columns)}, key) AS"  # noqa: S608
+        f" (VALUES {', '.join([f'({marks})'] * count)})"
+        f" UPDATE {table} SET {', '.join(f'{name} = {value}' for name, value in new.items())}"
+        f" FROM made WHERE {table}.key = made.key"
     )
 
 

@@ -2,7 +2,7 @@
 
 An index holds no text of its own. Its words are written in the transaction that writes the row, so
 no reader ever sees one without the other: for a row that is changed or deleted by triggers, for new
-rows by `add`, all at once (a trigger would make FTS5 flush its words after each row, which takes
+rows by `adding`, all at once (a trigger would make FTS5 flush its words after each row, which takes
 three times as long). How texts are cut into words is a
 property of the database, chosen when the store is new and changed by `rebuild`. All of it is
 derived from the rows.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Select, column, event, insert, table
 from sqlalchemy.exc import DatabaseError
 
-from kronos.db.dialect import fetch, is_damage
+from kronos.db.dialect import Prepared, fetch, is_damage
 from kronos.db.tables import metadata
 
 if TYPE_CHECKING:
@@ -85,19 +85,16 @@ def rebuild(connection: Connection, tokenizer: Tokenizer) -> None:
         _command(connection, words, "rebuild")
 
 
-def add(connection: Connection, words: str, rows: Select[Any]) -> None:
-    """Add the words of new rows, in the transaction that wrote them.
+def adding(words: str, rows: Select[Any]) -> Prepared:
+    """What adds the words of rows that were written in the same transaction.
 
     Args:
-        connection: in a write transaction.
         words: `MEMORY_WORDS` or `VERSION_WORDS`.
-        rows: selects key and content.
+        rows: selects key and content, in the order of the keys: FTS5 writes what it has in hand
+            whenever a key comes that is no higher than the one before.
     """
-    connection.execute(
-        insert(table(words, column("rowid"), column("content"))).from_select(
-            ["rowid", "content"], rows
-        )
-    )
+    index = table(words, column("rowid"), column("content"))
+    return Prepared(insert(index).from_select(["rowid", "content"], rows))
 
 
 def optimize(connection: Connection) -> None:

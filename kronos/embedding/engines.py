@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kronos.devices import AUTO, may_have_accelerator
 from kronos.embedding.export import NotExportableError, make_export, open_export
+from kronos.embedding.failed import forget_failure, may_pass, note_failure, why_failed
 from kronos.embedding.hub import reason_of
 from kronos.embedding.onnx import why_not_installed
 from kronos.embedding.sentence import REFERENCE, SentenceEmbedder
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EXPORTS = "exports"
+_NO_EXPORT = "it cannot be exported for ONNX Runtime"
 # An export sets what is global in torch, and two of one model would be one too many.
 _EXPORTING = Lock()
 
@@ -112,21 +114,27 @@ def _load_sound_export(asked: Asked) -> SentenceEmbedder | None:
 
 
 def _export(asked: Asked, reference: SentenceEmbedder) -> tuple[SentenceEmbedder | None, str]:
-    """Export a model and open the export; or say why that cannot be."""
+    """Export a model and open the export; or say why that cannot be, now or as it was before."""
+    fingerprint, places = reference.fingerprint, asked.places
+    if (before := why_failed(fingerprint, places)) is not None:
+        return None, f"{_NO_EXPORT} ({before})"
     try:
         with _EXPORTING:
             make_export(
                 asked.folder,
                 reference.model,
                 reference.reading,
-                reference.fingerprint,
-                places=asked.places,
+                fingerprint,
+                places=places,
             )
         fast = _load_export(asked)
     except Exception as exc:  # whatever torch, the disk or the model has against it
         logger.info("%s has no export", asked.model_id, exc_info=True)
         why = str(exc) if isinstance(exc, NotExportableError) else reason_of(exc)
-        return None, f"it cannot be exported for ONNX Runtime ({why})"
+        if not may_pass(exc):
+            note_failure(fingerprint, places, why)
+        return None, f"{_NO_EXPORT} ({why})"
+    forget_failure(fingerprint, places)
     return fast, "its export is gone"
 
 

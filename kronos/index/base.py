@@ -117,6 +117,10 @@ class KeyTable:
         positions, known = locate(self._held, keys)
         return self._rows[positions], known
 
+    def has_twins(self) -> bool:
+        """Whether a key stands there twice."""
+        return bool((self._held[1:] == self._held[:-1]).any())
+
     def append(self, keys: Keys) -> None:
         """Take in keys, none of them held, whose rows follow the last one.
 
@@ -169,19 +173,20 @@ def score_all(queries: Vectors, keys: Keys, vectors: Vectors, k: int) -> tuple[V
     return scores, found
 
 
-def rows_to_bytes(keys: Keys, vectors: Vectors) -> bytes:
+def to_buffer(values: NDArray[Any], kind: str) -> memoryview:
+    """An array as raw bytes of a NumPy type, such as "<f4"; no copy where it is of that type."""
+    return np.ascontiguousarray(values, kind).reshape(-1).view(np.uint8).data
+
+
+def rows_to_buffers(keys: Keys, vectors: Vectors) -> list[memoryview]:
     """Write rows as raw little-endian arrays: width, count, int64 keys, float32 vectors."""
     count, dim = vectors.shape
-    parts: list[Any] = [
-        _PREFIX.pack(dim, count),
-        np.ascontiguousarray(keys, "<i8"),
-        np.ascontiguousarray(vectors, "<f4"),
-    ]
-    return b"".join(parts)
+    prefix = memoryview(_PREFIX.pack(dim, count))
+    return [prefix, to_buffer(keys, "<i8"), to_buffer(vectors, "<f4")]
 
 
 def rows_from_bytes(data: bytes | memoryview, dim: int) -> tuple[Keys, Vectors]:
-    """Read what `rows_to_bytes` wrote, without a copy.
+    """Read what `rows_to_buffers` wrote, without a copy.
 
     Returns:
         (n,) keys and (n, dim) vectors, checked as on entry; both are read-only views of `data`.

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos.index.faiss import FaissIndex, Graph, build_beside_searches
+from kronos.index.coded import CodedRows
+from kronos.index.faiss import FaissIndex, Graph, MainRows, build_beside_searches
 from kronos.index.parts import Part
 
 if TYPE_CHECKING:
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 
 _CHUNK, _CHUNK_ON_GPU = 256, 8192
 """So many rows are linked in, or copied, until a build looks whether it is to stop."""
+_TRAINED_ON = 2**17
+"""So many rows at most: what is learnt from more is the same, and nothing can stop it meanwhile."""
+
+
+def empty_main(dim: int, policy: IndexPolicy) -> MainRows:
+    """A main part of the kind that a policy wants.
+
+    Raises:
+        ConfigurationError: this FAISS cannot make it.
+    """
+    if policy.links is not None:
+        return Graph(dim, width=policy.links, effort=policy.build_effort)
+    return CodedRows(dim, policy.main, effort=policy.build_effort)
 
 
 class Build:
@@ -29,7 +43,7 @@ class Build:
         dim: the width of a vector.
         policy: what to make.
         parts: of what; they are searched meanwhile, and rows of theirs may die.
-        gpus: where to put it, in the place of building a graph; None: there are none.
+        gpus: where to put it, in the place of an index on the CPU; None: there are none.
     """
 
     def __init__(
@@ -39,22 +53,25 @@ class Build:
         self.alive = tuple(part.alive.copy() for part in parts)
         """As they were when the build began."""
         self.made: Part | None = None
+        self.copies: Part | None = None
+        """Rows that stay flat, as too many others of the main part have the very same vector."""
         self._dim = dim
         self._policy = policy
         self._gpus = gpus
 
     @property
     def is_from_scratch(self) -> bool:
-        """Whether a whole graph is built, and not only merged into: it is worth a snapshot."""
+        """Whether a whole main part is built that is saved, and not only merged into."""
         return self._base is None and self._gpus is None
 
     @property
-    def _base(self) -> Graph | None:
-        """The graph to begin with."""
-        if not self.parts or not isinstance(self.parts[0].rows, Graph):
+    def _base(self) -> MainRows | None:
+        """The main part to begin with; None where it is worn, or of another kind than wanted."""
+        rows = self.parts[0].rows if self.parts else None
+        if not isinstance(rows, MainRows) or rows.name != self._policy.main:
             return None
         size, alive = self.parts[0].keys.size, int(np.count_nonzero(self.alive[0]))
-        return None if self._policy.is_worn(size, size - alive) else self.parts[0].rows
+        return None if self._policy.is_worn(size, size - alive) else rows
 
     def run(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Build; False when it was stopped before it was done.
@@ -71,19 +88,25 @@ class Build:
         first = 0 if base is None else 1
         keys, places = self._rows_of(first)
         if base is None:
-            policy = self._policy
-            graph = Graph(self._dim, width=policy.neighbours, effort=policy.build_effort)
+            made = empty_main(self._dim, self._policy)
+            sample = np.linspace(0, keys.size - 1, min(keys.size, _TRAINED_ON)).astype(np.intp)
+            made.train(self._gather(places[sample], first))
+        else:
+            made = base.copy()
+        linked = self._are_linked(base, places, first)
+        self.copies = self._flat(keys[~linked], places[~linked], first)
+        keys, places = keys[linked], places[linked]
+        if base is None:
             alive = np.ones(keys.size, np.bool_)
         else:
-            graph = base.copy()
             alive = np.concatenate([self.alive[0], np.ones(keys.size, np.bool_)])
         for start in range(0, keys.size, _CHUNK):
             if stopped():
                 return False
-            graph.add(self._gather(places[start : start + _CHUNK], first))
+            made.add(self._gather(places[start : start + _CHUNK], first))
         if base is not None:
             keys = np.concatenate([self.parts[0].keys, keys])
-        self.made = Part(keys, graph, alive)
+        self.made = Part(keys, made, alive)
         return True
 
     def _run_on(self, gpus: Gpus, stopped: Callable[[], bool]) -> bool:
@@ -110,6 +133,36 @@ class Build:
         order = np.argsort(keys, kind="stable")
         return keys[order], np.concatenate(places)[order]
 
+    def _are_linked(
+        self, base: MainRows | None, places: NDArray[np.intp], first: int
+    ) -> NDArray[np.bool_]:
+        """Which rows are to be part of the main part: (n,) bool; the others are one copy too many.
+
+        An HNSW graph links a row to its nearest, and of many with one vector to nothing but each
+        other: a search that comes from elsewhere never enters among them.
+        """
+        known = 0 if base is None else len(base)
+        seen = (
+            []
+            if base is None
+            else [_digests(base.vectors[at : at + _CHUNK]) for at in range(0, known, _CHUNK)]
+        )
+        seen += [
+            _digests(self._gather(places[at : at + _CHUNK], first))
+            for at in range(0, len(places), _CHUNK)
+        ]
+        return _ranks(np.concatenate([np.empty(0, np.uint64), *seen]))[known:] < (
+            self._policy.most_copies
+        )
+
+    def _flat(self, keys: Keys, places: NDArray[np.intp], first: int) -> Part | None:
+        if not keys.size:
+            return None
+        flat = FaissIndex(self._dim)
+        for at in range(0, keys.size, _CHUNK):
+            flat.upsert(keys[at : at + _CHUNK], self._gather(places[at : at + _CHUNK], first))
+        return Part(*flat.freeze())
+
     def _gather(self, places: NDArray[np.intp], first: int) -> Vectors:
         vectors = np.empty((len(places), self._dim), np.float32)
         for number in range(first, len(self.parts)):
@@ -117,3 +170,21 @@ class Build:
             if here.any():
                 vectors[here] = self.parts[number].rows.vectors[places[here, 1]]
         return vectors
+
+
+def _digests(vectors: Vectors) -> NDArray[np.uint64]:
+    """A number for each vector, (n,); equal vectors have equal ones, and hardly any others do."""
+    weights = np.random.default_rng(0).integers(0, 2**63, vectors.shape[1], np.uint64) * 2 + 1
+    found: NDArray[np.uint64] = (vectors.view(np.uint32) * weights).sum(axis=1, dtype=np.uint64)
+    return found
+
+
+def _ranks(values: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """How many values before it equal each one: (n,)."""
+    order = np.argsort(values, kind="stable")
+    sorted_values = values[order]
+    begins = np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]])[: values.size]
+    places = np.arange(values.size)
+    ranks = np.empty(values.size, np.intp)
+    ranks[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return ranks

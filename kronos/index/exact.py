@@ -18,7 +18,7 @@ from kronos.index.base import (
     locate,
     require_known,
     rows_from_bytes,
-    rows_to_bytes,
+    rows_to_buffers,
     score_all,
 )
 
@@ -46,8 +46,8 @@ class ExactIndex:
         """Upserts that are not in the two arrays yet, oldest first: many cost one merge."""
 
     @classmethod
-    def from_bytes(cls, data: bytes, dim: int) -> ExactIndex:
-        """Read what `to_bytes` wrote.
+    def from_bytes(cls, data: bytes | memoryview, dim: int) -> ExactIndex:
+        """Read what `to_buffers` wrote.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
@@ -107,10 +107,10 @@ class ExactIndex:
         require_known(keys, known)
         return self._vectors[rows]
 
-    def to_bytes(self) -> bytes:
+    def to_buffers(self) -> list[memoryview]:
         """The index as bytes that `from_bytes` reads: raw arrays."""
         self._merge()
-        return rows_to_bytes(self._keys, self._vectors)
+        return rows_to_buffers(self._keys, self._vectors)
 
     def _merge(self) -> None:
         if not self._batches:

@@ -1,15 +1,16 @@
 """`FaissIndex`: a flat FAISS index, exact, on the CPU.
 
 `Rows` and `Graph` are what `LayeredIndex` is made of: rows that change no more, and the same with
-an HNSW graph over them. The only module that imports faiss. All is checked before FAISS sees it:
-FAISS takes NaN and a key that it holds already, and a wrong width reads past the array's end under
-`python -O`. FAISS reads no file and no serialised bytes. A few questions are answered on one
-thread; how many threads FAISS uses, which are torch's as well, is put back at once.
+an HNSW graph over them. This module and `coded` alone import faiss. All is checked before FAISS
+sees it: FAISS takes NaN and a key that it holds already, and a wrong width reads past the array's
+end under `python -O`. FAISS reads no file, and here no serialised bytes. A few questions are
+answered on one thread; how many threads FAISS uses, which are torch's as well, is put back at once.
 """
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from kronos.index.base import (
     distinct,
     require_known,
     rows_from_bytes,
-    rows_to_bytes,
+    rows_to_buffers,
     score_all,
 )
 
@@ -82,7 +83,7 @@ class FaissIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview, dim: int) -> FaissIndex:
-        """Read what `to_bytes` wrote.
+        """Read what `to_buffers` wrote.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
@@ -122,7 +123,7 @@ class FaissIndex:
         place are returned is left open.
         """
         queries = check_queries(queries, k, self.dim)
-        with _threads_for(queries):
+        with threads_for(queries):
             return self._search(queries, k, allowed)
 
     def _search(self, queries: Vectors, k: int, allowed: Keys | None) -> tuple[Vectors, Keys]:
@@ -154,9 +155,9 @@ class FaissIndex:
         require_known(keys, known)
         return self._vectors().take(rows, axis=0)
 
-    def to_bytes(self) -> bytes:
+    def to_buffers(self) -> list[memoryview]:
         """The index as bytes that `from_bytes` reads: raw arrays, in the order of the rows."""
-        return rows_to_bytes(self._keys(), self._vectors())
+        return rows_to_buffers(self._keys().copy(), self._vectors().copy())
 
     def freeze(self) -> tuple[Keys, Rows]:
         """Hand out the keys and the rows, without a copy of the rows; the index is used up."""
@@ -195,7 +196,7 @@ class FaissIndex:
         # k is never more than can be found, as FAISS fills up with the key -1, and it takes no 0.
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        with _threads_for(queries):
+        with threads_for(queries):
             scores, keys = self._index.search(queries, k)
         return scores, keys
 
@@ -222,6 +223,50 @@ def bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
+class _Held:
+    """FAISS's memory as an array, for as long as the array is held.
+
+    Args:
+        owner: whose memory it is; it must not grow meanwhile.
+        view: a view of it.
+    """
+
+    def __init__(self, owner: Any, view: NDArray[Any]) -> None:
+        self._owner = owner
+        self.__array_interface__ = view.__array_interface__
+
+    @classmethod
+    def array(cls, owner: Any, view: NDArray[Any]) -> NDArray[Any]:
+        """The view, which now keeps the owner alive."""
+        return np.asarray(cls(owner, view)) if view.size else view
+
+
+def _lend(vector: Any, values: NDArray[Any]) -> bool:
+    """Let FAISS read an array where it lies, e.g. in a mapped file; False where it cannot.
+
+    Whoever lends keeps the array alive, and has nothing added to the vector. FAISS can since 1.11;
+    what it gives Python to make such a vector with needs a C++ pointer, so its fields are set.
+    """
+    if not hasattr(vector, "view_data"):
+        return False
+    pointer = faiss.swig_ptr(values)
+    vector.is_owned = False
+    vector.view_data = vector.c_ptr = pointer
+    vector.view_size = vector.c_size = values.size
+    return True
+
+
+def fill(flat: Any, vectors: Vectors) -> None:
+    """Let an empty flat index hold vectors, (n, dim) float32, where they lie, if FAISS can.
+
+    Its user keeps them alive, and adds nothing.
+    """
+    if _lend(flat.codes, vectors.reshape(-1).view(np.uint8)):
+        flat.ntotal = len(vectors)
+    else:
+        flat.add(vectors)
+
+
 def _view(flat: Any) -> Vectors:
     """The rows of a flat index: (n, dim); the next change may leave it dangling."""
     if not flat.ntotal:
@@ -239,6 +284,7 @@ class Rows:
 
     def __init__(self, flat: Any) -> None:
         self._flat = flat
+        self._vectors: Vectors | None = None
 
     def __len__(self) -> int:
         return int(self._flat.ntotal)
@@ -250,8 +296,10 @@ class Rows:
 
     @property
     def vectors(self) -> Vectors:
-        """A view of them, (n, dim) float32, for as long as they are held."""
-        return _view(self._flat)
+        """A view of them: (n, dim) float32."""
+        if self._vectors is None:
+            self._vectors = _Held.array(self._flat, _view(self._flat))
+        return self._vectors
 
     def scan(
         self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
@@ -271,7 +319,7 @@ class Rows:
             # FAISS keeps a pointer alone: the names keep both alive.
             selector = faiss.IDSelectorBitmap(allowed)
             params = faiss.SearchParameters(sel=selector)
-        with _threads_for(queries):
+        with threads_for(queries):
             scores, rows = self._flat.search(queries, k, params=params)
         return scores, rows
 
@@ -296,7 +344,7 @@ class Rows:
         found = np.empty((len(queries), k), np.int64)
         with _one_thread():
             for number, query in enumerate(queries):
-                each = _products(query, vectors, rows)
+                each = products(query, vectors, rows)
                 positions = best(each, k)
                 scores[number], found[number] = each[positions], keys[positions]
         return scores, found
@@ -313,12 +361,12 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _threads_for(queries: Vectors) -> AbstractContextManager[None]:
+def threads_for(queries: Vectors) -> AbstractContextManager[None]:
     """One thread for a few queries; see `_LONE`."""
     return _one_thread() if len(queries) <= _LONE else nullcontext()
 
 
-def _products(query: Vectors, vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
+def products(query: Vectors, vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
     """The inner products of a query and some rows of C-contiguous vectors: (m,) float32."""
     query, rows = np.ascontiguousarray(query), np.ascontiguousarray(rows, np.int64)
     products = np.empty(rows.size, np.float32)
@@ -349,8 +397,49 @@ class Links:
         return links
 
 
-class Graph(Rows):
-    """Rows with an HNSW graph over them. They can be added to, and neither changed nor removed.
+class MainRows(Rows, ABC):
+    """Rows with an index over them, so that a search need not compare all of them.
+
+    They can be added to, and neither changed nor removed.
+    """
+
+    name: str
+    """Of the index, as `Settings.index` gives it."""
+
+    def train(self, vectors: Vectors) -> None:
+        """Prepare for rows such as these, (n, dim) float32; once, before any is added."""
+
+    @abstractmethod
+    def add(self, vectors: Vectors) -> None:
+        """Take rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile.
+
+        A view that was taken before is not to be used any more.
+        """
+
+    @abstractmethod
+    def copy(self) -> MainRows:
+        """A copy that can be added to while this one is searched."""
+
+    @abstractmethod
+    def search(
+        self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Find about the k nearest rows of each query.
+
+        Args:
+            queries: (n, dim) float32, checked.
+            k: at least 1.
+            effort: how many candidates of a graph are followed, whether they may be found or not;
+                or how many lists are gone through.
+            allowed: the `bits` of rows that may be found; None: all.
+
+        Returns:
+            (n, k) scores, best first, and rows: -1 where no more were found.
+        """
+
+
+class Graph(MainRows):
+    """Rows with an HNSW graph over them.
 
     The rows are FAISS's own, so there is no second copy of any vector.
 
@@ -364,43 +453,53 @@ class Graph(Rows):
         self._graph = faiss.IndexHNSWFlat(dim, width, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = effort
         self._width, self._effort = width, effort
+        self.name = f"HNSW{width}"
+        self._lent: NDArray[np.int32] | None = None
+        """Links that FAISS reads where they lie; kept alive here."""
         super().__init__(faiss.downcast_index(self._graph.storage))
 
     @classmethod
-    def of(cls, vectors: Vectors, links: Links, *, effort: int) -> Graph:
+    def of(cls, vectors: Vectors, links: Links, *, effort: int, lent: bool = False) -> Graph:
         """Put a graph together from what `links` and `vectors` gave.
 
         Args:
-            vectors: (n, dim) float32; copied.
+            vectors: (n, dim) float32.
             links: those of the rows.
             effort: for rows that are added later.
+            lent: read both where they lie, as far as FAISS can; then no row can be added. Else they
+                are copied.
 
         Raises:
             SnapshotError: the links are none of such rows.
         """
         graph = cls(vectors.shape[1], width=links.width, effort=effort)
-        graph._flat.add(vectors)
+        if lent:
+            fill(graph._flat, vectors)
+            graph._vectors = vectors
+        else:
+            graph._flat.add(vectors)
         graph._graph.ntotal = len(vectors)
-        graph._link(links)
+        graph._link(links, lent=lent)
         return graph
 
     @property
     def links(self) -> Links:
-        """The graph without its vectors; a copy."""
+        """The graph without its vectors; a view."""
         hnsw = self._graph.hnsw
         return Links(
             faiss.vector_to_array(hnsw.levels),
-            _values(hnsw.neighbors).copy(),
+            _Held.array(self._graph, _values(hnsw.neighbors)),
             int(hnsw.entry_point),
             self._width,
         )
 
     def copy(self) -> Graph:
-        """A graph that can be added to while this one is searched."""
+        """See `MainRows`."""
         return Graph.of(self.vectors, self.links, effort=self._effort)
 
     def add(self, vectors: Vectors) -> None:
-        """Link rows in, (n, dim) float32. It is slow, and other Python threads run meanwhile."""
+        """See `MainRows`."""
+        self._vectors = None
         # Levels are drawn by chance: a copy would draw those of its original once more.
         self._graph.hnsw.rng = faiss.RandomGenerator(len(self) + 1)
         self._graph.add(vectors)
@@ -408,17 +507,7 @@ class Graph(Rows):
     def search(
         self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Find about the k nearest rows of each query.
-
-        Args:
-            queries: (n, dim) float32, checked.
-            k: at least 1.
-            effort: how many candidates are followed, whether they may be found or not.
-            allowed: the `bits` of rows that may be found; None: all.
-
-        Returns:
-            (n, k) scores, best first, and rows: -1 where no more were found.
-        """
+        """See `MainRows`."""
         params = faiss.SearchParametersHNSW(efSearch=effort)
         if allowed is not None:
             selector = faiss.IDSelectorBitmap(allowed)
@@ -426,7 +515,7 @@ class Graph(Rows):
         scores, rows = self._graph.search(queries, k, params=params)
         return scores, rows
 
-    def _link(self, links: Links) -> None:
+    def _link(self, links: Links, *, lent: bool) -> None:
         hnsw, count = self._graph.hnsw, len(self)
         widths = faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
         _check_links(links, count, widths)
@@ -434,9 +523,12 @@ class Graph(Rows):
         np.cumsum(widths[links.levels], out=places[1:])
         faiss.copy_array_to_vector(np.ascontiguousarray(links.levels), hnsw.levels)
         faiss.copy_array_to_vector(places, hnsw.offsets)
-        hnsw.neighbors.resize(links.neighbours.size)
-        if count:
-            _values(hnsw.neighbors)[:] = links.neighbours
+        if lent and _lend(hnsw.neighbors, links.neighbours):
+            self._lent = links.neighbours
+        else:
+            hnsw.neighbors.resize(links.neighbours.size)
+            if count:
+                _values(hnsw.neighbors)[:] = links.neighbours
         hnsw.entry_point = links.entry
         hnsw.max_level = int(links.levels.max()) - 1 if count else -1
 

@@ -32,12 +32,13 @@ from kronos.index.base import (
     check_rows,
     distinct,
     require_known,
-    rows_to_bytes,
+    rows_to_buffers,
 )
-from kronos.index.building import Build
-from kronos.index.faiss import LIBRARY, FaissIndex, Graph, bits, settle_ties
+from kronos.index.building import Build, empty_main
+from kronos.index.coded import CodedRows
+from kronos.index.faiss import LIBRARY, FaissIndex, MainRows, bits, settle_ties
 from kronos.index.gpu import GpuRows, Gpus
-from kronos.index.parts import MAGIC, Part, read_main, without_the_dead, write_main
+from kronos.index.parts import MAGICS, Part, main_buffers, read_main, without_the_dead
 from kronos.index.policy import IndexPolicy
 from kronos.index.torch import TorchIndex, torch_device
 from kronos.index.tuning import Tuned, Tuning
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from kronos.types import Keys, Vectors
 
-FLAT, GRAPH = FaissIndex.kind, "faiss-hnsw"
+FLAT, GRAPH, CODED = FaissIndex.kind, "faiss-hnsw", "faiss-coded"
 
 
 class LayeredIndex:
@@ -58,9 +59,12 @@ class LayeredIndex:
         device: "auto" (GPUs where there are any), "cpu", "cuda", "cuda:N" or several with commas.
         policy: when to build what.
         library: the faiss module; a test hands in one with a stand-in for GPUs.
+
+    Raises:
+        ConfigurationError: this FAISS cannot make the main part that the policy names.
     """
 
-    KINDS = (FLAT, GRAPH)
+    KINDS = (FLAT, GRAPH, CODED)
     """What `kind` may be, and the kinds of bytes that `from_bytes` reads."""
 
     def __init__(
@@ -79,27 +83,39 @@ class LayeredIndex:
         self._parts: list[Part] = []
         """The main part, if there is one, then what was tail when a build began."""
         self._tail = self._new_tail()
+        empty_main(dim, self.policy)  # refuses now what could not be built later
+        self._copies: Part | None = None
+        """Of the parts, what the last build left out of the main part; see `Build.copies`."""
         self.tuned: Tuned | None = None
         """What `tune` was told last; kept with the graph."""
 
     @classmethod
     def from_bytes(
         cls,
-        data: bytes,
+        data: bytes | memoryview,
         dim: int,
         *,
         device: str = "auto",
         policy: IndexPolicy | None = None,
+        known: bool = False,
         library: Any = LIBRARY,
     ) -> LayeredIndex:
-        """Read what `to_bytes` wrote, or a `FaissIndex`; nothing is built.
+        """Read what `to_buffers` wrote, or a `FaissIndex`; nothing is built.
+
+        Args:
+            data: the graph and its vectors are read where they lie, and kept alive.
+            dim: the width of a vector.
+            device: as for the index.
+            policy: as for the index.
+            known: they were read before: the vectors are not looked at once more.
+            library: as for the index.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
         """
         index = cls(dim, device=device, policy=policy, library=library)
-        if data.startswith(MAGIC):
-            main, tail, tuned = read_main(data, dim, index.policy)
+        if bytes(data[: len(MAGICS[0])]) in MAGICS:
+            main, tail, tuned = read_main(memoryview(data), dim, index.policy, known=known)
             if tuned is not None:
                 index.tune(tuned)
             index._tail = index._new_tail(tail)
@@ -112,8 +128,15 @@ class LayeredIndex:
 
     @property
     def kind(self) -> str:
-        """The kind of the main part, which tells what `to_bytes` gives."""
-        return FLAT if self._graph is None else GRAPH
+        """The kind of the main part, which tells what `to_buffers` gives."""
+        if self._main is None:
+            return FLAT
+        return CODED if isinstance(self._main.rows, CodedRows) else GRAPH
+
+    @property
+    def effort(self) -> int | None:
+        """Candidates that a search of the graph follows; None: there is none, all is exact."""
+        return None if self._main is None else self.policy.search_effort
 
     def __len__(self) -> int:
         return len(self._tail) + sum(part.count for part in self._parts)
@@ -180,10 +203,10 @@ class LayeredIndex:
             vectors[in_tail] = self._tail.vectors_of(keys[in_tail])
         return vectors
 
-    def to_bytes(self) -> bytes:
-        """The index as bytes that `from_bytes` reads, the graph included."""
-        main, tail = self._graph, self._flat_rows()
-        return tail if main is None else write_main(main, self.tuned) + tail
+    def to_buffers(self) -> list[memoryview]:
+        """The index as bytes that `from_bytes` reads, the graph included, which is no copy."""
+        main, tail = self._main, self._flat_rows()
+        return tail if main is None else main_buffers(main, self.tuned) + tail
 
     # -- Builds ----------------------------------------------------------------------------------
 
@@ -192,17 +215,22 @@ class LayeredIndex:
         """Whether the policy wants a new main part."""
         if self._all_is_tail:
             return False
-        on_gpu, main = self._gpus_in_use is not None, self._main
-        size, dead = (0, 0) if main is None else (main.keys.size, main.dead)
-        tail = len(self) - (0 if main is None else main.count)
-        return self.policy.is_due(graph=size, dead=dead, tail=tail, on_gpu=on_gpu)
+        on_gpu = self._gpus_in_use is not None
+        main = self._on_gpus if on_gpu else self._main
+        if main is None:
+            return self.policy.is_due(main=0, dead=0, tail=len(self), on_gpu=on_gpu)
+        if isinstance(main.rows, MainRows) and main.rows.name != self.policy.main:
+            return True
+        copies = 0 if self._copies is None else self._copies.count
+        tail = len(self) - main.count - copies
+        return self.policy.is_due(main=main.keys.size, dead=main.dead, tail=tail, on_gpu=on_gpu)
 
     def begin_build(self) -> Build:
         """Freeze the tail, and say what a new main part is to be made of."""
         if len(self._tail):
             tail = self._tail
             if isinstance(tail, TorchIndex):  # its GPU failed
-                tail, self._device = FaissIndex.from_bytes(tail.to_bytes(), self.dim), "cpu"
+                tail, self._device = tail.on_cpu(), "cpu"
             self._parts.append(Part(*tail.freeze()))
             self._tail = self._new_tail()
         return Build(self.dim, self.policy, self._parts, self._gpus_in_use)
@@ -214,20 +242,23 @@ class LayeredIndex:
             return False
         for part, alive in zip(build.parts, build.alive, strict=True):
             made.bury(part.keys[alive & ~part.alive])  # died meanwhile
+            if build.copies is not None:
+                build.copies.bury(part.keys[alive & ~part.alive])
         later = [part for part in self._parts if part not in build.parts]
         self._parts = []
         self._take_in(made)
-        self._parts += later
+        self._copies = build.copies
+        self._parts += later if build.copies is None else [build.copies, *later]
         return True
 
     def begin_tuning(self) -> Tuning | None:
-        """What measures the graph beside searches; None: there is none, every search is exact."""
-        main = self._graph
+        """What measures the main part beside searches; None: there is none, all is exact."""
+        main = self._main
         if main is None or not main.count:
             return None
-        assert isinstance(main.rows, Graph)
+        assert isinstance(main.rows, MainRows)
         _, rows = main.living()
-        return Tuning(main.rows, rows, bits(main.alive) if main.dead else None)
+        return Tuning(main.rows, rows, bits(main.alive) if main.dead else None, self.policy)
 
     def tune(self, tuned: Tuned) -> None:
         """Search as hard as was found to be enough."""
@@ -237,16 +268,18 @@ class LayeredIndex:
     def compacted(self) -> LayeredIndex:
         """A copy that holds no vector of a removed key, and takes no memory for them.
 
-        Where a few rows of the graph are dead, they take the vector of a living row that they link
-        to: they go on leading the way. Where many are, the copy has no graph until the next build.
+        Where a few rows of a graph are dead, they take the vector of a living row that they link
+        to: they go on leading the way. Where many are, or the main part is of another kind, the
+        copy has none until the next build.
         """
         copy = LayeredIndex(
             self.dim, device=self._device, policy=self.policy, library=self._library
         )
         copy.tuned = self.tuned
-        main = self._graph
-        if main is not None and not self.policy.is_worn(main.keys.size, main.dead):
-            copy._tail = copy._new_tail(self._flat_rows())
+        main = self._main
+        if main is not None and self._outlives_its_dead(main):
+            rows = b"".join(self._flat_rows())
+            copy._tail = copy._new_tail(rows)
             copy._parts = [without_the_dead(main)]
         else:
             copy._tail.upsert(keys := self.keys(), self.vectors_of(keys))
@@ -254,16 +287,15 @@ class LayeredIndex:
 
     @property
     def _main(self) -> Part | None:
-        """The main part: a graph, or what a GPU holds."""
-        kind = Graph if self._gpus_in_use is None else GpuRows
-        main = self._parts[0] if self._parts else None
-        return main if main is not None and isinstance(main.rows, kind) else None
+        """The main part, if there is one."""
+        first = self._parts[0] if self._parts else None
+        return first if first is not None and isinstance(first.rows, MainRows) else None
 
     @property
-    def _graph(self) -> Part | None:
-        """The main part, when it is a graph."""
-        main = self._parts[0] if self._parts else None
-        return main if main is not None and isinstance(main.rows, Graph) else None
+    def _on_gpus(self) -> Part | None:
+        """The part that GPUs hold, if there is one."""
+        first = self._parts[0] if self._parts else None
+        return first if first is not None and isinstance(first.rows, GpuRows) else None
 
     @property
     def _gpus_in_use(self) -> Gpus | None:
@@ -286,25 +318,31 @@ class LayeredIndex:
             return TorchIndex(self.dim, **options)
         return TorchIndex.from_bytes(data, self.dim, **options)
 
+    def _outlives_its_dead(self, main: Part) -> bool:
+        """Whether a main part can do without the vectors of its dead rows."""
+        if isinstance(main.rows, CodedRows):
+            return not main.dead
+        return not self.policy.is_worn(main.keys.size, main.dead)
+
     def _take_in(self, main: Part) -> None:
         """Let a part be the main one, where the policy wants one and there is one."""
-        wanted = isinstance(main.rows, GpuRows) or self.policy.has_graph
+        wanted = isinstance(main.rows, GpuRows) or self.policy.has_main
         if main.count and wanted and not self._all_is_tail:
             self._parts.insert(0, main)
         elif main.count:
             keys, rows = main.living()
             self._tail.upsert(keys, main.rows.vectors[rows])
 
-    def _flat_rows(self) -> bytes:
-        """All rows but those of the graph, as bytes."""
-        flat = [part for part in self._parts if part is not self._graph]
+    def _flat_rows(self) -> list[memoryview]:
+        """All rows but those of the main part, as bytes."""
+        flat = [part for part in self._parts if part is not self._main]
         if not flat:
-            return self._tail.to_bytes()
+            return self._tail.to_buffers()
         living = [part.living() for part in flat]
         tail = self._tail.keys()
         keys = np.concatenate([*(keys for keys, _ in living), tail])
         vectors = [part.rows.vectors[rows] for part, (_, rows) in zip(flat, living, strict=True)]
-        return rows_to_bytes(keys, np.concatenate([*vectors, self._tail.vectors_of(tail)]))
+        return rows_to_buffers(keys, np.concatenate([*vectors, self._tail.vectors_of(tail)]))
 
 
 def _merge(found: list[tuple[Vectors, Keys]], k: int) -> tuple[Vectors, Keys]:

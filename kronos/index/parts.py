@@ -1,7 +1,7 @@
 """`Part`: rows of a `LayeredIndex` that cannot change, some of which may have died; and its bytes.
 
-A part with a graph is a main part; one without was the tail until a build began. Dead rows are
-masked: they are never found, and those of a graph still lead the way to the living.
+One with an index over its rows is a main part; another was the tail until a build began. Dead rows
+are masked: they are never found, and those of a graph still lead the way to the living.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.errors import SnapshotError, VectorError
-from kronos.index.base import KeyTable, check_rows, distinct
-from kronos.index.faiss import Graph, Links, Rows, bits
+from kronos.index.base import KeyTable, check_rows, to_buffer
+from kronos.index.coded import CodedRows
+from kronos.index.faiss import Graph, Links, MainRows, Rows, bits
 from kronos.index.tuning import Tuned
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
     from kronos.index.policy import IndexPolicy
     from kronos.types import Keys, Vectors
 
-MAGIC = b"KRHNSW\x00\x01"
+_GRAPH, _CODED = b"KRHNSW\x00\x01", b"KRCODE\x00\x01"
+MAGICS = (_GRAPH, _CODED)
+"""How the bytes of a main part begin."""
 _PREFIX = struct.Struct("<8sqqqqqqqd")
-"""Magic, width of a vector, rows, rows alive, links of a row, entry, numbers in `neighbours`; the
-effort that was tuned (0: none was) and its recall."""
+"""Magic, width of a vector, rows, rows alive; three numbers of the kind: of a graph the links of a
+row, the entry, the numbers in `neighbours`; of another the bytes of its name, 0, those of its
+codes. Then the effort that was tuned (0: none was) and its recall."""
 _MOST_LINKS = 1024
+_ALIGNED = 64
 
 
 class Part:
@@ -48,6 +53,10 @@ class Part:
     def dead(self) -> int:
         """Rows that were removed or overwritten."""
         return self.keys.size - self.count
+
+    def holds_a_key_twice(self) -> bool:
+        """Whether a key stands at two living rows, which only damage can bring about."""
+        return self._table.has_twins()
 
     def find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The living rows of keys, and (n,) which keys those are."""
@@ -99,15 +108,15 @@ class Part:
         return self._look(queries, k, effort, bits(mask))
 
     def _effort(self, k: int, share: float, policy: IndexPolicy) -> int | None:
-        """How hard to search the graph; None: to compare all that may be found costs no more."""
+        """How hard to search a main part; None: to compare all that may be found costs no more."""
         effort = policy.effort(k, share)
-        scans = not isinstance(self.rows, Graph) or policy.scans(effort, self.keys.size)
+        scans = not isinstance(self.rows, MainRows) or policy.scans(effort, self.keys.size)
         return None if scans else effort
 
     def _look(
         self, queries: Vectors, k: int, effort: int | None, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, Keys]:
-        if effort is not None and isinstance(self.rows, Graph):
+        if effort is not None and isinstance(self.rows, MainRows):
             scores, rows = self.rows.search(queries, k, effort, allowed)
             if not rows.size or rows.min() >= 0:
                 return scores, self.keys.take(rows)
@@ -122,7 +131,9 @@ def nothing(queries: int) -> tuple[Vectors, Keys]:
 
 
 def without_the_dead(part: Part) -> Part:
-    """A copy of a graph whose dead rows hold the vector of another row."""
+    """A copy whose dead rows hold the vector of another row; only a graph may have such."""
+    if not part.dead:
+        return Part(part.keys, part.rows, part.alive.copy())
     assert isinstance(part.rows, Graph)
     graph, dead = part.rows.copy(), np.flatnonzero(~part.alive)
     if dead.size:
@@ -133,64 +144,97 @@ def without_the_dead(part: Part) -> Part:
     return Part(part.keys, graph, part.alive.copy())
 
 
-def write_main(part: Part, tuned: Tuned | None) -> bytes:
-    """A part with a graph as bytes that `read_main` reads: raw arrays."""
-    assert isinstance(part.rows, Graph)
-    links, vectors = part.rows.links, part.rows.vectors
-    count, dim = vectors.shape
-    sizes = (dim, count, part.count, links.width, links.entry, links.neighbours.size)
+def main_buffers(part: Part, tuned: Tuned | None) -> list[memoryview]:
+    """A main part as bytes that `read_main` reads: raw arrays, each at a multiple of 64."""
+    rows = part.rows
+    if isinstance(rows, Graph):
+        links = rows.links
+        magic, numbers = _GRAPH, (links.width, links.entry, links.neighbours.size)
+        own = [to_buffer(links.levels, "<i4"), to_buffer(links.neighbours, "<i4")]
+    else:
+        assert isinstance(rows, CodedRows)
+        name, codes = rows.name.encode("ascii"), rows.codes
+        magic, numbers = _CODED, (len(name), 0, codes.size)
+        own = [memoryview(name), codes.data]
+    count, dim = rows.vectors.shape
     measured = (0, 0.0) if tuned is None else (tuned.effort, tuned.recall)
-    head = _PREFIX.pack(MAGIC, *sizes, *measured)
-    arrays = [
-        np.ascontiguousarray(part.keys, "<i8"),
-        bits(part.alive),
-        np.ascontiguousarray(links.levels, "<i4"),
-        np.ascontiguousarray(links.neighbours, "<i4"),
-        np.ascontiguousarray(vectors, "<f4"),
+    buffers = [
+        memoryview(_PREFIX.pack(magic, dim, count, part.count, *numbers, *measured)),
+        to_buffer(part.keys, "<i8"),
+        bits(part.alive).data,
+        *own,
+        to_buffer(rows.vectors, "<f4"),
     ]
-    return b"".join([head, *(array.data for array in arrays)])
+    return [piece for buffer in buffers for piece in (buffer, _padding(buffer.nbytes))]
+
+
+def _padding(size: int) -> memoryview:
+    """What brings so many bytes to a multiple of 64: FAISS reads arrays where they lie."""
+    return memoryview(bytes(-size % _ALIGNED))
 
 
 class _Reader:
     """Takes arrays off the front of bytes, without a copy."""
 
-    def __init__(self, data: bytes, start: int) -> None:
+    def __init__(self, data: memoryview, start: int) -> None:
         self._data = data
-        self._at = start
+        self._at = start + -start % _ALIGNED
 
     def take(self, kind: str, count: int) -> NDArray[Any]:
         size = np.dtype(kind).itemsize * count
-        if count < 0 or self._at + size > len(self._data):
+        end = self._at + size + -size % _ALIGNED
+        if count < 0 or end > len(self._data):
             raise SnapshotError(f"an index ends after {len(self._data)} bytes, within an array")
         values = np.frombuffer(self._data, kind, count, self._at)
-        self._at += size
+        self._at = end
         return values
+
+    def rows(self, shape: tuple[int, int], known: bool) -> Vectors:
+        vectors = self.take("<f4", shape[0] * shape[1]).reshape(shape)
+        try:
+            if not known:  # reads all of them, which a mapped file is there to spare
+                check_rows(np.arange(shape[0]), vectors, shape[1])
+        except VectorError as exc:
+            raise SnapshotError(f"the index holds a row that was never put in: {exc}") from exc
+        return vectors
 
     def rest(self) -> memoryview:
         return memoryview(self._data)[self._at :]
 
 
-def read_main(data: bytes, dim: int, policy: IndexPolicy) -> tuple[Part, memoryview, Tuned | None]:
-    """The main part, the bytes of the tail, and what was tuned."""
+def read_main(
+    data: memoryview, dim: int, policy: IndexPolicy, *, known: bool
+) -> tuple[Part, memoryview, Tuned | None]:
+    """The main part, which lies where the bytes do, the bytes of the tail, and what was tuned."""
     if len(data) < _PREFIX.size:
         raise SnapshotError(f"an index begins with {_PREFIX.size} bytes, found {len(data)}")
-    _, found, count, living, width, entry, size, tuned, recall = _PREFIX.unpack_from(data)
+    magic, found, count, living, *numbers, tuned, recall = _PREFIX.unpack_from(data)
     if found != dim:
         raise SnapshotError(f"the index is {found} wide, expected {dim}")
-    if not 2 <= width <= _MOST_LINKS:
-        raise SnapshotError(f"a row of the index has {width} links")
     reader = _Reader(data, _PREFIX.size)
     keys = reader.take("<i8", count)
     alive = np.unpackbits(reader.take("u1", -(-count // 8)), count=count, bitorder="little")
-    levels, neighbours = reader.take("<i4", count), reader.take("<i4", size)
-    vectors = reader.take("<f4", count * dim).reshape(count, dim)
-    mask = alive.astype(np.bool_)
-    try:
-        check_rows(np.arange(count), vectors, dim)
-    except VectorError as exc:
-        raise SnapshotError(f"the index holds a row that was never put in: {exc}") from exc
-    if np.count_nonzero(mask) != living or distinct(keys[mask]).size != living:
+    main = _read_graph if magic == _GRAPH else _read_coded
+    part = Part(keys, main(reader, (count, dim), numbers, policy, known), alive.astype(np.bool_))
+    if part.count != living or part.holds_a_key_twice():
         raise SnapshotError("the index holds a key twice, or none where one was put in")
-    graph = Graph.of(vectors, Links(levels, neighbours, entry, width), effort=policy.build_effort)
-    measured = Tuned(tuned, recall) if tuned > 0 else None
-    return Part(keys, graph, mask), reader.rest(), measured
+    return part, reader.rest(), Tuned(tuned, recall) if tuned > 0 else None
+
+
+def _read_graph(
+    reader: _Reader, shape: tuple[int, int], numbers: list[int], policy: IndexPolicy, known: bool
+) -> MainRows:
+    width, entry, size = numbers
+    if not 2 <= width <= _MOST_LINKS:
+        raise SnapshotError(f"a row of the index has {width} links")
+    links = Links(reader.take("<i4", shape[0]), reader.take("<i4", size), entry, width)
+    return Graph.of(reader.rows(shape, known), links, effort=policy.build_effort, lent=True)
+
+
+def _read_coded(
+    reader: _Reader, shape: tuple[int, int], numbers: list[int], policy: IndexPolicy, known: bool
+) -> MainRows:
+    length, _, size = numbers
+    name = reader.take("u1", length).tobytes().decode("ascii", "replace")
+    codes = reader.take("u1", size)
+    return CodedRows.of(reader.rows(shape, known), name, codes, effort=policy.build_effort)

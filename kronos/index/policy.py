@@ -8,16 +8,22 @@ speed and recall depend on the policy.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 _NEVER = 2**62
+_GRAPH = re.compile(r"HNSW(\d+)")
+_LINKS = re.compile(r"HNSW(\d+)")
+_LISTS = re.compile(r"IVF(\d+)")
+_ROWS_A_LIST = 40
+"""FAISS wants as many rows to find the centre of a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexPolicy:
     """How a `LayeredIndex` is built and searched.
 
-    It has a main part, a graph, and a flat tail of what came since; see `LayeredIndex`.
+    It has a main part, a graph as a rule, and a flat tail of what came since; see `LayeredIndex`.
     """
 
     flat_below: int = 10_000
@@ -30,17 +36,17 @@ class IndexPolicy:
     dead_share: float = 0.2
     """When more than this share of the graph was removed or overwritten, it is built anew: until
     then its dead rows are passed over, and lead the way to the living."""
-    neighbours: int = 16
-    """Links of a vector in the graph (twice as many at its lowest level): FAISS's M."""
+    main: str = "HNSW16"
+    """What the main part is, by FAISS's name: "HNSW16" is a graph with 16 links of a vector, twice
+    as many at its lowest level (FAISS's M); see `of` for others."""
     build_effort: int = 200
     """How many candidates are weighed for a vector's links: FAISS's efConstruction."""
     search_effort: int = 64
-    """How many candidates a search follows, at least: FAISS's efSearch. Recall@10 grows with it,
-    and so does the time."""
+    """How many candidates a search of a graph follows, at least, FAISS's efSearch; or how many
+    lists of an IVF index it goes through, nprobe. Recall@10 grows with it, and so does the time."""
     rows_for_step: int = 50
     """To follow one candidate costs as much as to compare so many rows that lie together: where a
     search of the graph would cost more than to compare all, they are compared, exactly."""
-
     gpu_from: int = 10_000
     """So many vectors make a main part on a GPU, in the place of a graph."""
     inverted_from: int = 2_000_000
@@ -59,18 +65,34 @@ class IndexPolicy:
         """The policy that a setting names.
 
         Args:
-            name: "auto"; "flat", for no graph at all; or FAISS's name of a graph with so many
-                neighbours, such as "HNSW32", which is never on a GPU. `Settings` has checked it.
+            name: "auto"; "flat", for no main part at all; or FAISS's name of one: "HNSW32" is a
+                graph with so many links, "HNSW32,SQ8" one over rows of 8 bits a number, and
+                "IVF1024,SQfp16" so many lists. What is named is never on a GPU. `Settings` has
+                checked it.
         """
         if name == "auto":
             return cls()
         if name == "flat":
             return cls(flat_below=_NEVER, inverted_from=_NEVER)
-        return cls(neighbours=int(name.removeprefix("HNSW")), gpu_from=_NEVER)
+        lists = _LISTS.match(name)
+        least = int(lists[1]) * _ROWS_A_LIST if lists else 0
+        return cls(main=name, flat_below=max(cls().flat_below, least), gpu_from=_NEVER)
 
     @property
-    def has_graph(self) -> bool:
-        """Whether there is ever to be a graph."""
+    def links(self) -> int | None:
+        """The links of a plain graph; None: the main part is of another kind."""
+        match = _GRAPH.fullmatch(self.main)
+        return None if match is None else int(match[1])
+
+    @property
+    def most_copies(self) -> int:
+        """So many rows with one vector are linked in: more would be linked to each other alone."""
+        match = _LINKS.match(self.main)
+        return _NEVER if match is None else int(match[1])
+
+    @property
+    def has_main(self) -> bool:
+        """Whether there is ever to be a main part."""
         return self.flat_below < _NEVER
 
     @property
@@ -86,22 +108,22 @@ class IndexPolicy:
         """How many of the lists a search reads."""
         return min(max(math.ceil(lists * self.read_share), _LEAST_PROBES), lists)
 
-    def is_due(self, *, graph: int, dead: int, tail: int, on_gpu: bool = False) -> bool:
+    def is_due(self, *, main: int, dead: int, tail: int, on_gpu: bool = False) -> bool:
         """Whether to build, or to merge into what was built.
 
         Args:
-            graph: rows of the graph, or of the part on a GPU, dead ones included; 0: there is none.
+            main: rows of the main part, dead ones included; 0: there is none.
             dead: those that were removed or overwritten.
             tail: vectors that are not in it.
-            on_gpu: whether it is a part on a GPU.
+            on_gpu: whether it is, or would be, on a GPU.
         """
-        if not graph:
+        if not main:
             return tail >= (self.gpu_from if on_gpu else self.flat_below)
-        return tail >= max(self.tail_least, self.tail_share * graph) or self.is_worn(graph, dead)
+        return tail >= max(self.tail_least, self.tail_share * main) or self.is_worn(main, dead)
 
-    def is_worn(self, graph: int, dead: int) -> bool:
-        """Whether a graph has so many dead rows that it is to be built anew."""
-        return dead > self.dead_share * graph
+    def is_worn(self, main: int, dead: int) -> bool:
+        """Whether a main part has so many dead rows that it is to be built anew."""
+        return dead > self.dead_share * main
 
     def effort(self, k: int, share: float = 1.0) -> int:
         """How many candidates a search of a graph follows.

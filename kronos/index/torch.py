@@ -25,8 +25,9 @@ from kronos.index.base import (
     distinct,
     require_known,
     rows_from_bytes,
-    rows_to_bytes,
+    rows_to_buffers,
 )
+from kronos.index.faiss import FaissIndex
 from kronos.index.refining import HALF_ERROR, LONGEST_HALF, refine
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class TorchIndex:
     def from_bytes(
         cls, data: bytes | memoryview, dim: int, *, device: str = "cuda", half: bool = False
     ) -> TorchIndex:
-        """Read what `to_bytes` wrote.
+        """Read what `to_buffers` wrote.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
@@ -190,10 +191,16 @@ class TorchIndex:
         require_known(keys, known)
         return self._rows.take(rows, axis=0)
 
-    def to_bytes(self) -> bytes:
+    def to_buffers(self) -> list[memoryview]:
         """The index as bytes that `from_bytes` and `FaissIndex` read: raw arrays."""
         living = self._living()
-        return rows_to_bytes(self._keys[living], self._rows[living])
+        return rows_to_buffers(self._keys[living], self._rows[living])
+
+    def on_cpu(self) -> FaissIndex:
+        """The same keys and vectors without the device."""
+        index, living = FaissIndex(self.dim), self._living()
+        index.upsert(self._keys[living], self._rows[living])
+        return index
 
     @property
     def is_on_device(self) -> bool:

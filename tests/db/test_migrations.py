@@ -186,13 +186,12 @@ def _write_something_new(database: Database) -> None:
     vector: dict[str, Any] = {**ROWS["vectors"][2], "memory_key": 10, "seq": 10}
     with database.write() as connection:
         connection.execute(insert(tables.memories), [memory])
-        words.add(
-            connection,
+        words.adding(
             words.MEMORY_WORDS,
             select(tables.memories.c.key, tables.memories.c.content).where(
                 tables.memories.c.key == 10
             ),
-        )
+        ).run(connection)
         connection.execute(insert(tables.vectors), [vector])
 
 

@@ -17,8 +17,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from kronos.embedding import export
+from kronos import MemoryStore
+from kronos.embedding import export, failed
 from kronos.embedding.fingerprint import file_sha256
+from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.loading import load_folder, load_model
 from kronos.embedding.sentence import SentenceEmbedder
 from kronos.embedding.service import EmbeddingService
@@ -186,6 +188,7 @@ def test_an_export_that_does_not_agree_is_not_used(
     assert "from those of sentence-transformers" in load(tiny).engine
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(exports.parents[1]))
+    shutil.rmtree(exports)
     load(tiny)
     (about,) = exports.glob("*/export.json")
     facts = json.loads(about.read_text())
@@ -350,3 +353,99 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), service.engine)
 """
     assert run(program, str(tiny)).strip() == "0 onnx"
+
+
+def fail_exports(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
+    """Let torch fail at every export; counts them."""
+    tries: list[int] = []
+
+    def fail(*_: object) -> None:
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(export, "_export_graph", fail)
+    return tries
+
+
+def test_an_export_that_failed_in_torch_is_tried_again_once_a_library_changes(
+    tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        tries = fail_exports(patch, RuntimeError("no such operator: aten::rose"))
+        assert load(tiny).engine == (
+            "sentence-transformers: it cannot be exported for ONNX Runtime "
+            "(RuntimeError: no such operator: aten::rose)"
+        )
+        (note,) = exports.iterdir()
+        assert load(tiny).engine == (
+            "sentence-transformers: it cannot be exported for ONNX Runtime (RuntimeError: no such "
+            f"operator: aten::rose; tried again once a library changes or {note} is deleted)"
+        )
+        with pytest.raises(ModelLoadError, match="aten::rose"):
+            load(tiny, engine="onnx")
+        assert len(tries) == 1
+        versions = failed._versions()
+        assert versions["torch"] is not None
+        patch.setattr(failed, "_versions", lambda: {**versions, "torch": "99"})
+        load(tiny)
+        load(tiny)
+        assert len(tries) == 2
+    check_same(tiny, load(tiny))
+    assert not note.exists()
+
+
+def test_the_note_of_a_failed_export_is_of_one_model_and_can_be_deleted_or_damaged(
+    copy_tiny: Copy, tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = fail_exports(monkeypatch, RuntimeError("no"))
+    load(tiny)
+    other = copy_tiny("other")
+    edit(other / "1_Pooling/config.json", pooling_mode="max")
+    load(other)
+    assert len(tries) == len(list(exports.iterdir())) == 2
+    for note in exports.iterdir():
+        note.unlink()
+    load(tiny)
+    assert len(tries) == 3
+    (note,) = exports.iterdir()
+    for damaged in (b"", b"[]", b"\xff", b'{"format": 1}', b"null"):
+        note.write_bytes(damaged)
+        load(tiny)
+    assert len(tries) == 8
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no space left on device"),
+        MemoryError("std::bad_alloc"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_an_export_that_failed_for_want_of_room_is_tried_at_the_next_start(
+    tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with monkeypatch.context() as patch:
+        tries = fail_exports(patch, error)
+        load(tiny)
+        load(tiny)
+        assert len(tries) == 2
+        assert list(exports.iterdir()) == []
+    check_same(tiny, load(tiny))
+
+
+def test_stats_say_which_engine_embeds_and_why_no_faster_one_does(
+    tiny: Path, exports: Path, tmp_path: Path
+) -> None:
+    def engine(**options: Any) -> str | None:
+        with MemoryStore.open(tmp_path / "store", device="cpu", **options) as store:
+            return store.stats().engine
+
+    assert engine(embedding_model=str(tiny)) == "onnx"
+    asked = Settings(engine="sentence-transformers")
+    assert engine(embedding_model=str(tiny), settings=asked) == (
+        "sentence-transformers: it was asked for"
+    )
+    assert engine(embedding_model=None) is None
+    assert engine(embedding_model="hash") == "hash"
+    assert engine(embedder=HashEmbedder(32)) == "hash"

@@ -17,7 +17,7 @@ from kronos import MemoryStore
 from kronos.errors import StorageError
 
 OPTIONS: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 32}
-PAGE = 4096
+PAGE = 8192
 TEXTS = {f"m{number}": f"text {number} " + "x" * 200 for number in range(200)}
 
 

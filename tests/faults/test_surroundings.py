@@ -130,7 +130,7 @@ def test_a_damaged_database_is_named_with_the_command_that_mends_it(open_store: 
     store.close()
     path = store.location.database
     whole = bytearray(path.read_bytes())
-    whole[: 20 * 4096] = b"\xa5" * (20 * 4096)
+    whole[: 20 * 8192] = b"\xa5" * (20 * 8192)
     path.write_bytes(whole)
     with pytest.raises(CorruptStoreError, match="kronos recover"):
         open_store()

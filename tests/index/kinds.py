@@ -200,6 +200,8 @@ KINDS = {
     "faiss": Kind(FaissIndex, FaissIndex.from_bytes),
     "layered": _layered(EAGER),
     "layered-graph": _layered(ALL_GRAPH),
+    "layered-coded": _layered(replace(ALL_GRAPH, main="HNSW8,SQ8")),
+    "layered-lists": _layered(replace(ALL_GRAPH, main="IVF1,SQfp16")),
     "torch": _torch(half=False),
     "torch-half": _torch(half=True),
     "gpu": _on_gpus(),

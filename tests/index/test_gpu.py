@@ -281,7 +281,7 @@ def test_a_forked_child_leaves_the_gpu_to_its_parent(gpu: StandInGpu) -> None:
 def test_its_bytes_are_those_of_a_flat_index(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu)
     index.upsert(np.arange(90, 120), rows(30, 2))
-    flat = FaissIndex.from_bytes(index.to_bytes(), DIM)
+    flat = FaissIndex.from_bytes(b"".join(index.to_buffers()), DIM)
     assert index.kind == "faiss-flat"
     np.testing.assert_array_equal(flat.keys(), index.keys())
     np.testing.assert_array_equal(flat.vectors_of(flat.keys()), index.vectors_of(flat.keys()))
@@ -294,7 +294,7 @@ def test_a_graphs_bytes_are_read_where_a_gpu_is(gpu: StandInGpu) -> None:
         each.upsert(np.arange(300), rows(300, 1))
     build(graph)
     assert graph.kind == "faiss-hnsw"
-    index = LayeredIndex.from_bytes(graph.to_bytes(), DIM, policy=POLICY, library=gpu)
+    index = LayeredIndex.from_bytes(b"".join(graph.to_buffers()), DIM, policy=POLICY, library=gpu)
     assert_answers(index, exact)
     assert gpu.calls == []
     assert index.kind == "faiss-hnsw"  # until it is built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kronos.errors import SnapshotError
+from kronos.errors import ConfigurationError, SnapshotError
 from kronos.index.exact import ExactIndex
 from kronos.index.faiss import FaissIndex
 from kronos.index.layered import LayeredIndex
@@ -88,7 +89,9 @@ def test_a_random_walk_equals_the_exact_index(seed: int) -> None:
             pending = index.begin_build()
             assert pending.run()
         if rng.random() < 0.1:
-            index = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=POLICY)
+            index = LayeredIndex.from_bytes(
+                b"".join(index.to_buffers()), DIM, device="cpu", policy=POLICY
+            )
         if rng.random() < 0.1:
             index = index.compacted()
         kinds.add(index.kind)
@@ -125,6 +128,18 @@ def test_as_many_as_are_held_are_found_when_nearly_all_are_dead() -> None:
     assert index.search(rows(3, 9), 10)[1].shape == (3, 0)
     build(index)
     assert (len(index), index.kind) == (0, "faiss-flat")
+
+
+def test_where_a_graph_does_not_lead_to_enough_all_are_compared() -> None:
+    index = LayeredIndex(DIM, device="cpu", policy=replace(POLICY, rows_for_step=0))
+    index.upsert(np.arange(2000), np.repeat(rows(40, 1), 50, axis=0))  # linked among themselves
+    build(index)
+    queries, exact = rows(5, 9), copied(index)
+    _, led = index._parts[0].rows.search(queries, 1000, 2000, None)  # type: ignore[attr-defined]
+    assert (led < 0).any()
+    scores, keys = index.search(queries, 1000)
+    assert [len(set(row)) for row in keys.tolist()] == [1000] * 5
+    np.testing.assert_allclose(scores, exact.search(queries, 1000)[0], atol=1e-5)
 
 
 def test_a_write_is_found_at_once_while_a_build_runs_and_after_it() -> None:
@@ -224,7 +239,7 @@ def test_a_tail_is_merged_and_a_worn_graph_is_built_anew() -> None:
     assert anew.is_from_scratch
     assert anew.run()
     assert index.finish_build(anew)
-    assert len(index.to_bytes()) < len(built(2000).to_bytes())
+    assert len(b"".join(index.to_buffers())) < len(b"".join(built(2000).to_buffers()))
     assert recall(index, copied(index)) >= 0.97
 
 
@@ -248,13 +263,13 @@ def test_when_to_build_is_the_policys_to_say() -> None:
 def test_a_flat_snapshot_is_read_and_a_graphs_one_by_a_flat_index() -> None:
     flat = FaissIndex(DIM)
     flat.upsert(np.arange(2000), rows(2000, 1))
-    index = LayeredIndex.from_bytes(flat.to_bytes(), DIM, device="cpu", policy=POLICY)
-    assert index.to_bytes() == flat.to_bytes()
+    index = LayeredIndex.from_bytes(b"".join(flat.to_buffers()), DIM, device="cpu", policy=POLICY)
+    assert b"".join(index.to_buffers()) == b"".join(flat.to_buffers())
     build(index)
     index.remove(np.arange(100))
     index.upsert(np.arange(50), rows(50, 2))
     never = IndexPolicy.of("flat")
-    back = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=never)
+    back = LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu", policy=never)
     assert back.kind == "faiss-flat"
     assert_same(back, copied(index))
 
@@ -263,19 +278,154 @@ def test_a_graph_comes_back_from_its_bytes_without_a_build() -> None:
     index = built()
     index.remove(np.arange(0, 2000, 9))
     index.upsert(np.arange(0, 300, 2), rows(150, 4))
-    data = index.to_bytes()
+    data = b"".join(index.to_buffers())
     back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY)
-    assert back.to_bytes() == data
+    assert b"".join(back.to_buffers()) == data
     assert back.kind == "faiss-hnsw"
     for each in zip(back.search(rows(9, 3), 10), index.search(rows(9, 3), 10), strict=True):
         np.testing.assert_array_equal(*each)
     assert_same(back, copied(index))
 
 
+@pytest.mark.parametrize("copies", [40, 1000])
+def test_many_rows_with_one_vector_are_found_from_everywhere(copies: int) -> None:
+    distinct = rows(6000 // copies + 200, 8)
+    vectors = np.repeat(distinct, copies, axis=0)[np.random.default_rng(1).permutation(6000)]
+    index = LayeredIndex(DIM, device="cpu", policy=POLICY)
+    index.upsert(np.arange(3000), vectors[:3000])
+    build(index)
+    index.upsert(np.arange(3000, 6000), vectors[3000:])  # copies of what is linked already
+    build(index)
+    assert not index.build_is_due
+    index.remove(np.arange(0, 6000, 5))
+    index.upsert(np.arange(100, 200), rows(100, 9))
+    exact = copied(index)
+    queries = rows(100, 78)
+    scores, _ = index.search(queries, 10)  # which of several that are equally near is left open
+    wanted, _ = exact.search(queries, 10)
+    assert (scores >= wanted[:, -1:] - 1e-5).mean() >= 0.97
+    assert_same(index, exact)
+    back = LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu", policy=POLICY)
+    assert_same(back, exact)
+    build(back)
+    assert not back.build_is_due
+    assert_same(back, exact)
+
+
+def test_buffers_stay_as_they_were_whatever_becomes_of_the_index() -> None:
+    index = built()
+    before = b"".join(index.to_buffers())
+    buffers = index.to_buffers()
+    index.remove(np.arange(0, 2000, 9))
+    index.upsert(np.arange(0, 300, 2), rows(150, 4))
+    build = index.begin_build()
+    assert build.run()
+    assert index.finish_build(build)
+    del index, build
+    gc.collect()
+    others = [rows(2000, 5) for _ in range(20)]  # take the memory, if it was given back
+    assert b"".join(buffers) == before
+    del others
+
+
+def test_a_graph_that_lies_in_bytes_is_built_on_in_memory_of_its_own() -> None:
+    data = b"".join(built().to_buffers())
+    kept = bytes(data)
+    back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY, known=True)
+    back.upsert(np.arange(5000, 5500), rows(500, 4))
+    back.remove(np.arange(100))
+    exact = copied(back)
+    build = back.begin_build()
+    assert build.run()
+    assert back.finish_build(build)
+    assert_same(back, exact)
+    assert recall(back, exact) >= 0.97
+    assert data == kept
+
+
+CODED = ("HNSW8,SQ8", "HNSW8,SQ4", "HNSW8,SQfp16", "HNSW8,SQbf16")
+LISTS = ("IVF10,Flat", "IVF10,SQ8", "IVF10,RaBitQ")
+
+
+@pytest.mark.parametrize("main", [*CODED, *LISTS])
+def test_rows_in_fewer_bits_are_found_with_exact_scores(main: str) -> None:
+    policy = replace(POLICY, main=main, search_effort=10 if main in LISTS else 64)
+    index = built(4000, policy)
+    index.remove(np.arange(0, 4000, 11))
+    index.upsert(np.arange(100, 400), rows(300, 5))
+    index.upsert(np.arange(9000, 9050), rows(50, 6))
+    assert index.kind == "faiss-coded"
+    exact = copied(index)
+    least = 0.5 if main.endswith("RaBitQ") else 0.97  # one bit a number, of 24 numbers
+    for allowed in (None, np.arange(0, 4000, 3), np.arange(50, 99)):
+        assert recall(index, exact, allowed=allowed) >= least
+    query = rows(1, 99)
+    scores, found = index.search(query, 30)
+    np.testing.assert_allclose(scores[0], exact.vectors_of(found[0]) @ query[0], atol=1e-6)
+    back = LayeredIndex.from_bytes(
+        b"".join(index.to_buffers()), DIM, device="cpu", policy=policy, known=True
+    )
+    assert_same(back, exact)
+    np.testing.assert_array_equal(back.search(query, 30)[1], found)
+    build(back)  # what came since is merged into codes that were read
+    assert len(back._tail) == 0
+    assert_same(back, exact)
+    assert recall(back, exact) >= least
+
+
+@pytest.mark.parametrize("main", ["HNSW8,SQ8", "IVF10,Flat"])
+def test_a_compacted_index_of_codes_holds_nothing_of_a_removed_key(main: str) -> None:
+    index = built(2000, replace(POLICY, main=main))
+    assert index.compacted().kind == "faiss-coded"
+    old = index.vectors_of(np.arange(30))
+    index.remove(np.arange(30))
+    compacted = index.compacted()
+    data = b"".join(compacted.to_buffers())
+    assert not [row for row in old if row.tobytes() in data]
+    assert_same(compacted, copied(index))
+    assert compacted.kind == "faiss-flat"  # until the next build
+    assert compacted.build_is_due
+
+
+def test_another_kind_than_the_snapshot_has_is_built_when_it_is_wanted() -> None:
+    index = built()
+    data = b"".join(index.to_buffers())
+    policy = replace(POLICY, main="IVF10,SQ8", search_effort=10)
+    back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=policy)
+    assert back.kind == "faiss-hnsw"
+    assert back.build_is_due
+    build(back)
+    assert back.kind == "faiss-coded"
+    assert not back.build_is_due
+    assert_same(back, copied(index))
+
+
+def test_codes_that_do_not_fit_their_rows_are_refused() -> None:
+    policy = replace(POLICY, main="HNSW8,SQ8")
+    data = b"".join(built(600, policy).to_buffers())
+    other = b"".join(built(601, policy).to_buffers())
+    words = np.frombuffer(data[8:56], "<i8")  # dim, rows, alive, name, 0, codes
+    start = 128 + 600 * 8 + 128 + 64
+    codes = slice(start, start + int(words[5]))
+    foreign = slice(128 + 4864 + 128 + 64, None)
+    for damaged in (
+        data[:-1],
+        data[: codes.start] + b"IxXX" + data[codes.start + 4 :],
+        data[: codes.start] + other[foreign][: int(words[5])] + data[codes.stop :],
+    ):
+        with pytest.raises(SnapshotError):
+            LayeredIndex.from_bytes(damaged, DIM, device="cpu", policy=policy)
+
+
+def test_what_faiss_cannot_make_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="is none that FAISS"):
+        LayeredIndex(DIM, device="cpu", policy=replace(POLICY, main="HNSW16,Nonsense"))
+
+
 def test_bytes_of_a_graph_that_do_not_fit_are_refused() -> None:
     index = built(600)
     index.upsert(np.array([7000]), rows(1, 2))
-    data = index.to_bytes()
+    data = b"".join(index.to_buffers())
     words = np.frombuffer(data[8:56], "<i8")  # dim, rows, alive, width, entry, neighbours
 
     def changed(place: int, value: int) -> bytes:
@@ -283,9 +433,9 @@ def test_bytes_of_a_graph_that_do_not_fit_are_refused() -> None:
         other[place] = value
         return b"".join([data[:8], other.tobytes(), data[56:]])
 
-    keys = 72
-    levels = keys + 600 * 8 + 75
-    links = levels + 600 * 4
+    keys = 128  # each array begins at a multiple of 64
+    levels = keys + 600 * 8 + 128
+    links = levels + 600 * 4 + 32
     for damaged in (
         data[:20],
         data[:-1],
@@ -319,7 +469,7 @@ def test_a_compacted_index_holds_no_vector_of_a_removed_key(gone: int) -> None:
     index.upsert(np.arange(5000, 5010), rows(10, 7))
     exact = copied(index)
     compacted = index.compacted()
-    data = compacted.to_bytes()
+    data = b"".join(compacted.to_buffers())
     assert not [row for row in old if row.tobytes() in data]
     assert_same(compacted, exact)
     assert recall(compacted, exact) >= 0.97
@@ -329,18 +479,24 @@ def test_a_compacted_index_holds_no_vector_of_a_removed_key(gone: int) -> None:
 def test_compacting_leaves_the_index_itself_alone() -> None:
     index = built()
     index.remove(np.arange(100))
-    before = index.to_bytes()
+    before = b"".join(index.to_buffers())
     index.compacted().upsert(np.arange(100), rows(100, 3))
-    assert index.to_bytes() == before
+    assert b"".join(index.to_buffers()) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "neighbours", "has_graph"),
-    [("auto", 16, True), ("flat", 16, False), ("HNSW32", 32, True)],
+    ("name", "links", "has_main", "flat_below"),
+    [
+        ("auto", 16, True, 10_000),
+        ("flat", 16, False, 2**62),
+        ("HNSW32", 32, True, 10_000),
+        ("HNSW32,SQ8", None, True, 10_000),
+        ("IVF1024,SQfp16", None, True, 40_960),
+    ],
 )
-def test_a_setting_names_a_policy(name: str, neighbours: int, has_graph: bool) -> None:
+def test_a_setting_names_a_policy(name: str, links: int, has_main: bool, flat_below: int) -> None:
     policy = IndexPolicy.of(name)
-    assert (policy.neighbours, policy.has_graph) == (neighbours, has_graph)
+    assert (policy.links, policy.has_main, policy.flat_below) == (links, has_main, flat_below)
 
 
 def test_harder_searches_find_more() -> None:
@@ -366,11 +522,51 @@ def test_tuning_finds_the_least_effort_that_is_enough() -> None:
         assert each.recall >= target
     index.tune(found[2])
     assert recall(index, copied(index)) >= 0.98
-    back = LayeredIndex.from_bytes(index.to_bytes(), DIM, device="cpu", policy=POLICY)
+    back = LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu", policy=POLICY)
     assert (back.tuned, back.policy.search_effort) == (found[2], found[2].effort)
     assert index.compacted().tuned == found[2]
     build(index)
     assert index.tuned == found[2]
+
+
+def test_so_hard_a_search_that_it_compares_all_is_exact() -> None:
+    policy = replace(POLICY, rows_for_step=400, search_effort=10)
+    index = built(6000, policy)
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    assert tuning.run(1.0) == Tuned(EFFORTS[0], 1.0)
+    index.tune(Tuned(EFFORTS[0], 1.0))
+    assert recall(index, copied(index)) == 1
+
+
+def test_of_memories_that_are_equally_near_any_will_do() -> None:
+    index = LayeredIndex(DIM, device="cpu", policy=replace(POLICY, rows_for_step=0))
+    index.upsert(np.arange(2400), np.repeat(rows(200, 1), 12, axis=0))
+    build(index)
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    tuned = tuning.run(1.0)
+    assert tuned is not None
+    assert tuned.recall == 1
+
+
+def test_what_is_measured_holds_for_questions_that_are_no_memories() -> None:
+    vectors = np.random.default_rng(0).standard_normal((6000, 48)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    questions, memories = vectors[:200], vectors[200:]
+    index = LayeredIndex(48, device="cpu", policy=replace(POLICY, rows_for_step=0))
+    index.upsert(np.arange(len(memories)), memories)
+    build(index)
+    tuning = index.begin_tuning()
+    assert tuning is not None
+    for target in (0.7, 0.8, 0.9):
+        tuned = tuning.run(target)
+        assert tuned is not None
+        index.tune(tuned)
+        scores, _ = index.search(questions, 10)
+        best = np.sort(questions @ memories.T, axis=1)[:, :-11:-1]
+        found = np.mean(scores >= best[:, -1:] - 1e-5)
+        assert abs(found - tuned.recall) < 0.05
 
 
 def test_what_is_exact_needs_no_tuning_and_tuning_stops() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import kronos.index
+import kronos.index.snapshot
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
 from kronos.files import locked
 from kronos.index.exact import ExactIndex
@@ -36,7 +38,7 @@ IDENTITY = SnapshotIdentity(
 
 def save(folder: Path, seq: int, payload: bytes = b"payload", space_id: int = 3) -> Path:
     identity = replace(IDENTITY, space_id=space_id)
-    path = write_snapshot(folder, SnapshotHeader(identity, seq, count=2), payload)
+    path = write_snapshot(folder, SnapshotHeader(identity, seq, count=2), [payload])
     assert path is not None
     return path
 
@@ -55,7 +57,7 @@ def test_an_index_comes_back_exactly(tmp_path: Path) -> None:
     index = ExactIndex(4)
     index.upsert(np.array([9, 2]), np.arange(8, dtype=np.float32).reshape(2, 4))
     header = SnapshotHeader(IDENTITY, seq=1234, count=2)
-    path = write_snapshot(tmp_path / "deep" / "index", header, index.to_bytes())
+    path = write_snapshot(tmp_path / "deep" / "index", header, index.to_buffers())
     assert path is not None
     found = read_newest(tmp_path / "deep" / "index", IDENTITY)
     assert found is not None
@@ -115,7 +117,7 @@ def test_every_truncation_and_every_appended_byte_is_found(tmp_path: Path) -> No
         (lambda data: data[:12] + b"\xff\xff\xff\xff" + data[16:], "a header of 4294967295 bytes"),
         (lambda data: data.replace(b'"seq": 7', b'"seq": 8'), "header does not match"),
         (lambda data: data[:-1], "payload of 7 bytes, found 6"),
-        (lambda data: data + b"!", "payload of 7 bytes, found more"),
+        (lambda data: data + b"!", "payload of 7 bytes, found 8"),
         (lambda data: data[:-1] + b"!", "payload does not match"),
     ],
 )
@@ -194,7 +196,7 @@ def test_an_older_or_equal_snapshot_is_not_published(tmp_path: Path, seq: int) -
     assert names(tmp_path) == [published.name]
     found = read_newest(tmp_path, IDENTITY)
     assert found is not None
-    assert found[1] == b"first"
+    assert bytes(found[1]) == b"first"
 
 
 def test_a_discarded_snapshot_makes_room_for_one_of_a_lower_seq(tmp_path: Path) -> None:
@@ -207,6 +209,74 @@ def test_a_discarded_snapshot_makes_room_for_one_of_a_lower_seq(tmp_path: Path) 
     discard_snapshots(tmp_path / "absent", 3)
 
 
+@pytest.fixture
+def mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads of these tests count as large."""
+    monkeypatch.setattr(kronos.index.snapshot, "_MAPPED_FROM", 1)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_large_payload_is_verified_once_by_whoever_is_first(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    mark = path.with_name(f"{path.name}.verified")
+    assert names(tmp_path) == [path.name, mark.name]
+    for changed in (None, mark.unlink, lambda: os.utime(path), lambda: mark.write_bytes(b"\xff")):
+        if changed:
+            changed()
+            first = read_newest(tmp_path, IDENTITY)
+            assert first is not None
+            assert not first.known
+        again = read_newest(tmp_path, IDENTITY)
+        assert again is not None
+        assert (bytes(again.payload), again.known) == (b"payload", True)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path, copy)
+    moved = read_newest(copy, IDENTITY)
+    assert moved is not None
+    assert not moved.known  # another file on the disk, whatever its times are
+    save(tmp_path, 8)
+    assert len(names(tmp_path)) == 3  # the snapshot, its mark, the copy
+    discard_snapshots(tmp_path, 3)
+    assert names(tmp_path) == ["copy"]
+
+
+@pytest.mark.usefixtures("mapped")
+@pytest.mark.parametrize("change", [lambda data: data[:-1] + b"!", lambda data: data[:-1]])
+def test_a_large_payload_that_was_written_to_is_damaged_marked_or_not(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    path = save(tmp_path, 7)
+    path.write_bytes(change(path.read_bytes()))
+    for _ in range(2):
+        with pytest.raises(SnapshotError, match="payload"):
+            read_newest(tmp_path, IDENTITY)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_payload_stays_readable_when_its_snapshot_is_replaced(tmp_path: Path) -> None:
+    save(tmp_path, 7, bytes(range(256)) * 100)
+    found = read_newest(tmp_path, IDENTITY)
+    save(tmp_path, 8, b"newer")
+    assert found is not None
+    assert found.payload == bytes(range(256)) * 100
+
+
+@pytest.mark.usefixtures("mapped")
+def test_where_no_mark_can_be_written_everybody_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    path = save(tmp_path, 7)
+    for _ in range(2):
+        found = read_newest(tmp_path, IDENTITY)
+        assert found is not None
+        assert not found.known
+    assert names(tmp_path) == [path.name]
+
+
 def test_what_a_dead_writer_left_goes_and_what_a_live_one_writes_stays(tmp_path: Path) -> None:
     stray = tmp_path / f"space-9-{5:020d}.kronos.{'0a' * 16}.tmp"
     foreign = tmp_path / "notes.tmp"
@@ -214,7 +284,7 @@ def test_what_a_dead_writer_left_goes_and_what_a_live_one_writes_stays(tmp_path:
         path.write_bytes(b"half")
     with locked(tmp_path) as alone:  # somebody writes
         assert alone
-        assert write_snapshot(tmp_path, SnapshotHeader(IDENTITY, 7, 2), b"payload") is None
+        assert write_snapshot(tmp_path, SnapshotHeader(IDENTITY, 7, 2), [b"payload"]) is None
         assert strays(tmp_path) == []
         discard_strays(tmp_path)
         assert names(tmp_path) == sorted([stray.name, foreign.name])
@@ -236,7 +306,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from tests.index.test_snapshot import IDENTITY, SnapshotHeader, write_snapshot
 for seq in range(int(sys.argv[1]), 400, 4):
-    write_snapshot(Path({str(tmp_path)!r}), SnapshotHeader(IDENTITY, seq, 2), bytes(100_000))
+    write_snapshot(Path({str(tmp_path)!r}), SnapshotHeader(IDENTITY, seq, 2), [bytes(100_000)])
 """
     writers = [subprocess.Popen([sys.executable, "-c", script, str(i)]) for i in range(4)]
     seen = []
@@ -319,7 +389,7 @@ from kronos.errors import StorageFullError
 from kronos.index.snapshot import *
 folder = Path(sys.argv[1])
 def save(seq, payload):
-    write_snapshot(folder, SnapshotHeader({IDENTITY!r}, seq, 2), payload)
+    write_snapshot(folder, SnapshotHeader({IDENTITY!r}, seq, 2), [payload])
 """
 
 

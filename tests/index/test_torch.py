@@ -190,7 +190,7 @@ def test_when_memory_runs_out_the_host_goes_on_and_nothing_is_lost(full: str, ha
     assert_answers(index, exact, allowed=np.arange(0, 1000, 3))
     np.testing.assert_array_equal(index.keys(), exact.keys())
     np.testing.assert_array_equal(index.vectors_of(exact.keys()), exact.vectors_of(exact.keys()))
-    back = TorchIndex.from_bytes(index.to_bytes(), DIM, device="cpu")
+    back = TorchIndex.from_bytes(b"".join(index.to_buffers()), DIM, device="cpu")
     assert_answers(back, exact)
 
 
@@ -290,7 +290,10 @@ def test_a_layered_index_leaves_all_to_torch_and_builds_nothing() -> None:
     assert_answers(index, exact, allowed=np.arange(0, 500, 3))
     assert not index.build_is_due
     assert index.kind == "faiss-flat"
-    for copy in (LayeredIndex.from_bytes(index.to_bytes(), DIM, policy=policy), index.compacted()):
+    for copy in (
+        LayeredIndex.from_bytes(b"".join(index.to_buffers()), DIM, policy=policy),
+        index.compacted(),
+    ):
         assert_answers(copy, exact)
         assert isinstance(copy._tail, TorchIndex)
         assert copy._tail._copy._buffer.dtype == torch.float16
@@ -334,7 +337,7 @@ def test_a_layered_index_reads_a_graph_and_gives_up_a_gpu_that_fails_for_one() -
     for each in (graph, exact):
         each.upsert(np.arange(500), rows(500, 1))
     build(graph)
-    index = LayeredIndex.from_bytes(graph.to_bytes(), DIM, policy=policy)
+    index = LayeredIndex.from_bytes(b"".join(graph.to_buffers()), DIM, policy=policy)
     assert_answers(index, exact)
     assert not index.build_is_due
     with Watched("matmul"), pytest.warns(KronosWarning, match="500 vectors .* without the GPU"):
