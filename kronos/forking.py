@@ -7,6 +7,7 @@ is changed inside is never seen half done.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -99,6 +100,14 @@ _in_children: list[Callable[[], object]] = []
 def follow_forks(follower: ForkAware) -> None:
     """Tell an object of forks for as long as it lives."""
     _followers.add(follower)
+
+
+def never_free(thing: object) -> None:
+    """Let an object stand for ever.
+
+    To take it down in a child may wait for the parent's threads, or free what is the parent's.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def in_children(function: Callable[[], object]) -> None:

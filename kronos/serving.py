@@ -12,7 +12,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -434,7 +434,10 @@ class Settler:
                     self.settings.snapshot_changes, self.settings.snapshot_interval_s
                 ),
                 sync=self.database.sync,
-                index_policy=IndexPolicy.of(self.settings.index),
+                index_policy=replace(
+                    IndexPolicy.of(self.settings.index),
+                    gpu_half=self.settings.gpu_storage == "float16",
+                ),
             )
             if not repository.spaces.pending_count(space.id):
                 replica.complete_seq = repository.pulse().seq

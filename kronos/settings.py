@@ -17,12 +17,16 @@ from kronos.errors import ConfigurationError
 from kronos.types import Durability, Tokenizer
 
 Engine: TypeAlias = Literal["auto", "sentence-transformers", "onnx"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+GpuStorage: TypeAlias = Literal["float32", "float16"]
 
 DEFAULT_STORE = "./.kronos"
 _PREFIX = "KRONOS_"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "durability": ("full", "normal"),
     "engine": ("auto", "sentence-transformers", "onnx"),
+    "gpu_storage": ("float32", "float16"),
+    "precision": ("float32", "bfloat16"),
     "tokenizer": ("porter", "unicode61", "trigram"),
 }
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -58,6 +62,9 @@ class Settings:
     engine: Engine = "auto"
     """"auto": ONNX Runtime where it is installed and gives the vectors of sentence-transformers,
     else sentence-transformers. The other two: that one alone; no part of what the vectors are."""
+    precision: Precision = "float32"
+    """"bfloat16": a model computes with fewer bits, sooner, and its vectors are others (cosine to
+    those of float32 about .9999): they are a space of their own."""
     encode_threads: int = _THREADS
     """Threads with which ONNX Runtime computes: half of the cores, 4 at most."""
     lease_s: float = 60.0
@@ -69,6 +76,9 @@ class Settings:
     """"auto": flat and exact below 10,000 vectors, a graph above. "flat": always exact. Or what
     stands in the place of the graph, by FAISS's name, e.g. "HNSW32", "HNSW16,SQ8" or
     "IVF1024,SQfp16"; see `kronos.index.policy`."""
+    gpu_storage: GpuStorage = "float32"
+    """How vectors are kept on a GPU. "float16": in half the bytes; candidates are then scored from
+    the float32 on the host."""
     snapshot_changes: int = 1000
     """An index is saved after so many changes, once they are a tenth of it."""
     snapshot_interval_s: float = 300.0

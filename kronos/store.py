@@ -93,7 +93,7 @@ class MemoryStore(Searching):
         embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
             lexical hash embedder, or None for a store of vectors that are handed in.
         embedder: an object with the `Embedder` protocol, in place of `embedding_model`.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several with commas.
         embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
             width is its own.
         on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "kronos"
 HOMES = {
     "faiss": ["index/faiss.py", "index/coded.py"],
-    "torch": ["embedding/"],
+    "torch": ["embedding/", "index/torch.py"],
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],
     "huggingface_hub": ["embedding/"],

@@ -30,7 +30,7 @@ reindex = typer.Typer(
     "killed run goes on where it was.",
 )
 
-Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:N" or "mps".')]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:0,cuda:1", "mps".')]
 BatchSize = Annotated[int | None, typer.Option(help="Texts in a worker's hand, at most.")]
 Workers = Annotated[int, typer.Option(help="Threads that share the model.")]
 MaxSeconds = Annotated[float | None, typer.Option(help="Stop after so long; resume later.")]

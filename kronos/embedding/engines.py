@@ -7,14 +7,13 @@ it does not. The two have one fingerprint: their vectors are the same.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kronos.devices import AUTO, may_have_accelerator
 from kronos.embedding.export import NotExportableError, make_export, open_export
 from kronos.embedding.failed import forget_failure, may_pass, note_failure, why_failed
 from kronos.embedding.hub import reason_of
@@ -31,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 _EXPORTS = "exports"
 _NO_EXPORT = "it cannot be exported for ONNX Runtime"
-# What shows on Linux that there is a GPU: NVIDIA's, one in WSL, AMD's, a Jetson's.
-_ACCELERATOR_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
 # An export sets what is global in torch, and two of one model would be one too many.
 _EXPORTING = Lock()
 
@@ -67,21 +64,13 @@ def why_not_fast(
     """
     if settings.engine == REFERENCE:
         return "it was asked for"
+    if settings.precision != "float32":
+        return f"ONNX Runtime computes in float32 here, and {settings.precision} was asked for"
     if (missing := why_not_installed()) is not None:
         return missing
-    if device == "cpu" or (device == "auto" and not _has_accelerator(accelerators)):
+    if device == "cpu" or (device == AUTO and not (may_have_accelerator() and accelerators())):
         return None
-    return "ONNX Runtime computes on the CPU alone, and another device is to be used"
-
-
-def _has_accelerator(accelerators: Callable[[], list[str]]) -> bool:
-    """Ask torch, unless it is certain without: to import it takes seconds."""
-    if "torch" not in sys.modules:
-        if importlib.util.find_spec("torch") is None:
-            return False
-        if sys.platform == "linux" and not any(Path(node).exists() for node in _ACCELERATOR_NODES):
-            return False
-    return bool(accelerators())
+    return "ONNX Runtime computes on one CPU alone, and other devices are to be used"
 
 
 def load_with_some_engine(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kronos.devices import AUTO, split_devices
 from kronos.embedding.engines import (
     Asked,
     export_places,
@@ -28,17 +28,16 @@ from kronos.embedding.hub import Source, find_sources, reason_of
 from kronos.embedding.onnx import import_ahead
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
-from kronos.errors import ConfigurationError, DeviceError, ModelLoadError
-from kronos.forking import Lock, in_children
+from kronos.errors import DeviceError, ModelLoadError
+from kronos.forking import Lock
 
 if TYPE_CHECKING:
-    from kronos.settings import Settings
+    from kronos.settings import Precision, Settings
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 _LIBRARIES = ("sentence_transformers", "transformers", "torch")
 # An accelerator is fed more at once than a CPU, whose caches are soon full.
 _ACCELERATOR_TOKENS = 32
@@ -57,36 +56,22 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOADING = Lock()
 
 
-def _one_thread() -> None:
-    """OpenMP's threads are not in a forked child, and the first parallel loop would hang there."""
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
-
-
-in_children(_one_thread)
-
-
 def check_device(device: str) -> None:
     """Check that a device is well named and, if it was asked for by name, present.
 
     Raises:
-        ConfigurationError: it is none of "auto", "cpu", "mps", "cuda" and "cuda:N".
+        ConfigurationError: it is none of "auto", "cpu", "mps", "cuda", "cuda:N" and several of them
+            with commas.
         DeviceError: it is not present; names those that are.
     """
-    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-        raise ConfigurationError(
-            f'device must be "auto", "cpu", "cuda", "cuda:0" (or another number) or "mps", '
-            f"not {device!r}",
-            field="device",
-        )
-    if device in ("auto", "cpu"):
-        return
-    present = _accelerators()
-    if device not in present and not (device == "cuda" and "cuda:0" in present):
-        raise DeviceError(
-            f"the device {device!r} was asked for and is not present; present are: "
-            f'{", ".join(["cpu", *present])}. Take one of them, or device="auto"'
-        )
+    asked = [name for name in split_devices(device) if name not in (AUTO, "cpu")]
+    present = _accelerators() if asked else []
+    for name in asked:
+        if name not in present and not (name == "cuda" and "cuda:0" in present):
+            raise DeviceError(
+                f"the device {name!r} was asked for and is not present; present are: "
+                f'{", ".join(["cpu", *present])}. Take one of them, or device="auto"'
+            )
 
 
 def _accelerators() -> list[str]:
@@ -204,23 +189,45 @@ def _load_on_some_device(
     folder: Path, model_id: str, device: str, settings: Settings
 ) -> SentenceEmbedder:
     def load(device: str) -> SentenceEmbedder:
-        tokens = settings.encode_tokens * (1 if device == "cpu" else _ACCELERATOR_TOKENS)
-        return load_folder(folder, model_id, device, settings.encode_batch_size, tokens=tokens)
+        on_cpu = set(split_devices(device)) == {"cpu"}
+        return load_folder(
+            folder,
+            model_id,
+            device,
+            settings.encode_batch_size,
+            tokens=settings.encode_tokens * (1 if on_cpu else _ACCELERATOR_TOKENS),
+            precision=settings.precision,
+        )
 
-    if device != "auto":
+    if device != AUTO:
         return load(device)
-    for accelerator in _accelerators()[:1]:
+    present = _accelerators()
+    for accelerators in dict.fromkeys([",".join(present), *present[:1]]) if present else ():
         try:
-            return load(accelerator)
+            return load(accelerators)
         except ModelLoadError as exc:  # too small, too old, in use: the CPU always is there
-            logger.warning("%s cannot be used and the CPU takes its place: %s", accelerator, exc)
+            logger.warning("%s cannot be used: %s", accelerators, exc)
     return load("cpu")
 
 
 def load_folder(
-    folder: Path, model_id: str, device: str, batch_size: int, *, tokens: int = ENCODE_TOKENS
+    folder: Path,
+    model_id: str,
+    device: str,
+    batch_size: int,
+    *,
+    tokens: int = ENCODE_TOKENS,
+    precision: Precision = "float32",
 ) -> SentenceEmbedder:
     """Load a sentence-transformers model from its folder and check that it is fit for use.
+
+    Args:
+        folder: where it lies.
+        model_id: its name, for people.
+        device: one, or several with commas: each gets a copy of the model.
+        batch_size: texts that it reads at once where their tokens cannot be counted.
+        tokens: tokens that each copy reads at once.
+        precision: with what it computes.
 
     Raises:
         ModelLoadError: it cannot be loaded, or gives no vectors that mean anything.
@@ -228,18 +235,22 @@ def load_folder(
     transformer = _import_library()
     try:
         with _LOADING:
-            model = _load(transformer, folder, device)
-        _check_tokenizer(model)
-        reading = Reading.of(model)
+            models = [_load(transformer, folder, name, precision) for name in split_devices(device)]
+        _check_tokenizer(models[0])
+        reading = Reading.of(models[0])
+        facts = asdict(reading)
+        if precision != "float32":
+            facts["precision"] = precision
         embedder = SentenceEmbedder(
-            model,
+            models[0],
             reading,
             model_id=model_id,
-            fingerprint=model_fingerprint(folder, asdict(reading)),
-            dim=int(model.encode([_UNRELATED[0]], show_progress_bar=False).shape[1]),
+            fingerprint=model_fingerprint(folder, facts),
+            dim=int(models[0].encode([_UNRELATED[0]], show_progress_bar=False).shape[1]),
             revision=_revision(folder),
             batch_size=batch_size,
             tokens=tokens,
+            copies=models[1:],
         )
         _check_vectors(embedder)
     except Exception as exc:
@@ -260,12 +271,16 @@ def _import_library() -> Any:
     return SentenceTransformer
 
 
-def _load(transformer: Any, folder: Path, device: str) -> Any:
+def _load(transformer: Any, folder: Path, device: str, precision: Precision) -> Any:
     if (folder / "adapter_config.json").exists():
         raise ModelLoadError("it is an adapter whose base model lies elsewhere; merge the two")
     with _quiet() as messages:
         model = transformer(
-            str(folder), device=device, local_files_only=True, trust_remote_code=False
+            str(folder),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs=None if precision == "float32" else {"dtype": precision},
         )
     for message in messages:
         if untrusted := _UNTRUSTED.search(message):

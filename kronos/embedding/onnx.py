@@ -7,7 +7,6 @@ SentenceTransformer. Where graphs come from is `kronos.embedding.export`'s work.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kronos.forking import follow_forks
+from kronos.forking import follow_forks, never_free
 
 if TYPE_CHECKING:
     from kronos.types import Vectors
@@ -105,8 +104,7 @@ class OnnxModel:
     def after_fork(self, in_child: bool) -> None:
         """Open the session anew in a child, where its threads are not."""
         if in_child and self._threads > 1:
-            # To be taken down it would wait for them for ever, so it is left standing.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            never_free(self._session)  # it would wait for them for ever
             self._session = None
 
     def tokenizer(self, texts: Sequence[str], **_options: object) -> Mapping[str, list[list[int]]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.devices import AUTO, split_devices
 from kronos.embedding.hub import reason_of
 from kronos.embedding.loading import load_from_some_source
 from kronos.errors import EmbeddingError, ModelLoadError
@@ -70,7 +71,7 @@ def load_reranker(
 
     Args:
         name: a folder, or a name on the Hugging Face hub.
-        device: "auto", or one of torch's.
+        device: checked by `check_device`; of several, the first is used.
         cache_dir: where downloads go.
         settings: how long to look for a network, and how many texts a model reads at once.
 
@@ -83,7 +84,7 @@ def load_reranker(
 
         model = CrossEncoder(
             str(folder),
-            device=None if device == "auto" else device,
+            device=None if device == AUTO else split_devices(device)[0],
             local_files_only=True,
             trust_remote_code=False,
         )

@@ -7,8 +7,10 @@ nothing here imports torch before a model is at hand.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,8 @@ class SentenceEmbedder:
         batch_size: texts that it reads at once where their tokens cannot be counted.
         tokens: tokens that it reads at once, padding included; both are halved as often as memory
             asks for it.
+        copies: the same model on other devices. They share the batches of a call; texts whose
+            tokens cannot be counted are read by the first alone.
     """
 
     def __init__(
@@ -93,8 +97,10 @@ class SentenceEmbedder:
         revision: str | None = None,
         batch_size: int = 32,
         tokens: int = ENCODE_TOKENS,
+        copies: Sequence[Any] = (),
     ) -> None:
         self._model = model
+        self._models = [model, *copies]
         self._reading = reading
         self._model_id = model_id
         self._fingerprint = fingerprint
@@ -146,7 +152,7 @@ class SentenceEmbedder:
 
     @property
     def device(self) -> str:
-        """Where the model computes, e.g. "cpu" or "cuda:0"."""
+        """Where the model computes, e.g. "cpu" or "cuda:0"; of several, the first."""
         return str(self._model.device)
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
@@ -159,11 +165,11 @@ class SentenceEmbedder:
             EmbeddingError: the model failed, ran out of memory on one text alone, or made a
                 vector that is not finite or of length 0; the text's position is named.
         """
-        return self._embed(self._model.encode_document, texts, self._reading.document_prompt)
+        return self._embed("encode_document", texts, self._reading.document_prompt)
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
         """Embed questions, behind the model's prompt for queries. Else as `embed_documents`."""
-        return self._embed(self._model.encode_query, texts, self._reading.query_prompt)
+        return self._embed("encode_query", texts, self._reading.query_prompt)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """How many tokens of these documents the model reads, without what it drops."""
@@ -185,7 +191,7 @@ class SentenceEmbedder:
     def _read_of(self, count: int) -> int:
         return min(count, self._reading.max_tokens or _NO_LIMIT)
 
-    def _embed(self, encode: Callable[..., Any], texts: Sequence[str], prompt: str) -> Vectors:
+    def _embed(self, encode: str, texts: Sequence[str], prompt: str) -> Vectors:
         if not texts:
             return np.empty((0, self._dim), np.float32)
         shown = self._shown(texts)
@@ -193,7 +199,8 @@ class SentenceEmbedder:
             counts = self._count(shown, prompt)
             self._warn_once_of_dropped_text(texts, counts)
             if counts is None:
-                rows = self._checked(self._encode(encode, shown, prompt), len(texts))
+                rows = self._encode(getattr(self._model, encode), shown, prompt)
+                rows = self._checked(rows, len(texts))
             else:
                 rows = self._encode_by_tokens(encode, shown, prompt, counts)
         try:
@@ -209,29 +216,43 @@ class SentenceEmbedder:
         return rows
 
     def _encode_by_tokens(
-        self, encode: Callable[..., Any], texts: list[str], prompt: str, counts: list[int]
+        self, encode: str, texts: list[str], prompt: str, counts: list[int]
     ) -> Vectors:
         """Read texts of about one length together; a text that occurs twice is read once."""
         first: dict[str, int] = {}
         for position, text in enumerate(texts):
             first.setdefault(text, position)
-        lengths = [self._read_of(count) for count in counts]
-        budget = self._tokens
+        batches = _Batches(first.values(), [self._read_of(count) for count in counts], self._tokens)
         rows = np.empty((len(texts), self._dim), np.float32)
-        todo = cut_by_tokens(first.values(), lengths, budget)
-        while todo:
-            batch = todo.pop(0)
-            try:
-                made = self._call(encode, [texts[at] for at in batch], prompt, len(batch))
-            except MemoryError as exc:
-                if len(batch) == 1:
-                    raise self._too_long(texts, batch[0]) from exc
-                budget = min(budget, len(batch) * lengths[batch[0]]) // 2
-                todo = cut_by_tokens(chain(batch, *todo), lengths, budget)
-                self._free_cached_memory()
-                continue
-            rows[batch] = self._checked(made, len(batch))
+
+        def work(model: Any) -> None:
+            while batch := batches.take():
+                try:
+                    some = [texts[at] for at in batch]
+                    made = self._call(getattr(model, encode), some, prompt, len(batch))
+                    rows[batch] = self._checked(made, len(batch))
+                except MemoryError as exc:
+                    if len(batch) == 1:
+                        batches.stop()
+                        raise self._too_long(texts, batch[0]) from exc
+                    batches.cut_smaller(batch)
+                    self._free_cached_memory()
+                except BaseException:
+                    batches.stop()
+                    raise
+
+        self._share(work, len(batches))
         return rows if len(first) == len(texts) else rows[[first[text] for text in texts]]
+
+    def _share(self, work: Callable[[Any], None], batches: int) -> None:
+        """Let each device work, on a thread of its own where there are several."""
+        models = self._models[: max(batches, 1)]
+        if len(models) == 1:
+            work(models[0])
+            return
+        with ThreadPoolExecutor(len(models), thread_name_prefix="kronos-embed") as threads:
+            for done in [threads.submit(work, model) for model in models]:
+                done.result()
 
     def _encode(self, encode: Callable[..., Any], texts: list[str], prompt: str) -> Vectors:
         # The library reads the longest texts first: what does not fit shows in the first batch.
@@ -274,7 +295,7 @@ class SentenceEmbedder:
             ) from exc
 
     def _free_cached_memory(self) -> None:
-        if self.device.startswith("cuda"):
+        if any(str(model.device).startswith("cuda") for model in self._models):
             import torch
 
             torch.cuda.empty_cache()
@@ -299,6 +320,35 @@ class SentenceEmbedder:
         if any(len(text) > limits.max_chars for text in texts):
             return True
         return counts is not None and max(counts) > limits.max_tokens
+
+
+class _Batches:
+    """The batches of a call, which its workers take one by one, the longest texts first."""
+
+    def __init__(self, positions: Iterable[int], lengths: Sequence[int], budget: int) -> None:
+        self._lengths = lengths
+        self._budget = budget
+        self._todo = cut_by_tokens(positions, lengths, budget)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._todo)
+
+    def take(self) -> list[int] | None:
+        """The next one; None when there is no more."""
+        with self._lock:
+            return self._todo.pop(0) if self._todo else None
+
+    def cut_smaller(self, batch: list[int]) -> None:
+        """Put one back for which the memory is too small, and cut it and all others smaller."""
+        with self._lock:
+            self._budget = min(self._budget, len(batch) * self._lengths[batch[0]]) // 2
+            self._todo = cut_by_tokens(chain(batch, *self._todo), self._lengths, self._budget)
+
+    def stop(self) -> None:
+        """Leave the rest."""
+        with self._lock:
+            self._todo = []
 
 
 def cut_by_tokens(positions: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

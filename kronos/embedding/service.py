@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kronos.devices import AUTO, split_devices
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.loading import check_device, load_model
 from kronos.embedding.registry import EMBEDDING_MODELS, HASH_MODEL
@@ -44,7 +45,8 @@ class EmbeddingService:
     Args:
         model: a preset of `EMBEDDING_MODELS`, a folder that holds a sentence-transformers model,
             the name of one on the Hugging Face hub, or "hash" for hash embeddings.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto" (all GPUs that there are), "cpu", "cuda", "cuda:N" or "mps", or several with
+            commas, such as "cuda:0,cuda:1": each has a copy of the model, and they share the texts.
         cache_dir: where downloaded models are kept, in the layout of the Hugging Face cache;
             None: the user's own cache.
         embedding_dim: the width of hash embeddings; a real model has its own.
@@ -177,11 +179,14 @@ class EmbeddingService:
 
     @property
     def device(self) -> str:
-        """Where vectors are made and `embed` puts them, e.g. "cpu" or "cuda:0"."""
+        """Where vectors are made, e.g. "cpu" or "cuda:0"; of several devices, the first.
+
+        `embed` puts them there.
+        """
         embedder = self._loaded()
         if isinstance(embedder, SentenceEmbedder):
             return embedder.device
-        return "cpu" if self._device == "auto" else self._device
+        return "cpu" if self._device == AUTO else split_devices(self._device)[0]
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """Embed texts to be stored.

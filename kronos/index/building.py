@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kronos.index.gpu import Gpus
     from kronos.index.policy import IndexPolicy
     from kronos.types import Keys, Vectors
 
-_CHUNK = 256
-"""So many rows are linked in until a build looks whether it is to stop."""
+_CHUNK, _CHUNK_ON_GPU = 256, 8192
+"""So many rows are linked in, or copied, until a build looks whether it is to stop."""
 _TRAINED_ON = 2**17
 """So many rows at most: what is learnt from more is the same, and nothing can stop it meanwhile."""
 
@@ -42,9 +43,12 @@ class Build:
         dim: the width of a vector.
         policy: what to make.
         parts: of what; they are searched meanwhile, and rows of theirs may die.
+        gpus: where to put it, in the place of an index on the CPU; None: there are none.
     """
 
-    def __init__(self, dim: int, policy: IndexPolicy, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, dim: int, policy: IndexPolicy, parts: Sequence[Part], gpus: Gpus | None = None
+    ) -> None:
         self.parts = tuple(parts)
         self.alive = tuple(part.alive.copy() for part in parts)
         """As they were when the build began."""
@@ -53,11 +57,12 @@ class Build:
         """Rows that stay flat, as too many others of the main part have the very same vector."""
         self._dim = dim
         self._policy = policy
+        self._gpus = gpus
 
     @property
     def is_from_scratch(self) -> bool:
-        """Whether the whole main part is built, and not only merged into."""
-        return self._base is None
+        """Whether a whole main part is built that is saved, and not only merged into."""
+        return self._base is None and self._gpus is None
 
     @property
     def _base(self) -> MainRows | None:
@@ -77,6 +82,8 @@ class Build:
             stopped: asked now and then whether to stop.
         """
         build_beside_searches()
+        if self._gpus is not None:
+            return self._run_on(self._gpus, stopped)
         base = self._base
         first = 0 if base is None else 1
         keys, places = self._rows_of(first)
@@ -100,6 +107,18 @@ class Build:
         if base is not None:
             keys = np.concatenate([self.parts[0].keys, keys])
         self.made = Part(keys, made, alive)
+        return True
+
+    def _run_on(self, gpus: Gpus, stopped: Callable[[], bool]) -> bool:
+        keys, places = self._rows_of(0)
+        index = FaissIndex(self._dim)
+        for start in range(0, keys.size, _CHUNK_ON_GPU):
+            if stopped():
+                return False
+            part = slice(start, start + _CHUNK_ON_GPU)
+            index.upsert(keys[part], self._gather(places[part], 0))
+        keys, rows = index.freeze()
+        self.made = Part(keys, gpus.hold(rows))
         return True
 
     def _rows_of(self, first: int) -> tuple[Keys, NDArray[np.intp]]:
@@ -139,7 +158,7 @@ class Build:
     def _flat(self, keys: Keys, places: NDArray[np.intp], first: int) -> Part | None:
         if not keys.size:
             return None
-        flat = FaissIndex(self._dim, device="cpu")
+        flat = FaissIndex(self._dim)
         for at in range(0, keys.size, _CHUNK):
             flat.upsert(keys[at : at + _CHUNK], self._gather(places[at : at + _CHUNK], first))
         return Part(*flat.freeze())

@@ -1,4 +1,4 @@
-"""`FaissIndex`: a flat FAISS index, exact, on the CPU and, where FAISS can, copied to a GPU.
+"""`FaissIndex`: a flat FAISS index, exact, on the CPU.
 
 `Rows` and `Graph` are what `LayeredIndex` is made of: rows that change no more, and the same with
 an HNSW graph over them. This module and `coded` alone import faiss. All is checked before FAISS
@@ -10,7 +10,6 @@ answered on one thread; how many threads FAISS uses, which are torch's as well, 
 from __future__ import annotations
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
-from kronos.errors import KronosWarning, SnapshotError
+from kronos.errors import SnapshotError
 from kronos.forking import in_children
 from kronos.index.base import (
     KeyTable,
@@ -34,7 +33,6 @@ from kronos.index.base import (
     rows_to_buffers,
     score_all,
 )
-from kronos.index.gpu import MAX_K, GpuCopy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,6 +52,8 @@ _LONE = 8
 of them. Two threads share a scan of 100,000 x 384 in 10 ms on an idle machine as one does, and take
 three times as long where another process uses the processors: each waits for the other at every
 end."""
+LIBRARY: Any = faiss
+"""For whoever asks what this FAISS can do."""
 # OpenMP's threads are not in a forked child, and the first parallel loop would wait for them.
 in_children(lambda: faiss.omp_set_num_threads(1))
 _IMPORTED_IN = os.getpid()
@@ -68,14 +68,11 @@ class FaissIndex:
 
     Args:
         dim: the width of a vector.
-        device: "cpu"; "auto" or "cuda" for the first GPU; "cuda:N" for another. Where FAISS cannot
-            use that GPU, and for "mps", the index is on the CPU alone.
-        library: the faiss module; a test hands in one with a stand-in for a GPU.
     """
 
     kind = "faiss-flat"
 
-    def __init__(self, dim: int, *, device: str = "auto", library: Any = faiss) -> None:
+    def __init__(self, dim: int) -> None:
         self.dim = dim
         self._flat = faiss.IndexFlatIP(dim)
         self._index = faiss.IndexIDMap(self._flat)
@@ -83,23 +80,15 @@ class FaissIndex:
         """No held key is above it: keys that are, the usual case, are new without a look-up."""
         self._table: KeyTable | None = None
         """Made when a key is first looked up, so that filling an index does not pay for it."""
-        self._gpu = GpuCopy.on(device, library)
 
     @classmethod
-    def from_bytes(
-        cls,
-        data: bytes | memoryview,
-        dim: int,
-        *,
-        device: str = "auto",
-        library: Any = faiss,
-    ) -> FaissIndex:
+    def from_bytes(cls, data: bytes | memoryview, dim: int) -> FaissIndex:
         """Read what `to_buffers` wrote.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
         """
-        index = cls(dim, device=device, library=library)
+        index = cls(dim)
         index._append(*rows_from_bytes(data, dim))
         return index
 
@@ -123,7 +112,6 @@ class FaissIndex:
             # One call for them all: each call moves every row behind the first one removed.
             self._index.remove_ids(keys)
             self._table = None
-            self._spoil_gpu_copy()
         return keys.size
 
     def search(
@@ -171,11 +159,6 @@ class FaissIndex:
         """The index as bytes that `from_bytes` reads: raw arrays, in the order of the rows."""
         return rows_to_buffers(self._keys().copy(), self._vectors().copy())
 
-    @property
-    def is_on_gpu(self) -> bool:
-        """Whether a GPU answers unfiltered searches."""
-        return self._gpu is not None
-
     def freeze(self) -> tuple[Keys, Rows]:
         """Hand out the keys and the rows, without a copy of the rows; the index is used up."""
         return self._keys().copy(), Rows(self._flat)
@@ -191,7 +174,6 @@ class FaissIndex:
     def _overwrite(self, rows: NDArray[np.intp], vectors: Vectors) -> None:
         if rows.size:
             self._vectors()[rows] = vectors
-            self._spoil_gpu_copy()
 
     def _find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The rows of those keys that are held, and (n,) which keys those are."""
@@ -214,17 +196,6 @@ class FaissIndex:
         # k is never more than can be found, as FAISS fills up with the key -1, and it takes no 0.
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        if self._gpu is not None and k <= MAX_K:
-            try:
-                scores, rows = self._gpu.search(queries, k, self._flat, self._vectors())
-                return scores, self._keys().take(rows)
-            except RuntimeError as exc:
-                self._gpu = None
-                warnings.warn(
-                    f"the index of {len(self)} vectors goes on without the GPU: {exc}",
-                    KronosWarning,
-                    stacklevel=3,
-                )
         with threads_for(queries):
             scores, keys = self._index.search(queries, k)
         return scores, keys
@@ -236,10 +207,6 @@ class FaissIndex:
         mask[rows] = True
         scores, found = Rows(self._flat).scan(queries, k, bits(mask))
         return scores, self._keys().take(found)
-
-    def _spoil_gpu_copy(self) -> None:
-        if self._gpu is not None:
-            self._gpu.spoil()
 
 
 def settle_ties(scores: Vectors, keys: Keys) -> tuple[Vectors, Keys]:
@@ -321,6 +288,11 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self._flat.ntotal)
+
+    @property
+    def flat(self) -> Any:
+        """FAISS's index of them."""
+        return self._flat
 
     @property
     def vectors(self) -> Vectors:

@@ -1,87 +1,213 @@
-"""`GpuCopy`: a copy of a flat index on a GPU, through a FAISS that can.
+"""`Gpus` and `GpuRows`: the main part of a `LayeredIndex` on GPUs, through a FAISS that can.
 
-The index on the CPU stays the truth: removals, filters and snapshots are its own. The faiss module
-is handed in, so that nothing here imports it and a test can hand in a stand-in.
-Not run on a GPU yet.
+The rows on the host stay the truth: a GPU proposes candidates, and the rows on the host decide
+which of them may be found, and score them. FAISS's GPU kernels know no selection of rows, so where
+too few of the candidates may be found the host compares. When a GPU fails, as a rule because its
+memory is full, the host goes on with a warning. The faiss module is handed in, so that a test can
+hand in a stand-in. Not run on a GPU yet: `python -m benchmarks.gpu` does that.
 """
 
 from __future__ import annotations
 
-import re
+import math
+import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from kronos.errors import ConfigurationError
+import numpy as np
+
+from kronos.devices import gpu_numbers
+from kronos.errors import KronosWarning
+from kronos.forking import follow_forks, never_free
+from kronos.index.faiss import Rows, bits, settle_ties
+from kronos.index.refining import HALF_ERROR, LONGEST_HALF, refine
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from kronos.types import Vectors
+    from kronos.index.policy import IndexPolicy
+    from kronos.types import Keys, Vectors
 
-MAX_K = 2048
+_IMPORTED_IN = os.getpid()
+_MOST = 2048
 """FAISS's GPU kernels select no more."""
-_DEVICE = re.compile(r"cpu|mps|auto|cuda(?::(?P<number>\d+))?")
+_FEW = 4096
+"""So many rows the host compares sooner than a GPU is asked."""
+_ERROR = 2.0**-14
+"""How far a GPU's float32 score may be off: it adds up in another order."""
+_TEMPORARY = 256 * 2**20
+"""Bytes that a copy may use to search. FAISS would take 1.5 GiB, twice while one copy takes the
+place of another: each has resources of its own, as threads cannot share them."""
+_TRAINED_ON = 64
+"""Rows for each list of an inverted file that the centres are made from."""
 
 
-class GpuCopy:
-    """A copy of a flat index on a GPU, brought up to date when it is asked.
+class Gpus:
+    """The GPUs that hold the main part of one index.
 
     Args:
-        number: which GPU.
+        numbers: which, at least one.
         library: the faiss module.
+        policy: what they are to hold.
     """
 
-    def __init__(self, number: int, library: Any) -> None:
-        self._number = number
+    def __init__(self, numbers: Sequence[int], library: Any, policy: IndexPolicy) -> None:
+        self.numbers = list(numbers)
+        self._failed = False
+        self._process = os.getpid()
         self._library = library
-        self._resources: Any = None
-        self._copy: Any = None
+        self._policy = policy
 
     @classmethod
-    def on(cls, device: str, library: Any) -> GpuCopy | None:
-        """Prepare a copy on a device; None when it is no GPU, or none that FAISS can use.
+    def on(cls, device: str, library: Any, policy: IndexPolicy) -> Gpus | None:
+        """The GPUs of a device; None when it names none, or FAISS can use none of them.
 
         Raises:
             ConfigurationError: the device has no meaning.
         """
-        match = _DEVICE.fullmatch(device)
-        if match is None:
-            raise ConfigurationError(
-                f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps", not {device!r}',
-                field="device",
-            )
-        # A CPU build has index_cpu_to_all_gpus as well, which does nothing; these it has not.
-        if device in ("cpu", "mps") or not hasattr(library, "StandardGpuResources"):
+        asked = gpu_numbers(device)
+        # A CPU build has index_cpu_to_all_gpus as well, which does nothing; this it has not.
+        if not hasattr(library, "StandardGpuResources") or os.getpid() != _IMPORTED_IN:
             return None
-        number = int(match["number"] or 0)
-        return cls(number, library) if number < library.get_num_gpus() else None
+        present = range(library.get_num_gpus())
+        numbers = [number for number in present if asked is None or number in asked]
+        return cls(numbers, library, policy) if numbers and policy.uses_gpu else None
 
-    def spoil(self) -> None:
-        """A row was overwritten or removed: the next search copies the index anew."""
-        self._copy = None
+    @property
+    def usable(self) -> bool:
+        """False once one failed, and in a forked child, where CUDA does not work."""
+        return not self._failed and os.getpid() == self._process
 
-    def search(
-        self, queries: Vectors, k: int, flat: Any, vectors: Vectors
+    def hold(self, rows: Rows) -> Rows:
+        """Copy rows to the GPUs; the rows as they were, after a warning, where that fails."""
+        policy, vectors = self._policy, rows.vectors
+        half = policy.gpu_half and _longest(vectors) <= LONGEST_HALF
+        lists = policy.lists(len(rows))
+        try:
+            empty = self._inverted(vectors, lists, half) if lists else self._flat(rows)
+            copy = self._copy(empty, self.numbers, half)
+            # In one call: FAISS takes no more rows into a flat index that is cut over GPUs.
+            copy.add(vectors)
+        except (RuntimeError, MemoryError) as exc:
+            self.give_up(len(rows), exc)
+            return rows
+        error = 0.0 if lists else HALF_ERROR * LONGEST_HALF if half else _ERROR
+        return GpuRows(rows, copy, self, error)
+
+    def give_up(self, count: int, exc: Exception) -> None:
+        """Go on without GPUs."""
+        self._failed = True
+        warnings.warn(
+            f"the index of {count} vectors goes on without the GPU: {exc}",
+            KronosWarning,
+            stacklevel=5,
+        )
+
+    def _flat(self, rows: Rows) -> Any:
+        return self._library.IndexFlatIP(rows.vectors.shape[1])
+
+    def _inverted(self, vectors: Vectors, lists: int, half: bool) -> Any:
+        """An empty inverted file, whose centres one GPU has found."""
+        faiss, dim = self._library, vectors.shape[1]
+        centres, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
+        if half:  # useFloat16 is for flat indexes alone
+            kind = faiss.ScalarQuantizer.QT_fp16
+            index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, kind, metric)
+        else:
+            index = faiss.IndexIVFFlat(centres, dim, lists, metric)
+        index.nprobe = self._policy.probes(lists)
+        trained = self._copy(index, self.numbers[:1], half)
+        step = max(len(vectors) // (lists * _TRAINED_ON), 1)
+        trained.train(np.ascontiguousarray(vectors[::step]))
+        return faiss.index_gpu_to_cpu(trained)
+
+    def _copy(self, index: Any, numbers: list[int], half: bool) -> Any:
+        faiss = self._library
+        resources = [faiss.StandardGpuResources() for _ in numbers]
+        for each in resources:
+            each.setTempMemory(_TEMPORARY)
+        if len(numbers) == 1:
+            options = faiss.GpuClonerOptions()
+            options.useFloat16 = half
+            return faiss.index_cpu_to_gpu(resources[0], numbers[0], index, options)
+        options = faiss.GpuMultipleClonerOptions()
+        options.useFloat16, options.shard = half, self._policy.gpu_shards
+        return faiss.index_cpu_to_gpu_multiple_py(resources, index, options, numbers)
+
+
+class GpuRows(Rows):
+    """Rows that change no more, with a copy on GPUs.
+
+    Args:
+        rows: those on the host.
+        copy: FAISS's index of them.
+        gpus: where it is.
+        error: how far its scores may be off; 0: it is approximate.
+    """
+
+    def __init__(self, rows: Rows, copy: Any, gpus: Gpus, error: float) -> None:
+        super().__init__(rows.flat)
+        self._copy = copy
+        self._gpus = gpus
+        self._error = error
+        follow_forks(self)
+
+    def before_fork(self) -> None:
+        """Nothing to do."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """Leave the GPU to the parent: FAISS ends a child that touches it."""
+        if in_child and self._copy is not None:
+            never_free(self._copy)
+            self._copy = None
+
+    def scan(
+        self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Search the copy, after it was given what is new.
+        """Find the k nearest rows of each query; see `Rows.scan`."""
+        found = self._ask(queries, k, allowed)
+        return super().scan(queries, k, allowed) if found is None else found
 
-        Args:
-            queries: (n, dim) float32.
-            k: how many rows, 1 to 2048.
-            flat: the index on the CPU.
-            vectors: its rows: (m, dim) float32.
+    def pick(
+        self, queries: Vectors, k: int, rows: NDArray[np.intp], keys: Keys
+    ) -> tuple[Vectors, Keys]:
+        """Find the k nearest of some rows; see `Rows.pick`.
 
-        Returns:
-            (n, k) scores and rows.
-
-        Raises:
-            RuntimeError: the GPU failed, e.g. its memory is full.
+        The rows are ascending, as keys are: a build puts rows in the order of their keys.
         """
-        if self._copy is None:
-            # Made once: each holds memory on the GPU.
-            self._resources = self._resources or self._library.StandardGpuResources()
-            self._copy = self._library.index_cpu_to_gpu(self._resources, self._number, flat)
-        elif self._copy.ntotal < len(vectors):
-            self._copy.add(vectors[self._copy.ntotal :])
-        scores, rows = self._copy.search(queries, k)
-        return scores, rows
+        found = None
+        if rows.size > _FEW:
+            mask = np.zeros(len(self), np.bool_)
+            mask[rows] = True
+            found = self._ask(queries, min(k, rows.size), bits(mask))
+        if found is None:
+            return super().pick(queries, k, rows, keys)
+        return settle_ties(found[0], keys[np.searchsorted(rows, found[1])])
+
+    def _ask(
+        self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Vectors, NDArray[np.int64]] | None:
+        """What the GPU finds; None: the host is to compare."""
+        most = min(len(self), _MOST)
+        if self._copy is None or not self._gpus.usable or k > most:
+            return None
+        try:
+            return refine(
+                self._copy.search,
+                queries,
+                k,
+                self.vectors,
+                most=most,
+                error=self._error,
+                allowed=allowed,
+            )
+        except (RuntimeError, MemoryError) as exc:
+            self._copy = None
+            self._gpus.give_up(len(self), exc)
+            return None
+
+
+def _longest(vectors: Vectors) -> float:
+    return math.sqrt(float(np.einsum("ij,ij->i", vectors, vectors).max(initial=0)))

@@ -10,6 +10,9 @@ bits that were put in. A search compares the tail exactly, and asks the graph wh
 than to compare all that may be found; then it finds about 98 of the 100 nearest, and always as many
 as are asked for and held.
 
+With a GPU that FAISS can use, the main part is there, flat or an inverted file, in the place of a
+graph. With one that torch alone can use, all is tail, on that GPU, and exact.
+
 A build has three steps, so that no search waits for it: `begin_build` and `finish_build` take
 moments, and between them `Build.run` works on what cannot change. Below `IndexPolicy.flat_below`
 there is no graph: all is tail, and exact.
@@ -18,7 +21,7 @@ there is no graph: all is tail, and exact.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,9 +36,11 @@ from kronos.index.base import (
 )
 from kronos.index.building import Build, empty_main
 from kronos.index.coded import CodedRows
-from kronos.index.faiss import FaissIndex, MainRows, bits, settle_ties
+from kronos.index.faiss import LIBRARY, FaissIndex, MainRows, bits, settle_ties
+from kronos.index.gpu import GpuRows, Gpus
 from kronos.index.parts import MAGICS, Part, main_buffers, read_main, without_the_dead
 from kronos.index.policy import IndexPolicy
+from kronos.index.torch import TorchIndex, torch_device
 from kronos.index.tuning import Tuned, Tuning
 
 if TYPE_CHECKING:
@@ -51,8 +56,9 @@ class LayeredIndex:
 
     Args:
         dim: the width of a vector.
-        device: where the tail lives; see `FaissIndex`. On a GPU all of it is tail.
+        device: "auto" (GPUs where there are any), "cpu", "cuda", "cuda:N" or several with commas.
         policy: when to build what.
+        library: the faiss module; a test hands in one with a stand-in for GPUs.
 
     Raises:
         ConfigurationError: this FAISS cannot make the main part that the policy names.
@@ -62,14 +68,21 @@ class LayeredIndex:
     """What `kind` may be, and the kinds of bytes that `from_bytes` reads."""
 
     def __init__(
-        self, dim: int, *, device: str = "auto", policy: IndexPolicy | None = None
+        self,
+        dim: int,
+        *,
+        device: str = "auto",
+        policy: IndexPolicy | None = None,
+        library: Any = LIBRARY,
     ) -> None:
         self.dim = dim
         self.policy = IndexPolicy() if policy is None else policy
         self._device = device
+        self._library = library
+        self._gpus = Gpus.on(device, library, self.policy)
         self._parts: list[Part] = []
         """The main part, if there is one, then what was tail when a build began."""
-        self._tail = FaissIndex(dim, device=device)
+        self._tail = self._new_tail()
         empty_main(dim, self.policy)  # refuses now what could not be built later
         self._copies: Part | None = None
         """Of the parts, what the last build left out of the main part; see `Build.copies`."""
@@ -85,6 +98,7 @@ class LayeredIndex:
         device: str = "auto",
         policy: IndexPolicy | None = None,
         known: bool = False,
+        library: Any = LIBRARY,
     ) -> LayeredIndex:
         """Read what `to_buffers` wrote, or a `FaissIndex`; nothing is built.
 
@@ -94,21 +108,22 @@ class LayeredIndex:
             device: as for the index.
             policy: as for the index.
             known: they were read before: the vectors are not looked at once more.
+            library: as for the index.
 
         Raises:
             SnapshotError: the bytes are no index, or one of another width.
         """
-        index = cls(dim, device=device, policy=policy)
+        index = cls(dim, device=device, policy=policy, library=library)
         if bytes(data[: len(MAGICS[0])]) in MAGICS:
             main, tail, tuned = read_main(memoryview(data), dim, index.policy, known=known)
             if tuned is not None:
                 index.tune(tuned)
-            index._tail = FaissIndex.from_bytes(tail, dim, device=device)
+            index._tail = index._new_tail(tail)
             if index._tail.held(main.living()[0]).any():
                 raise SnapshotError("the index holds a key twice")
             index._take_in(main)
         else:
-            index._tail = FaissIndex.from_bytes(data, dim, device=device)
+            index._tail = index._new_tail(data)
         return index
 
     @property
@@ -198,23 +213,27 @@ class LayeredIndex:
     @property
     def build_is_due(self) -> bool:
         """Whether the policy wants a new main part."""
-        if self._tail.is_on_gpu:
+        if self._all_is_tail:
             return False
-        main = self._main
+        on_gpu = self._gpus_in_use is not None
+        main = self._on_gpus if on_gpu else self._main
         if main is None:
-            return self.policy.is_due(main=0, dead=0, tail=len(self))
+            return self.policy.is_due(main=0, dead=0, tail=len(self), on_gpu=on_gpu)
         if isinstance(main.rows, MainRows) and main.rows.name != self.policy.main:
             return True
         copies = 0 if self._copies is None else self._copies.count
         tail = len(self) - main.count - copies
-        return self.policy.is_due(main=main.keys.size, dead=main.dead, tail=tail)
+        return self.policy.is_due(main=main.keys.size, dead=main.dead, tail=tail, on_gpu=on_gpu)
 
     def begin_build(self) -> Build:
         """Freeze the tail, and say what a new main part is to be made of."""
         if len(self._tail):
-            self._parts.append(Part(*self._tail.freeze()))
-            self._tail = FaissIndex(self.dim, device=self._device)
-        return Build(self.dim, self.policy, self._parts)
+            tail = self._tail
+            if isinstance(tail, TorchIndex):  # its GPU failed
+                tail, self._device = tail.on_cpu(), "cpu"
+            self._parts.append(Part(*tail.freeze()))
+            self._tail = self._new_tail()
+        return Build(self.dim, self.policy, self._parts, self._gpus_in_use)
 
     def finish_build(self, build: Build) -> bool:
         """Put what was built in the place of what it was made of; False when that is gone."""
@@ -253,12 +272,14 @@ class LayeredIndex:
         to: they go on leading the way. Where many are, or the main part is of another kind, the
         copy has none until the next build.
         """
-        copy = LayeredIndex(self.dim, device=self._device, policy=self.policy)
+        copy = LayeredIndex(
+            self.dim, device=self._device, policy=self.policy, library=self._library
+        )
         copy.tuned = self.tuned
         main = self._main
         if main is not None and self._outlives_its_dead(main):
             rows = b"".join(self._flat_rows())
-            copy._tail = FaissIndex.from_bytes(rows, self.dim, device=self._device)
+            copy._tail = copy._new_tail(rows)
             copy._parts = [without_the_dead(main)]
         else:
             copy._tail.upsert(keys := self.keys(), self.vectors_of(keys))
@@ -270,6 +291,33 @@ class LayeredIndex:
         first = self._parts[0] if self._parts else None
         return first if first is not None and isinstance(first.rows, MainRows) else None
 
+    @property
+    def _on_gpus(self) -> Part | None:
+        """The part that GPUs hold, if there is one."""
+        first = self._parts[0] if self._parts else None
+        return first if first is not None and isinstance(first.rows, GpuRows) else None
+
+    @property
+    def _gpus_in_use(self) -> Gpus | None:
+        """The GPUs that FAISS can use, until one fails."""
+        return self._gpus if self._gpus is not None and self._gpus.usable else None
+
+    @property
+    def _all_is_tail(self) -> bool:
+        """Whether torch holds all, on a GPU."""
+        return isinstance(self._tail, TorchIndex) and self._tail.is_on_device
+
+    def _new_tail(self, data: bytes | memoryview | None = None) -> FaissIndex | TorchIndex:
+        """A tail, empty or read from bytes."""
+        uses_torch = self.policy.uses_gpu and self._gpus is None
+        device = torch_device(self._device) if uses_torch else None
+        if device is None:
+            return FaissIndex(self.dim) if data is None else FaissIndex.from_bytes(data, self.dim)
+        options: dict[str, Any] = {"device": device, "half": self.policy.gpu_half}
+        if data is None:
+            return TorchIndex(self.dim, **options)
+        return TorchIndex.from_bytes(data, self.dim, **options)
+
     def _outlives_its_dead(self, main: Part) -> bool:
         """Whether a main part can do without the vectors of its dead rows."""
         if isinstance(main.rows, CodedRows):
@@ -278,7 +326,8 @@ class LayeredIndex:
 
     def _take_in(self, main: Part) -> None:
         """Let a part be the main one, where the policy wants one and there is one."""
-        if main.count and self.policy.has_main and not self._tail.is_on_gpu:
+        wanted = isinstance(main.rows, GpuRows) or self.policy.has_main
+        if main.count and wanted and not self._all_is_tail:
             self._parts.insert(0, main)
         elif main.count:
             keys, rows = main.living()

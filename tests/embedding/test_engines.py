@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kronos import devices
 from kronos.embedding import engines
 from kronos.embedding.loading import load_model
 from kronos.errors import ConfigurationError, ModelLoadError
@@ -46,7 +47,7 @@ def test_another_device_is_for_the_reference(monkeypatch: pytest.MonkeyPatch) ->
     assert why("auto", []) is None
     for reason in (why("auto", ["cuda:0"]), why("cuda", ["cuda:0"]), why("mps", ["mps"])):
         assert reason is not None
-        assert "on the CPU alone" in reason
+        assert "on one CPU alone" in reason
 
 
 def test_where_no_gpu_can_be_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_where_no_gpu_can_be_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("torch was asked")
 
     monkeypatch.setattr(engines, "why_not_installed", lambda: None)
-    monkeypatch.setattr(engines, "_ACCELERATOR_NODES", ())
+    monkeypatch.setattr(devices, "_ACCELERATOR_NODES", ())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert engines.why_not_fast("auto", Settings(), ask) is None

@@ -173,7 +173,9 @@ def test_an_import_that_fails_names_the_package_to_install(
         load_folder(tiny, "tiny", "cpu", 32)
 
 
-@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", 0, None])
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "auto,cpu", "cpu,", 0, None]
+)
 def test_a_malformed_device_is_refused(device: Any) -> None:
     with pytest.raises(ConfigurationError, match="device must be") as caught:
         check_device(device)
@@ -195,17 +197,18 @@ def give_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         (0, "cuda:0", "cpu"),
         (0, "mps", "cpu"),
         (2, "cuda:2", "cpu, cuda:0, cuda:1"),
+        (2, "cuda:0,cuda:2", "cpu, cuda:0, cuda:1"),
     ],
 )
 def test_an_absent_device_is_an_error_that_names_those_present(
     monkeypatch: pytest.MonkeyPatch, count: int, device: str, present: str
 ) -> None:
     give_gpus(monkeypatch, count)
-    with pytest.raises(DeviceError, match=f"'{device}' .* present are: {present}\\."):
+    with pytest.raises(DeviceError, match=f"'{device[-6:]}' .* present are: {present}\\."):
         check_device(device)
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:1"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1"])
 def test_a_present_device_is_taken(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     give_gpus(monkeypatch, 2)
     check_device(device)
@@ -215,17 +218,19 @@ def test_auto_takes_the_cpu_when_the_gpu_fails(tiny: Path, monkeypatch: pytest.M
     tried: list[str] = []
     original = loading.load_folder
 
-    def load(folder: Path, model_id: str, device: str, *sizes: int, **options: int) -> Any:
+    def load(folder: Path, model_id: str, device: str, *sizes: int, **options: Any) -> Any:
         tried.append(device)
         if device != "cpu":
             raise ModelLoadError("CUDA out of memory")
         return original(folder, model_id, device, *sizes, **options)
 
-    give_gpus(monkeypatch, 1)
     monkeypatch.setattr(loading, "load_folder", load)
-    embedder = load_model(str(tiny), device="auto", cache_dir=None, settings=Settings())
-    assert tried == ["cuda:0", "cpu"]
-    assert embedder.device == "cpu"
+    for count, gpus in ((1, ["cuda:0"]), (2, ["cuda:0,cuda:1", "cuda:0"])):
+        tried.clear()
+        give_gpus(monkeypatch, count)
+        embedder = load_model(str(tiny), device="auto", cache_dir=None, settings=Settings())
+        assert tried == [*gpus, "cpu"]
+        assert embedder.device == "cpu"
 
 
 def test_a_driver_that_fails_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kronos.embedding.loading import load_folder
+from kronos import MemoryStore, Settings
+from kronos.embedding.loading import load_folder, load_model
 from kronos.embedding.sentence import Reading, SentenceEmbedder, cut_by_tokens
 from kronos.embedding.service import EmbeddingService
-from kronos.errors import EmbeddingError, KronosWarning
+from kronos.errors import (
+    ConfigurationError,
+    EmbedderMismatchError,
+    EmbeddingError,
+    KronosWarning,
+    ModelLoadError,
+)
 
 TEXTS = [
     "A cat sleeps on the warm stone.",
@@ -315,6 +322,131 @@ def test_batches_by_tokens_are_halved_when_memory_runs_out() -> None:
     assert np.allclose(rows[:, 1] / rows[:, 2], [ord(letter) for letter in "abcdefghij"])
     with pytest.raises(EmbeddingError, match=r"memory on text 1 alone \(17 characters\)"):
         token_embedder(model, 1000).embed_documents(["aaaa", "b" * 17])
+
+
+# -- Several devices -----------------------------------------------------------------------------
+
+
+def shared(*models: TokenModel, tokens: int = 40) -> SentenceEmbedder:
+    reading = Reading(
+        max_tokens=50, max_chars=3200, document_prompt="", query_prompt="", truncate_dim=None
+    )
+    return SentenceEmbedder(
+        models[0],
+        reading,
+        model_id="fake",
+        fingerprint="f",
+        dim=4,
+        tokens=tokens,
+        copies=models[1:],
+    )
+
+
+class SlowModel(TokenModel):
+    """One that lets others have their turn."""
+
+    def encode_document(self, texts: list[str], *, batch_size: int, **options: Any) -> Any:
+        time.sleep(0.005)
+        return super().encode_document(texts, batch_size=batch_size, **options)
+
+    encode_query = encode_document
+
+
+def test_devices_share_the_batches_of_a_call_and_texts_come_back_in_order() -> None:
+    models = [SlowModel(), SlowModel(), SlowModel()]
+    texts = [chr(97 + at % 26) * (at % 40 + 1) for at in range(200)]
+    rows = shared(*models).embed_documents(texts)
+    assert np.array_equal(rows, shared(TokenModel()).embed_documents(texts))
+    read = [text for model in models for batch in model.read for text in batch]
+    assert sorted(read) == sorted(set(texts))
+    assert all(len(model.read) > 1 for model in models)
+
+
+def test_a_lone_batch_is_read_by_the_first_device() -> None:
+    models = [TokenModel(), TokenModel()]
+    shared(*models).embed_queries(["abc"])
+    assert [len(model.read) for model in models] == [1, 0]
+
+
+def test_a_device_with_less_memory_has_all_read_smaller_batches() -> None:
+    models = [SlowModel(), SlowModel(capacity=16)]
+    texts = [letter * 4 for letter in "abcdefghijklmnopqrstuvwxyz"] * 4
+    rows = shared(*models, tokens=48).embed_documents(texts)
+    assert np.allclose(rows[:, 1] / rows[:, 2], [ord(text[0]) for text in texts])
+    assert all(len(batch) * 4 <= 16 for batch in models[1].read)
+
+
+def test_a_fault_of_one_device_ends_the_call_of_all() -> None:
+    models = [SlowModel(), SlowModel(capacity=3)]
+    texts = [chr(97 + at % 26) * 4 + str(at) for at in range(500)]
+    with pytest.raises(EmbeddingError, match="ran out of memory on text"):
+        shared(*models, tokens=8).embed_documents(texts)
+    assert len(models[0].read) < 250
+
+
+def test_two_workers_give_the_vectors_of_one(mini: EmbeddingService) -> None:
+    two = EmbeddingService("mini", device="cpu,cpu", strict=True)
+    two.load()
+    one = EmbeddingService(
+        "mini", device="cpu", strict=True, settings=Settings(engine="sentence-transformers")
+    )
+    one.load()
+    texts = [f"{text} {number} " * (number % 7 + 1) for text in TEXTS for number in range(20)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KronosWarning)
+        assert np.array_equal(two.encode(texts), one.encode(texts))
+    assert (two.fingerprint, two.device) == (mini.fingerprint, "cpu")
+    assert two.embed_batch(texts[:2]).shape == (2, 384)
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_another_space_whose_vectors_are_nearly_the_same(
+    mini: EmbeddingService,
+) -> None:
+    short = EmbeddingService("mini", strict=True, settings=Settings(precision="bfloat16"))
+    short.load()
+    lines = (Path(__file__).parents[2] / "README.md").read_text("utf-8").splitlines()
+    texts = [line for line in lines if len(line) > 60]
+    assert len(texts) > 50
+    rows, exact = short.encode(texts), mini.encode(texts)
+    assert rows.dtype == np.float32
+    assert short.fingerprint != mini.fingerprint
+    assert 1e-4 < np.abs(rows - exact).max() < 0.01
+    assert (rows * exact).sum(axis=1).min() >= 0.9999
+    assert short.engine.startswith("sentence-transformers: ")
+
+
+def test_a_store_takes_bfloat16_for_a_change_of_the_model(tiny: Path, tmp_path: Path) -> None:
+    def open_store(precision: Any, **options: Any) -> MemoryStore:
+        settings = Settings(precision=precision)
+        return MemoryStore.open(tmp_path, embedding_model=tiny, settings=settings, **options)
+
+    with open_store("float32") as store:
+        store.add("the cat sleeps on warm stone")
+    with pytest.raises(EmbedderMismatchError):
+        open_store("bfloat16", on_model_change="error")
+    with open_store("bfloat16") as store:
+        spaces = [entry.space for entry in store.stats().spaces]
+        assert sorted(space.state for space in spaces) == ["active", "retired"]
+        assert len({space.fingerprint for space in spaces}) == 2
+        assert {space.model for space in spaces} == {str(tiny)}
+        assert store.search("a cat")[0].content == "the cat sleeps on warm stone"
+        assert store.check().ok
+
+
+def test_a_precision_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match='precision must be "float32" or "bfloat16"'):
+        Settings(precision="int8")  # type: ignore[arg-type]
+    assert Settings.from_env({"KRONOS_PRECISION": "bfloat16"}).precision == "bfloat16"
+    with pytest.raises(ModelLoadError, match=r"computes in float32 here, .* engine=.auto."):
+        load_model(
+            "mini",
+            device="cpu",
+            cache_dir=None,
+            settings=Settings(precision="bfloat16", engine="onnx"),
+        )
 
 
 def test_a_budget_of_tokens_moves_no_vector(mini: EmbeddingService, tiny: Path) -> None:

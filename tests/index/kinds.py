@@ -13,6 +13,7 @@ from kronos.index.exact import ExactIndex
 from kronos.index.faiss import FaissIndex
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
+from kronos.index.torch import TorchIndex
 from kronos.types import VectorIndex
 
 if TYPE_CHECKING:
@@ -22,49 +23,122 @@ if TYPE_CHECKING:
 class GpuResources:
     """What FAISS allocates for a GPU."""
 
+    def setTempMemory(self, size: int) -> None:
+        assert size == 256 * 2**20
+
+
+class Options:
+    """The fields of FAISS's GpuClonerOptions; another one cannot be set."""
+
+    __slots__ = ("useFloat16",)
+
+    def __init__(self) -> None:
+        self.useFloat16 = False
+
+
+class MultipleOptions(Options):
+    __slots__ = ("shard",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shard = False
+
 
 class StandInGpu:
-    """A faiss module whose GPUs are copies in main memory, and which counts what it is asked."""
+    """A faiss module whose GPUs are copies in main memory, and which counts what it is asked.
+
+    What is no GPU's is the real FAISS's, its shards and replicas too.
+    """
 
     def __init__(self, gpus: int = 1) -> None:
         self.gpus = gpus
         self.full = False
         self.calls: list[str] = []
+        self._parts: list[Any] = []
+        """Kept alive: FAISS does not."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(faiss, name)
 
     def get_num_gpus(self) -> int:
         return self.gpus
+
+    GpuClonerOptions = Options
+    GpuMultipleClonerOptions = MultipleOptions
 
     def StandardGpuResources(self) -> GpuResources:
         self.calls.append("allocate")
         return GpuResources()
 
-    def index_cpu_to_gpu(self, resources: GpuResources, number: int, flat: Any) -> StandInIndex:
+    def index_cpu_to_gpu(
+        self, resources: GpuResources, number: int, index: Any, options: Options
+    ) -> StandInIndex:
         assert isinstance(resources, GpuResources)
-        self.calls.append(f"copy {flat.ntotal} to {number}")
-        if self.full:
-            raise RuntimeError("Error in allocMemory: Failed to cudaMalloc 80000000 bytes")
-        return StandInIndex(faiss.clone_index(flat), self.calls)
+        assert type(options) is Options
+        return self._copied(index, faiss.clone_index(index), options, f"gpu {number}")
+
+    def index_cpu_to_gpu_multiple_py(
+        self,
+        resources: list[GpuResources],
+        index: Any,
+        co: MultipleOptions,
+        gpus: list[int],
+    ) -> StandInIndex:
+        assert len(resources) == len({id(each) for each in resources}) == len(gpus)
+        assert type(co) is MultipleOptions
+        successive = isinstance(index, faiss.IndexFlat)
+        if co.shard:
+            whole = faiss.IndexShards(index.d, True, successive)
+            join = whole.add_shard
+        else:
+            whole = faiss.IndexReplicas(index.d, True)
+            join = whole.add_replica
+        for _ in gpus:
+            self._parts.append(faiss.clone_index(index))
+            join(self._parts[-1])
+        how = "shards" if co.shard else "replicas"
+        return self._copied(index, whole, co, f"{how} {','.join(map(str, gpus))}")
+
+    def index_gpu_to_cpu(self, copy: StandInIndex) -> Any:
+        self.calls.append("to cpu")
+        return faiss.clone_index(copy.index)
+
+    def _copied(self, index: Any, copy: Any, options: Options, where: str) -> StandInIndex:
+        kind = type(index).__name__
+        self.calls.append(f"{kind} to {where}{' half' if options.useFloat16 else ''}")
+        # For other kinds FAISS ignores it.
+        return StandInIndex(copy, self, options.useFloat16 and kind == "IndexFlatIP")
 
 
 class StandInIndex:
     """An index on a stand-in GPU; it refuses what the kernels refuse."""
 
-    def __init__(self, index: Any, calls: list[str]) -> None:
-        self._index = index
-        self._calls = calls
+    def __init__(self, index: Any, library: StandInGpu, half: bool) -> None:
+        self.index = index
+        self._library = library
+        self._half = half
 
-    @property
-    def ntotal(self) -> int:
-        return int(self._index.ntotal)
+    def train(self, vectors: Any) -> None:
+        self._library.calls.append(f"train {len(vectors)}")
+        self.index.train(vectors)
 
     def add(self, vectors: Any) -> None:
-        self._calls.append(f"add {len(vectors)}")
-        self._index.add(vectors)
+        self._say(f"add {len(vectors)}")
+        self.index.add(self._kept(vectors))
 
     def search(self, queries: Any, k: int) -> Any:
-        assert k <= 2048, "GPU index only supports k <= 2048"
-        self._calls.append(f"search {k}")
-        return self._index.search(queries, k)
+        assert k <= 2048, "GPU index only supports min/max-K selection up to 2048"
+        self._say(f"search {k}")
+        scores, rows = self.index.search(self._kept(queries), k)
+        return self._kept(scores), rows
+
+    def _say(self, call: str) -> None:
+        self._library.calls.append(call)
+        if self._library.full:
+            raise RuntimeError("Error in allocMemory: Failed to cudaMalloc 80000000 bytes")
+
+    def _kept(self, values: Any) -> Any:
+        return values.astype("float16").astype("float32") if self._half else values
 
 
 @dataclass(frozen=True)
@@ -73,15 +147,9 @@ class Kind:
     from_bytes: Callable[[bytes, int], VectorIndex]
 
 
-def _with_gpu(dim: int) -> FaissIndex:
-    return FaissIndex(dim, device="cuda", library=StandInGpu())
-
-
-def _read_with_gpu(data: bytes, dim: int) -> FaissIndex:
-    return FaissIndex.from_bytes(data, dim, device="cuda", library=StandInGpu())
-
-
-EAGER = IndexPolicy(flat_below=8, tail_least=5, tail_share=0, search_effort=4000)
+EAGER = IndexPolicy(
+    flat_below=8, gpu_from=8, tail_least=5, tail_share=0, search_effort=4000, read_share=1
+)
 """Builds whenever it can, and searches so hard that a graph, too, is exact."""
 ALL_GRAPH = replace(EAGER, rows_for_step=0)
 """Asks the graph whenever there is one."""
@@ -114,12 +182,32 @@ def _layered(policy: IndexPolicy) -> Kind:
     return Kind(partial(EagerIndex, **options), partial(EagerIndex.from_bytes, **options))
 
 
+def _on_gpus(gpus: int = 1, **policy: Any) -> Kind:
+    options: dict[str, Any] = {"policy": replace(EAGER, **policy), "device": "auto"}
+    return Kind(
+        lambda dim: EagerIndex(dim, library=StandInGpu(gpus), **options),
+        lambda data, dim: EagerIndex.from_bytes(data, dim, library=StandInGpu(gpus), **options),
+    )
+
+
+def _torch(half: bool) -> Kind:
+    options: dict[str, Any] = {"device": "cpu", "half": half}
+    return Kind(partial(TorchIndex, **options), partial(TorchIndex.from_bytes, **options))
+
+
 KINDS = {
     "exact": Kind(ExactIndex, ExactIndex.from_bytes),
-    "faiss": Kind(partial(FaissIndex, device="cpu"), partial(FaissIndex.from_bytes, device="cpu")),
+    "faiss": Kind(FaissIndex, FaissIndex.from_bytes),
     "layered": _layered(EAGER),
     "layered-graph": _layered(ALL_GRAPH),
     "layered-coded": _layered(replace(ALL_GRAPH, main="HNSW8,SQ8")),
     "layered-lists": _layered(replace(ALL_GRAPH, main="IVF1,SQfp16")),
-    "faiss-gpu": Kind(_with_gpu, _read_with_gpu),
+    "torch": _torch(half=False),
+    "torch-half": _torch(half=True),
+    "gpu": _on_gpus(),
+    "gpu-half": _on_gpus(gpu_half=True),
+    "gpu-shards": _on_gpus(3),
+    "gpu-replicas": _on_gpus(2, gpu_shards=False),
+    "gpu-lists": _on_gpus(inverted_from=30),
+    "gpu-lists-half-shards": _on_gpus(2, inverted_from=30, gpu_half=True),
 }

@@ -134,33 +134,8 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.keys().tolist() == sorted(self.held)
 
 
-class ExactMachine(IndexMachine):
-    kind = KINDS["exact"]
-
-
-class FaissMachine(IndexMachine):
-    kind = KINDS["faiss"]
-
-
-class FaissGpuMachine(IndexMachine):
-    kind = KINDS["faiss-gpu"]
-
-
-class LayeredMachine(IndexMachine):
-    kind = KINDS["layered"]
-
-
-class LayeredGraphMachine(IndexMachine):
-    kind = KINDS["layered-graph"]
-
-
-@pytest.mark.parametrize(
-    "machine",
-    [ExactMachine, FaissMachine, FaissGpuMachine, LayeredMachine, LayeredGraphMachine],
-)
-def test_any_order_of_changes_searches_and_saves_equals_a_dict(
-    machine: type[IndexMachine],
-) -> None:
+def test_any_order_of_changes_searches_and_saves_equals_a_dict(kind: Kind) -> None:
+    machine = type("Machine", (IndexMachine,), {"kind": kind})
     run_state_machine_as_test(
         machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
     )

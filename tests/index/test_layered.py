@@ -261,7 +261,7 @@ def test_when_to_build_is_the_policys_to_say() -> None:
 
 
 def test_a_flat_snapshot_is_read_and_a_graphs_one_by_a_flat_index() -> None:
-    flat = FaissIndex(DIM, device="cpu")
+    flat = FaissIndex(DIM)
     flat.upsert(np.arange(2000), rows(2000, 1))
     index = LayeredIndex.from_bytes(b"".join(flat.to_buffers()), DIM, device="cpu", policy=POLICY)
     assert b"".join(index.to_buffers()) == b"".join(flat.to_buffers())
