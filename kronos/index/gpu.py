@@ -2,9 +2,11 @@
 
 The rows on the host stay the truth: a GPU proposes candidates, and the rows on the host decide
 which of them may be found, and score them. FAISS's GPU kernels know no selection of rows, so where
-too few of the candidates may be found the host compares. When a GPU fails, as a rule because its
-memory is full, the host goes on with a warning. The faiss module is handed in, so that a test can
-hand in a stand-in. Not run on a GPU yet: `python -m benchmarks.gpu` does that.
+too few of the candidates may be found the host compares. When a GPU's memory is full, or FAISS
+throws another error, the host goes on with a warning; a fault of the GPU itself, which FAISS meets
+with abort(), ends the process, and no acknowledged write is lost with it. The faiss module is
+handed in, so that a test can hand in a stand-in. Not run on a GPU yet: `python -m benchmarks.gpu`
+does that.
 """
 
 from __future__ import annotations
@@ -131,9 +133,11 @@ class Gpus:
         if len(numbers) == 1:
             options = faiss.GpuClonerOptions()
             options.useFloat16 = half
+            _leave_cuvs(options)
             return faiss.index_cpu_to_gpu(resources[0], numbers[0], index, options)
         options = faiss.GpuMultipleClonerOptions()
         options.useFloat16, options.shard = half, self._policy.gpu_shards
+        _leave_cuvs(options)
         return faiss.index_cpu_to_gpu_multiple_py(resources, index, options, numbers)
 
 
@@ -211,3 +215,9 @@ class GpuRows(Rows):
 
 def _longest(vectors: Vectors) -> float:
     return math.sqrt(float(np.einsum("ij,ij->i", vectors, vectors).max(initial=0)))
+
+
+def _leave_cuvs(options: Any) -> None:
+    """Use FAISS's own kernels: those of cuVS, where it has them, refuse lists of float16."""
+    if hasattr(options, "use_cuvs"):
+        options.use_cuvs = False

@@ -322,8 +322,7 @@ class _DeviceRows:
 
         with torch.inference_mode():
             self._bring_up(torch, held)
-            # A program may let torch multiply float32 with fewer bits.
-            if not self._half and torch.get_float32_matmul_precision() == "highest":
+            if not self._half and _multiplies_exactly(torch):
                 return nearest(queries, k)
             most = len(held) if rows is None else rows.size
             error = HALF_ERROR * self._longest
@@ -381,3 +380,11 @@ class _DeviceRows:
                 near = torch.cat([best[1], near], dim=1).gather(1, order)
             best = scores, near
         return best[0].float().cpu().numpy(), best[1].cpu().numpy()
+
+
+def _multiplies_exactly(torch: Any) -> bool:
+    """Whether float32 is multiplied as such: a program may let torch do so with fewer bits."""
+    try:
+        return bool(torch.get_float32_matmul_precision() == "highest")
+    except RuntimeError:  # it was set by the newer `fp32_precision`, which the old call refuses
+        return False

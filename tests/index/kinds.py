@@ -30,10 +30,11 @@ class GpuResources:
 class Options:
     """The fields of FAISS's GpuClonerOptions; another one cannot be set."""
 
-    __slots__ = ("useFloat16",)
+    __slots__ = ("useFloat16", "use_cuvs")
 
     def __init__(self) -> None:
         self.useFloat16 = False
+        self.use_cuvs = True
 
 
 class MultipleOptions(Options):
@@ -104,6 +105,7 @@ class StandInGpu:
         return faiss.clone_index(copy.index)
 
     def _copied(self, index: Any, copy: Any, options: Options, where: str) -> StandInIndex:
+        assert not options.use_cuvs, "cuVS refuses lists of float16"
         kind = type(index).__name__
         self.calls.append(f"{kind} to {where}{' half' if options.useFloat16 else ''}")
         # For other kinds FAISS ignores it.

@@ -167,6 +167,17 @@ def test_scores_are_exact_where_a_program_lets_torch_multiply_with_fewer_bits() 
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="an older torch")
+def test_the_newer_way_to_let_torch_multiply_with_fewer_bits_is_seen() -> None:
+    index, exact = both(2000)
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"
+    try:
+        assert_answers(index, exact)
+    finally:
+        torch.backends.fp32_precision = before
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("full", ["empty", "copy_", "matmul", "topk", "index", "masked_fill_"])
 def test_when_memory_runs_out_the_host_goes_on_and_nothing_is_lost(full: str, half: bool) -> None:
