@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -508,10 +509,11 @@ class Graph(MainRows):
         self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """See `MainRows`."""
-        params = faiss.SearchParametersHNSW(efSearch=effort)
-        if allowed is not None:
+        if allowed is None:
+            params = _hard(effort)
+        else:
             selector = faiss.IDSelectorBitmap(allowed)
-            params.sel = selector
+            params = faiss.SearchParametersHNSW(efSearch=effort, sel=selector)
         scores, rows = self._graph.search(queries, k, params=params)
         return scores, rows
 
@@ -531,6 +533,12 @@ class Graph(MainRows):
                 _values(hnsw.neighbors)[:] = links.neighbours
         hnsw.entry_point = links.entry
         hnsw.max_level = int(links.levels.max()) - 1 if count else -1
+
+
+@lru_cache(maxsize=64)
+def _hard(effort: int) -> Any:
+    """How hard to search, for FAISS, which only reads it; to make one takes as long as a hop."""
+    return faiss.SearchParametersHNSW(efSearch=effort)
 
 
 def _values(vector: Any) -> NDArray[np.int32]:

@@ -274,6 +274,8 @@ class Search:
                 signals = self._repository.signals(pool.keys)
                 shares = shares | ranking.shares(signals, self._request.now)
                 note.count = pool.keys.size
+        if shares.keys() == {"vectors"}:  # an index gives them in this order
+            return np.arange(pool.keys.size), shares["vectors"], shares
         scores = sum(shares.values(), np.zeros(pool.keys.size))
         return np.lexsort((pool.keys, -scores)), scores, shares
 
