@@ -96,7 +96,7 @@ class Gpus:
             self.give_up(len(rows), exc)
             return rows
         error = 0.0 if lists else HALF_ERROR * LONGEST_HALF if half else _ERROR
-        return GpuRows(rows, copy, self, error)
+        return GpuRows(rows, copy, self, error, policy.probes(lists) if lists else None)
 
     def give_up(self, count: int, exc: Exception) -> None:
         """Go on without GPUs."""
@@ -149,10 +149,12 @@ class GpuRows(Rows):
         copy: FAISS's index of them.
         gpus: where it is.
         error: how far its scores may be off; 0: it is approximate.
+        probes: of how many lists a search reads; None: there are none, and all is compared.
     """
 
-    def __init__(self, rows: Rows, copy: Any, gpus: Gpus, error: float) -> None:
+    def __init__(self, rows: Rows, copy: Any, gpus: Gpus, error: float, probes: int | None) -> None:
         super().__init__(rows.flat)
+        self.probes = probes
         self._copy = copy
         self._gpus = gpus
         self._error = error

@@ -135,7 +135,10 @@ class LayeredIndex:
 
     @property
     def effort(self) -> int | None:
-        """Candidates that a search of the graph follows; None: there is none, all is exact."""
+        """Candidates that a search follows, or lists that it reads; None: it compares all."""
+        on_gpus = None if self._on_gpus is None else self._on_gpus.rows
+        if isinstance(on_gpus, GpuRows):
+            return on_gpus.probes
         return None if self._main is None else self.policy.search_effort
 
     def __len__(self) -> int:
