@@ -26,12 +26,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.core import unit_rows
+from benchmarks.peers import Rows
 from kronos import KronosMemory, MemoryStore, NewMemory
 
 _BATCH = 1000
 _CALLERS = 64
 _ROUNDS = 5
+
+
+def unit_rows(count: int, dim: int) -> Rows:
+    """Random unit vectors, (count, dim) float32."""
+    rows: Rows = np.random.default_rng(0).standard_normal((count, dim), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 class Supply:
