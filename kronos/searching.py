@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.serving import Serving
-    from kronos.types import SearchMode, Space, VectorIndex, Vectors
+    from kronos.types import Keys, SearchMode, Space, VectorIndex, Vectors
 
     Asked: TypeAlias = str | Sequence[float] | Vectors
 
@@ -64,6 +64,8 @@ WORDS = "words"
 _TEXTS_IN_A_SEARCH = 64
 """So many texts that another process left pending are embedded by the search that finds them; more
 are left to a job in the background."""
+_READ_AHEAD = 20
+"""So many of what is nearest to each of many questions are read at once."""
 _MOST_EXPANDED = 1000
 _MOST_HOPS = 8
 
@@ -260,10 +262,11 @@ class Searching(Upkeep):
             shared = Watch()
             source = self._source(question, request, index, repository, pulse, shared)
             ahead = _ahead(source, request, question.queries)
+            read = rows.by_keys(_found_ahead(ahead)) if len(ahead) > 1 else {}
             found = []
             for query, own in zip(question.queries, ahead, strict=True):
                 watch = Watch([*shared.steps])
-                candidates = Search(rows, own, request, query, watch).run(wanted.at_hand)
+                candidates = Search(rows, own, request, query, watch, read).run(wanted.at_hand)
                 found.append((candidates, watch))
             return found
 
@@ -476,3 +479,9 @@ def _ahead(source: Source, request: Request, queries: Sequence[Query]) -> list[S
     rows = np.array(vectors, np.float32)
     found: list[Found] = nearest_of_each(source.index, rows, asked, source.allowed)
     return [Ahead(source, each, asked) for each in found]
+
+
+def _found_ahead(sources: Sequence[Source]) -> Keys:
+    """What the index found for many questions, each key once: most will be hits."""
+    found = [each.found.keys[:_READ_AHEAD] for each in sources if isinstance(each, Ahead)]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -148,16 +149,24 @@ class Search:
         request: what is asked for.
         query: what is looked for.
         watch: notes the steps.
+        read: live memories that were read already in this transaction, by key.
     """
 
     def __init__(
-        self, repository: Repository, source: Source, request: Request, query: Query, watch: Watch
+        self,
+        repository: Repository,
+        source: Source,
+        request: Request,
+        query: Query,
+        watch: Watch,
+        read: Mapping[int, Memory] = MappingProxyType({}),
     ) -> None:
         self._repository = repository
         self._source = source
         self._request = request
         self._query = query
         self._watch = watch
+        self._read = read
         self._words: tuple[Keys, Floats] | None = None
 
     def run(self, wanted: int) -> list[Candidate]:
@@ -274,7 +283,7 @@ class Search:
                 signals = self._repository.signals(pool.keys)
                 shares = shares | ranking.shares(signals, self._request.now)
                 note.count = pool.keys.size
-        if shares.keys() == {"vectors"}:  # an index gives them in this order
+        if shares.keys() == {"vectors"} and ranking.similarity:  # an index gives them in order
             return np.arange(pool.keys.size), shares["vectors"], shares
         scores = sum(shares.values(), np.zeros(pool.keys.size))
         return np.lexsort((pool.keys, -scores)), scores, shares
@@ -295,16 +304,17 @@ class Search:
         with self._watch.step("rows") as note:
             for start in range(0, order.size, enough):
                 part = order[start : start + enough]
-                memories = self._repository.by_keys(keys[part])
-                note.count += len(memories)
+                memories = self._memories(keys[part])
                 told = {name: share[part].tolist() for name, share in shares.items()}
-                chosen += [
+                alive = [
                     Candidate(key, memories[key], score, dict(zip(told, values, strict=True)))
                     for key, score, *values in zip(
                         keys[part].tolist(), scores[part].tolist(), *told.values(), strict=True
                     )
                     if key in memories
                 ]
+                note.count += len(alive)
+                chosen += alive
                 chosen = one_of_each_group(chosen, request.group_by)
                 if len(chosen) >= enough:
                     break
@@ -314,6 +324,12 @@ class Search:
             note.count = len(chosen)
             found = np.array([each.key for each in chosen], np.int64)
             return diversified(chosen, self._source.vectors(found), wanted, diversity)
+
+    def _memories(self, keys: Keys) -> Mapping[int, Memory]:
+        """The live memories among these keys, and maybe others."""
+        if self._read and all(key in self._read for key in keys.tolist()):
+            return self._read
+        return self._repository.by_keys(keys)
 
 
 def first_size(request: Request, wanted: int) -> int:
