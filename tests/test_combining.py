@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -100,6 +100,15 @@ def test_an_error_that_is_everybodys_is_not_tried_again() -> None:
     assert asked == [1, 2]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts: a job in the background of a shell begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_call_that_is_interrupted_while_it_waits_is_not_made_and_the_others_are() -> None:
     slow = Slow()
     combiner = Combiner(slow, most=1)
@@ -121,6 +130,7 @@ def test_a_call_that_is_interrupted_while_it_waits_is_not_made_and_the_others_ar
     assert slow.asked == [1, 1, 1]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_call_that_is_interrupted_while_it_is_served_costs_the_others_nothing() -> None:
     slow = Slow()
     combiner = Combiner(slow, most=2)
