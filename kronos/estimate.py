@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _SAMPLE_TEXTS = 256
 _SAMPLE_SECONDS = 3.0
-_PAGE_BYTES = 4096
 
 
 def estimate(
@@ -36,6 +35,7 @@ def estimate(
         memories = spaces.pending_count(space_id)
         texts = spaces.pending_text_count(space_id)
         sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
+        page_bytes = database.dialect.page_bytes(connection)
     seconds, seen = _time_sample(embedder, sample)
     count = getattr(embedder, "count_tokens", None)
     tokens = count(sample) if callable(count) else None
@@ -46,7 +46,7 @@ def estimate(
         texts=texts,
         tokens=None if tokens is None else round(tokens / max(1, len(sample)) * texts),
         seconds=seconds / max(1, seen) * texts,
-        disk_bytes=memories * _row_bytes(embedder.dim),
+        disk_bytes=memories * _row_bytes(embedder.dim, page_bytes),
     )
 
 
@@ -63,8 +63,8 @@ def _time_sample(embedder: Embedder, sample: Sequence[str]) -> tuple[float, int]
     return time.perf_counter() - started, seen
 
 
-def _row_bytes(dim: int) -> int:
+def _row_bytes(dim: int, page_bytes: int) -> int:
     """What a vector takes on disk: a row of a table, and three indexes."""
-    row, page = 4 * dim + 60, _PAGE_BYTES - 24
-    taken = _PAGE_BYTES / (page // row) if row <= page else _PAGE_BYTES * -(-row // page)
+    row, page = 4 * dim + 60, page_bytes - 24
+    taken = page_bytes / (page // row) if row <= page else page_bytes * -(-row // page)
     return round(taken) + 60

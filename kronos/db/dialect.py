@@ -419,6 +419,11 @@ class SQLite:
         rows = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
         return [row for row in rows if row != "ok"] + self.foreign_key_problems(connection)
 
+    def page_bytes(self, connection: Connection) -> int:
+        """The bytes of a page of the file, which is settled when it is made."""
+        found: int = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+        return found
+
     def foreign_key_problems(self, connection: Connection) -> list[str]:
         """Rows that refer to a row that is not there."""
         rows = connection.exec_driver_sql("PRAGMA foreign_key_check")
