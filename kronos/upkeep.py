@@ -46,6 +46,7 @@ from kronos.types import (
 from kronos.validation import check_limit, check_number, check_time
 
 if TYPE_CHECKING:
+    from kronos.replica import IndexState
     from kronos.serving import Serving
     from kronos.types import Embedder, ProgressCallback
 
@@ -373,7 +374,7 @@ class Upkeep(Opened):
         Returns:
             What is wrong, in words, and what of it was repaired; and how well the index finds.
         """
-        serving, database, location = self._serving, self._open_database, self.location
+        database, location = self._open_database, self.location
         advice = [*doctor.surroundings(database, location.database.parent)]
         problems = [
             *doctor.damaged_database(database, self._backup_beside, repair=repair),
@@ -394,10 +395,20 @@ class Upkeep(Opened):
                 problems += doctor.wrong_words(repository, repair=repair)
         except StorageError as exc:
             advice.append(Problem("words", f"the words could not be compared: {exc}"))
-        with serving.replica.saving, serving.replica.lock, self._reader() as repository:
-            problems += doctor.wrong_index(repository, serving.replica, repair=repair)
-            index = serving.replica.state()
+        wrong, index = self._compare_index(repair)
+        problems += wrong
         return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
+
+    def _compare_index(self, repair: bool) -> tuple[builtins.list[Problem], IndexState]:
+        """Compare the index of the space that serves, which another process may have dropped."""
+        while True:
+            serving = self._serving
+            replica = serving.replica
+            with replica.saving, replica.lock, self._reader() as repository:
+                if serving.is_current(repository, repository.pulse()):
+                    found = [*doctor.wrong_index(repository, replica, repair=repair)]
+                    return found, replica.state()
+            self._follow(serving)
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))

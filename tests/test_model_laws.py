@@ -273,3 +273,16 @@ TestModelLaws.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+def test_a_check_follows_a_change_whose_old_space_is_gone() -> None:
+    state = ModelMachine()
+    try:
+        state.open()
+        state.put(id="m0", second=False, text="cat")
+        state.reopen(background=True, model="fake/b", second=False)
+        state.check(second=False)
+        state.compact(keep=0, second=False)  # drops the space that answered until now
+        state.check(second=False)
+    finally:
+        state.teardown()
