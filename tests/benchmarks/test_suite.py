@@ -119,6 +119,17 @@ def test_recall_is_the_share_of_the_nearest_that_were_found() -> None:
     assert truth.recall("all", [[0, *range(11, 20)]]) == 1
     assert truth.recall("all", [[0, 19, 18, 1, 2]]) == pytest.approx(0.3)
     assert truth.recall("even", [[*range(0, 20, 2)]]) == 1
+    assert truth.recall("even", [[*range(11, 20)]]) == pytest.approx(0.4)
+
+
+def test_a_row_that_is_as_near_is_as_good_but_not_twice() -> None:
+    rows = np.eye(20, 384, dtype=np.float32)
+    rows[:, 0] += 1  # all but the first are equally near to the first axis
+    truth = Truth(rows, np.eye(1, 384, dtype=np.float32), np.arange(20))
+    truth.learn("all")
+    assert truth.recall("all", [[*range(10)]]) == truth.recall("all", [[0, *range(11, 20)]]) == 1
+    assert truth.recall("all", [[0, *[5] * 9]]) == pytest.approx(0.2)
+    assert truth.recall("all", [[10**9, *range(9)]]) == pytest.approx(0.9)
 
 
 def test_the_command_writes_what_it_found_and_keeps_other_sizes(
