@@ -180,8 +180,10 @@ class Comparison:
 
     def tune(self) -> None:
         """Find how recall and latency go together, and leave each peer with enough of the one."""
-        for name in self._workers:
+        for name, worker in [*self._workers.items()]:
             self.figures[name]["curve"] = []
+            with self._tolerant(name):  # or the first parameter would pay for what is read at first
+                worker("search", first=0, last=_ASKED, k=K, budget=_BUDGET_S)
         levels = [len(self.figures[name]["efforts"]) for name in self._workers]
         for level in range(max(levels, default=0)):
             for name, worker in [*self._workers.items()]:
