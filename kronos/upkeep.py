@@ -9,8 +9,9 @@ from __future__ import annotations
 import builtins
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ from kronos.types import (
 from kronos.validation import check_limit, check_number, check_time
 
 if TYPE_CHECKING:
-    from kronos.replica import IndexState
+    from kronos.repository import Repository
     from kronos.serving import Serving
     from kronos.types import Embedder, ProgressCallback
 
@@ -308,13 +309,19 @@ class Upkeep(Opened):
 
     def _caught_up(self) -> Serving:
         """Who answers, the index having taken up all that is committed."""
+        with self._current_index() as (serving, repository):
+            serving.replica.catch_up(repository, repository.pulse().seq)
+            return serving
+
+    @contextmanager
+    def _current_index(self) -> Iterator[tuple[Serving, Repository]]:
+        """Who answers now, whom another process may have changed; its index is the caller's."""
         while True:
             serving = self._serving
-            with serving.replica.lock, self._reader() as repository:
-                pulse = repository.pulse()
-                if serving.is_current(repository, pulse):
-                    serving.replica.catch_up(repository, pulse.seq)
-                    return serving
+            with serving.replica.saving, serving.replica.lock, self._reader() as repository:
+                if serving.is_current(repository, repository.pulse()):
+                    yield serving, repository
+                    return
             self._follow(serving)
 
     @staticmethod
@@ -395,20 +402,10 @@ class Upkeep(Opened):
                 problems += doctor.wrong_words(repository, repair=repair)
         except StorageError as exc:
             advice.append(Problem("words", f"the words could not be compared: {exc}"))
-        wrong, index = self._compare_index(repair)
-        problems += wrong
+        with self._current_index() as (serving, repository):
+            problems += doctor.wrong_index(repository, serving.replica, repair=repair)
+            index = serving.replica.state()
         return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
-
-    def _compare_index(self, repair: bool) -> tuple[builtins.list[Problem], IndexState]:
-        """Compare the index of the space that serves, which another process may have dropped."""
-        while True:
-            serving = self._serving
-            replica = serving.replica
-            with replica.saving, replica.lock, self._reader() as repository:
-                if serving.is_current(repository, repository.pulse()):
-                    found = [*doctor.wrong_index(repository, replica, repair=repair)]
-                    return found, replica.state()
-            self._follow(serving)
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))

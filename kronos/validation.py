@@ -489,10 +489,8 @@ def _as_vector(
             "embed it with that model, or change the store's model with `kronos reindex`",
             field=field,
         )
-    if vector.dtype == np.float32:
-        return vector
     with np.errstate(over="ignore"):
-        return vector.astype(np.float32)
+        return vector.astype(np.float32, copy=False)
 
 
 def _kind(value: object) -> str:

@@ -140,8 +140,8 @@ BUGS = [
     Bug(
         "a connection is used again after a failed commit",
         "kronos/db/engine.py",
-        "            connection.invalidate()\n            connection.close()\n",
-        "            self._put_back(connection, idle)\n",
+        "            connection.invalidate()\n            idle = None\n",
+        "",
         "tests/db/test_faults.py tests/faults/test_walk.py",
     ),
     Bug(
@@ -296,8 +296,8 @@ BUGS = [
     Bug(
         "what died while a build ran comes back",
         "kronos/index/layered.py",
-        "            made.bury(part.keys[alive & ~part.alive])  # died meanwhile\n",
-        "            pass\n",
+        "            for each in (made, *copies):\n",
+        "            for each in copies:\n",
         "tests/index/test_layered.py",
     ),
     Bug(
@@ -310,15 +310,15 @@ BUGS = [
     Bug(
         "what was frozen while another build ran is lost",
         "kronos/index/layered.py",
-        "self._parts += later if build.copies is None else [build.copies, *later]\n",
-        "self._parts += [] if build.copies is None else [build.copies]\n",
+        "self._parts += [*copies, *later]\n",
+        "self._parts += copies\n",
         "tests/index/test_layered.py",
     ),
     Bug(
         "all copies of a vector are linked into the graph",
         "kronos/index/policy.py",
-        "return _NEVER if match is None else int(match[1])",
-        "return _NEVER",
+        "        match = _LINKS.match(self.main)\n",
+        "        match = None\n",
         "tests/index/test_layered.py",
     ),
     Bug(
@@ -380,8 +380,8 @@ BUGS = [
     Bug(
         "a merge revives the dead of the graph that it began with",
         "kronos/index/building.py",
-        "            alive = np.concatenate([self.alive[0], np.ones(keys.size, np.bool_)])\n",
-        "            alive = np.ones(self.alive[0].size + keys.size, np.bool_)\n",
+        "            alive = np.concatenate([self.alive[0], alive])\n",
+        "            alive = np.ones(keys.size, np.bool_)\n",
         "tests/index/test_layered.py",
     ),
     Bug(
@@ -401,15 +401,15 @@ BUGS = [
     Bug(
         "a filtered search of a graph looks no harder than another",
         "kronos/index/policy.py",
-        "return math.ceil((self.search_effort + more) / share)",
-        "return math.ceil(self.search_effort + more)",
+        "return math.ceil(effort * math.pow(share, -_SHARE_POWER))",
+        "return math.ceil(effort)",
         "tests/index/test_layered.py",
     ),
     Bug(
         "a search for many looks no harder than one for few",
         "kronos/index/policy.py",
-        "        more = _EFFORT_FOR_K * max(k - _USUAL_K, 0)\n",
-        "        more = 0\n",
+        " + _EFFORT_FOR_K * max(k - _USUAL_K, 0)\n",
+        "\n",
         "tests/index/test_layered.py",
     ),
     Bug(

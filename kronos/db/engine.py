@@ -126,12 +126,10 @@ class Database:
         except (DBAPIError, driver.Error):
             # After a failed commit or fsync nobody knows what the connection still holds.
             connection.invalidate()
-            connection.close()
+            idle = None
             raise
-        except BaseException:
+        finally:
             self._put_back(connection, idle)
-            raise
-        self._put_back(connection, idle)
 
     def _put_back(self, connection: Connection, idle: deque[Connection] | None) -> None:
         if idle is None or len(idle) >= _MOST_IDLE:

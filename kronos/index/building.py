@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kronos.index.coded import CodedRows
-from kronos.index.faiss import FaissIndex, Graph, MainRows, build_beside_searches
+from kronos.index.faiss import FaissIndex, Graph, MainRows, Rows, build_beside_searches
 from kronos.index.parts import Part
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kronos.index.policy import IndexPolicy
     from kronos.types import Keys, Vectors
 
-_CHUNK, _CHUNK_ON_GPU = 256, 8192
+_LINKED_AT_ONCE, _COPIED_AT_ONCE = 256, 8192
 """So many rows are linked in, or copied, until a build looks whether it is to stop."""
 _TRAINED_ON = 2**17
 """So many rows at most: what is learnt from more is the same, and nothing can stop it meanwhile."""
@@ -94,30 +94,27 @@ class Build:
         else:
             made = base.copy()
         linked = self._are_linked(base, places, first)
-        self.copies = self._flat(keys[~linked], places[~linked], first)
+        copies = self._flat(keys[~linked], places[~linked], first, stopped)
+        if copies is None:
+            return False
         keys, places = keys[linked], places[linked]
-        if base is None:
-            alive = np.ones(keys.size, np.bool_)
-        else:
-            alive = np.concatenate([self.alive[0], np.ones(keys.size, np.bool_)])
-        for start in range(0, keys.size, _CHUNK):
+        for start in range(0, keys.size, _LINKED_AT_ONCE):
             if stopped():
                 return False
-            made.add(self._gather(places[start : start + _CHUNK], first))
+            made.add(self._gather(places[start : start + _LINKED_AT_ONCE], first))
+        alive = np.ones(keys.size, np.bool_)
         if base is not None:
             keys = np.concatenate([self.parts[0].keys, keys])
+            alive = np.concatenate([self.alive[0], alive])
         self.made = Part(keys, made, alive)
+        self.copies = Part(*copies) if len(copies[1]) else None
         return True
 
     def _run_on(self, gpus: Gpus, stopped: Callable[[], bool]) -> bool:
-        keys, places = self._rows_of(0)
-        index = FaissIndex(self._dim)
-        for start in range(0, keys.size, _CHUNK_ON_GPU):
-            if stopped():
-                return False
-            part = slice(start, start + _CHUNK_ON_GPU)
-            index.upsert(keys[part], self._gather(places[part], 0))
-        keys, rows = index.freeze()
+        flat = self._flat(*self._rows_of(0), 0, stopped)
+        if flat is None:
+            return False
+        keys, rows = flat
         self.made = Part(keys, gpus.hold(rows))
         return True
 
@@ -141,27 +138,29 @@ class Build:
         An HNSW graph links a row to its nearest, and of many with one vector to nothing but each
         other: a search that comes from elsewhere never enters among them.
         """
-        known = 0 if base is None else len(base)
-        seen = (
-            []
-            if base is None
-            else [_digests(base.vectors[at : at + _CHUNK]) for at in range(0, known, _CHUNK)]
-        )
-        seen += [
-            _digests(self._gather(places[at : at + _CHUNK], first))
-            for at in range(0, len(places), _CHUNK)
-        ]
-        return _ranks(np.concatenate([np.empty(0, np.uint64), *seen]))[known:] < (
-            self._policy.most_copies
-        )
+        most = self._policy.most_copies
+        if most is None:
+            return np.ones(len(places), np.bool_)
+        held = np.empty((0, self._dim), np.float32) if base is None else base.vectors
+        weights = np.random.default_rng(0).integers(0, 2**63, self._dim, np.uint64) * 2 + 1
+        seen = [np.empty(0, np.uint64)]
+        for at in range(0, len(held), _COPIED_AT_ONCE):
+            seen.append(_digests(held[at : at + _COPIED_AT_ONCE], weights))
+        for at in range(0, len(places), _COPIED_AT_ONCE):
+            seen.append(_digests(self._gather(places[at : at + _COPIED_AT_ONCE], first), weights))
+        return _ranks(np.concatenate(seen))[len(held) :] < most
 
-    def _flat(self, keys: Keys, places: NDArray[np.intp], first: int) -> Part | None:
-        if not keys.size:
-            return None
+    def _flat(
+        self, keys: Keys, places: NDArray[np.intp], first: int, stopped: Callable[[], bool]
+    ) -> tuple[Keys, Rows] | None:
+        """Rows without an index over them, and their keys; None when it was stopped."""
         flat = FaissIndex(self._dim)
-        for at in range(0, keys.size, _CHUNK):
-            flat.upsert(keys[at : at + _CHUNK], self._gather(places[at : at + _CHUNK], first))
-        return Part(*flat.freeze())
+        for start in range(0, keys.size, _COPIED_AT_ONCE):
+            if stopped():
+                return None
+            part = slice(start, start + _COPIED_AT_ONCE)
+            flat.upsert(keys[part], self._gather(places[part], first))
+        return flat.freeze()
 
     def _gather(self, places: NDArray[np.intp], first: int) -> Vectors:
         vectors = np.empty((len(places), self._dim), np.float32)
@@ -172,9 +171,8 @@ class Build:
         return vectors
 
 
-def _digests(vectors: Vectors) -> NDArray[np.uint64]:
+def _digests(vectors: Vectors, weights: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A number for each vector, (n,); equal vectors have equal ones, and hardly any others do."""
-    weights = np.random.default_rng(0).integers(0, 2**63, vectors.shape[1], np.uint64) * 2 + 1
     found: NDArray[np.uint64] = (vectors.view(np.uint32) * weights).sum(axis=1, dtype=np.uint64)
     return found
 

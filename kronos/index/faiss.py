@@ -204,9 +204,7 @@ class FaissIndex:
     def _search_rows(
         self, queries: Vectors, k: int, rows: NDArray[np.intp]
     ) -> tuple[Vectors, Keys]:
-        mask = np.zeros(len(self), np.bool_)
-        mask[rows] = True
-        scores, found = Rows(self._flat).scan(queries, k, bits(mask))
+        scores, found = Rows(self._flat).scan(queries, k, bits_of(rows, len(self)))
         return scores, self._keys().take(found)
 
 
@@ -222,6 +220,13 @@ def settle_ties(scores: Vectors, keys: Keys) -> tuple[Vectors, Keys]:
 def bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """A mask of rows as `Rows` and `Graph` take it: (n,) bool to one bit for each row."""
     return np.packbits(mask, bitorder="little")
+
+
+def bits_of(rows: NDArray[np.intp], size: int) -> NDArray[np.uint8]:
+    """The `bits` of some of so many rows."""
+    mask = np.zeros(size, np.bool_)
+    mask[rows] = True
+    return bits(mask)
 
 
 class _Held:

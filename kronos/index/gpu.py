@@ -11,7 +11,6 @@ does that.
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,8 @@ import numpy as np
 from kronos.devices import gpu_numbers
 from kronos.errors import KronosWarning
 from kronos.forking import follow_forks, never_free
-from kronos.index.faiss import Rows, bits, settle_ties
-from kronos.index.refining import HALF_ERROR, LONGEST_HALF, refine
+from kronos.index.faiss import Rows, bits_of, settle_ties
+from kronos.index.refining import HALF_ERROR, LONGEST_HALF, longest, refine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +84,7 @@ class Gpus:
     def hold(self, rows: Rows) -> Rows:
         """Copy rows to the GPUs; the rows as they were, after a warning, where that fails."""
         policy, vectors = self._policy, rows.vectors
-        half = policy.gpu_half and _longest(vectors) <= LONGEST_HALF
+        half = policy.gpu_half and longest(vectors) <= LONGEST_HALF
         lists = policy.lists(len(rows))
         try:
             empty = self._inverted(vectors, lists, half) if lists else self._flat(rows)
@@ -185,9 +184,7 @@ class GpuRows(Rows):
         """
         found = None
         if rows.size > _FEW:
-            mask = np.zeros(len(self), np.bool_)
-            mask[rows] = True
-            found = self._ask(queries, min(k, rows.size), bits(mask))
+            found = self._ask(queries, min(k, rows.size), bits_of(rows, len(self)))
         if found is None:
             return super().pick(queries, k, rows, keys)
         return settle_ties(found[0], keys[np.searchsorted(rows, found[1])])
@@ -213,10 +210,6 @@ class GpuRows(Rows):
             self._copy = None
             self._gpus.give_up(len(self), exc)
             return None
-
-
-def _longest(vectors: Vectors) -> float:
-    return math.sqrt(float(np.einsum("ij,ij->i", vectors, vectors).max(initial=0)))
 
 
 def _leave_cuvs(options: Any) -> None:

@@ -36,7 +36,7 @@ from kronos.index.base import (
 )
 from kronos.index.building import Build, empty_main
 from kronos.index.coded import CodedRows
-from kronos.index.faiss import LIBRARY, FaissIndex, MainRows, bits, settle_ties
+from kronos.index.faiss import LIBRARY, FaissIndex, MainRows, Rows, bits, settle_ties
 from kronos.index.gpu import GpuRows, Gpus
 from kronos.index.parts import MAGICS, Part, main_buffers, read_main, without_the_dead
 from kronos.index.policy import IndexPolicy
@@ -243,15 +243,16 @@ class LayeredIndex:
         made = build.made
         if made is None or any(part not in self._parts for part in build.parts):
             return False
+        copies = [] if build.copies is None else [build.copies]
         for part, alive in zip(build.parts, build.alive, strict=True):
-            made.bury(part.keys[alive & ~part.alive])  # died meanwhile
-            if build.copies is not None:
-                build.copies.bury(part.keys[alive & ~part.alive])
+            died = part.keys[alive & ~part.alive]
+            for each in (made, *copies):
+                each.bury(died)
         later = [part for part in self._parts if part not in build.parts]
         self._parts = []
         self._take_in(made)
         self._copies = build.copies
-        self._parts += later if build.copies is None else [build.copies, *later]
+        self._parts += [*copies, *later]
         return True
 
     def begin_tuning(self) -> Tuning | None:
@@ -291,14 +292,17 @@ class LayeredIndex:
     @property
     def _main(self) -> Part | None:
         """The main part, if there is one."""
-        first = self._parts[0] if self._parts else None
-        return first if first is not None and isinstance(first.rows, MainRows) else None
+        return self._first_of(MainRows)
 
     @property
     def _on_gpus(self) -> Part | None:
         """The part that GPUs hold, if there is one."""
+        return self._first_of(GpuRows)
+
+    def _first_of(self, kind: type[Rows]) -> Part | None:
+        """The first part, when it is of a kind."""
         first = self._parts[0] if self._parts else None
-        return first if first is not None and isinstance(first.rows, GpuRows) else None
+        return first if first is not None and isinstance(first.rows, kind) else None
 
     @property
     def _gpus_in_use(self) -> Gpus | None:

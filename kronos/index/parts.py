@@ -14,7 +14,7 @@ import numpy as np
 from kronos.errors import SnapshotError, VectorError
 from kronos.index.base import KeyTable, check_rows, to_buffer
 from kronos.index.coded import CodedRows
-from kronos.index.faiss import Graph, Links, MainRows, Rows, bits
+from kronos.index.faiss import Graph, Links, MainRows, Rows, bits, bits_of
 from kronos.index.tuning import Tuned
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ class Part:
         effort = self._effort(k, share, policy)
         if policy.picks(rows.size, self.keys.size, effort):
             return self.rows.pick(queries, k, rows, allowed[known])
-        mask = np.zeros(self.keys.size, np.bool_)
-        mask[rows] = True
-        return self._look(queries, k, effort, bits(mask))
+        return self._look(queries, k, effort, bits_of(rows, self.keys.size))
 
     def _effort(self, k: int, share: float, policy: IndexPolicy) -> int | None:
         """How hard to search a main part; None: to compare all that may be found costs no more."""

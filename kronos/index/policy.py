@@ -90,10 +90,13 @@ class IndexPolicy:
         return None if match is None else int(match[1])
 
     @property
-    def most_copies(self) -> int:
-        """So many rows with one vector are linked in: more would be linked to each other alone."""
+    def most_copies(self) -> int | None:
+        """So many rows with one vector are linked in: more would be linked to each other alone.
+
+        None: the main part has no links.
+        """
         match = _LINKS.match(self.main)
-        return _NEVER if match is None else int(match[1])
+        return None if match is None else int(match[1])
 
     @property
     def has_main(self) -> bool:

@@ -6,6 +6,7 @@ The rows on the host decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,11 @@ def refine(
             unsure.append(at)
         todo, count = np.array(unsure, np.intp), min(count * _MORE, most)
     return scores, found
+
+
+def longest(vectors: Vectors) -> float:
+    """The length of the longest of (n, dim) vectors; 0 when there is none."""
+    return math.sqrt(float(np.einsum("ij,ij->i", vectors, vectors).max(initial=0)))
 
 
 def _findable(rows: NDArray[np.int64], allowed: NDArray[np.uint8] | None) -> NDArray[np.int64]:

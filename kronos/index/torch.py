@@ -27,8 +27,8 @@ from kronos.index.base import (
     rows_from_bytes,
     rows_to_buffers,
 )
-from kronos.index.faiss import FaissIndex
-from kronos.index.refining import HALF_ERROR, LONGEST_HALF, refine
+from kronos.index.faiss import FaissIndex, settle_ties
+from kronos.index.refining import HALF_ERROR, LONGEST_HALF, longest, refine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,9 +151,7 @@ class TorchIndex:
             for start in range(0, len(queries), _QUERIES):
                 part = slice(start, start + _QUERIES)
                 scores[part], found[part] = self._search(queries[part], k, rows)
-        keys = self._keys.take(found)
-        order = np.lexsort((keys, -scores))
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(keys, order, 1)
+        return settle_ties(scores, self._keys.take(found))
 
     def _search(
         self, queries: Vectors, k: int, rows: NDArray[np.intp] | None
@@ -282,9 +280,7 @@ class _DeviceRows:
         """Take note of rows that were overwritten, and of vectors that are to be copied."""
         if rows.size:
             self._stale.append(rows)
-        if len(vectors):
-            longest = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors).max()))
-            self._longest = max(self._longest, longest)
+        self._longest = max(self._longest, longest(vectors))
         if self._half and self._longest > LONGEST_HALF:
             self._half = False
             self.forget()
