@@ -159,10 +159,6 @@ class Repository:
         self._expired_by = self._now if expired_by is None else to_microseconds(expired_by)
         self._keep_history = keep_history
         self._rows: FromClause = memories
-        self.spaces = Spaces(connection, self._now)
-        self.history = History(connection, self._now)
-        self.words = Words(connection)
-        self.links = Links(connection, self._now, self._expired_by)
 
     def as_of(self, moment: datetime) -> Repository:
         """The same store as it was known at a moment; for reading memories alone."""
@@ -183,6 +179,28 @@ class Repository:
     def now(self) -> int:
         """The time of the transaction: microseconds since 1970 UTC."""
         return self._now
+
+    # What speaks of one subject each is made when it is asked for: a search needs little of it.
+
+    @property
+    def spaces(self) -> Spaces:
+        """The spaces and their vectors."""
+        return Spaces(self._connection, self._now)
+
+    @property
+    def history(self) -> History:
+        """What memories were."""
+        return History(self._connection, self._now)
+
+    @property
+    def words(self) -> Words:
+        """The index of words."""
+        return Words(self._connection)
+
+    @property
+    def links(self) -> Links:
+        """What joins memories."""
+        return Links(self._connection, self._now, self._expired_by)
 
     @property
     def jobs(self) -> Jobs:
@@ -245,7 +263,8 @@ class Repository:
             else:
                 past = select(*self._memory()).where(self._rows.c.key.in_(part), self._live())
                 rows = self._connection.execute(past).all()
-            found.update((row[0], _memory(row)) for row in rows)
+            for row in rows:
+                found[row[0]] = _memory(row)
         return found
 
     def known(self, ids: Sequence[str]) -> set[str]:
@@ -720,8 +739,22 @@ def _below(scope: str) -> tuple[str, str]:
 
 def _memory(row: Sequence[Any]) -> Memory:
     """A row as a memory; CorruptStoreError when it holds what Kronos never wrote."""
+    _, id, namespace, content, metadata, importance, parent_id, created, updated, expires = row
     try:
-        return _parse(row)
+        if not type(id) is type(namespace) is type(content) is str:
+            raise TypeError("id, namespace and content must be texts")
+        created_at = to_datetime(created)
+        return Memory(
+            id,
+            namespace,
+            content,
+            _read_json(metadata),
+            importance,
+            created_at,
+            created_at if updated == created else to_datetime(updated),
+            parent_id,
+            None if expires is None else to_datetime(expires),
+        )
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise CorruptStoreError(
             f"the row of the memory {row[1]!r} is damaged: {exc}. {WAY_OUT_OF_DAMAGE}"
@@ -732,20 +765,3 @@ def _read_json(text: str) -> Any:
     """As `json.loads`, which takes twice as long: it looks for spaces that Kronos never writes."""
     value, end = _JSON.raw_decode(text)
     return value if end == len(text) else json.loads(text)
-
-
-def _parse(row: Sequence[Any]) -> Memory:
-    _, id, namespace, content, metadata, importance, parent_id, created, updated, expires = row
-    if not type(id) is type(namespace) is type(content) is str:
-        raise TypeError("id, namespace and content must be texts")
-    return Memory(
-        id=id,
-        namespace=namespace,
-        content=content,
-        metadata=_read_json(metadata),
-        importance=importance,
-        created_at=(created_at := to_datetime(created)),
-        updated_at=created_at if updated == created else to_datetime(updated),
-        parent_id=parent_id,
-        expires_at=None if expires is None else to_datetime(expires),
-    )

@@ -152,6 +152,7 @@ class Searching(Upkeep):
             ranking=ranking,
             group_by=None if group_by is None else engine.group_path(group_by),
             now=to_microseconds(now),
+            tells_shares=bool(explain) or ranking.rerank is not None,
         )
         return Wanted(
             request,
@@ -252,7 +253,9 @@ class Searching(Upkeep):
     def _find(self, question: Question, *, complete: bool) -> list[tuple[list[Candidate], Watch]]:
         """The candidates of each question, in one transaction."""
         wanted, serving = question.wanted, question.serving
-        request = replace(wanted.retrieval, mode=question.mode)
+        request = wanted.retrieval
+        if request.mode != question.mode:
+            request = replace(request, mode=question.mode)
         with self._index_and_rows(serving, request) as (index, repository, pulse):
             if not serving.is_current(repository, pulse):
                 raise Moved
@@ -297,7 +300,10 @@ class Searching(Upkeep):
             if as_of is None:
                 allowed = self._key_sets.find(repository, pulse, request.selection)
                 note.detail = "every memory may be found" if allowed is None else "keys that match"
-                note.count = len(index or ()) if allowed is None else allowed.size
+                if allowed is not None:
+                    note.count = allowed.size
+                elif index is not None:
+                    note.count = len(index)
                 return Present(repository, index, allowed, serving.replica.sample)
             past = Past(
                 repository.as_of(as_of),

@@ -7,6 +7,7 @@ databases, so both are refused. Metadata comes back equal to what went in, or is
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -292,6 +293,7 @@ def to_microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+@functools.lru_cache(maxsize=1024)  # what was added together is of one moment
 def to_datetime(microseconds: int) -> datetime:
     """The UTC datetime of microseconds since 1970 UTC, exactly."""
     return _EPOCH + timedelta(microseconds=microseconds)
@@ -411,6 +413,10 @@ def check_embeddings(
         DimensionMismatchError: another width than the space's.
         VectorError: no floats, NaN or inf, or of length 0.
     """
+    if len(embeddings) == 1:  # a question, or a single write: they are to cost little
+        row = _as_vector(embeddings[0], dim, space, name, 0)
+        if abs(math.sqrt(_squared(row)) - 1) <= _UNIT_TOLERANCE:
+            return np.array(row[None, :], order="C")
     rows = np.empty((len(embeddings), dim), np.float32)
     for position, embedding in enumerate(embeddings):
         rows[position] = _as_vector(embedding, dim, space, name, position)
@@ -436,10 +442,13 @@ def _unusable(norms: Any) -> dict[int, str]:
 
 def _norms(rows: Vectors) -> Any:
     # float64: squares of finite float32 values may overflow in float32.
-    if len(rows) == 1:  # a question's vector; to set einsum up takes as long as the sum itself
-        row = rows[0].astype(np.float64)
-        return np.sqrt([row @ row])
     return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+
+
+def _squared(row: Vectors) -> float:
+    """The square of a vector's length; in float64, as in `_norms`."""
+    wide = row.astype(np.float64)
+    return float(wide @ wide)
 
 
 def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:

@@ -29,6 +29,7 @@ from kronos.index.base import (
     check_queries,
     check_rows,
     distinct,
+    locate,
     require_known,
     rows_from_bytes,
     rows_to_buffers,
@@ -130,12 +131,20 @@ class FaissIndex:
     def _search(self, queries: Vectors, k: int, allowed: Keys | None) -> tuple[Vectors, Keys]:
         if allowed is None:
             return settle_ties(*self._search_all(queries, min(k, len(self))))
-        allowed = distinct(check_keys(allowed))
-        rows, known = self._find(allowed)
+        rows, keys = self._among(distinct(check_keys(allowed)))
         few = _FEW if len(queries) <= _LONE else _FEW_IN_A_BATCH
         if not rows.size or rows.size * few < len(self):
-            return Rows(self._flat).pick(queries, k, rows, allowed[known])
+            return Rows(self._flat).pick(queries, k, rows, keys)
         return settle_ties(*self._search_rows(queries, min(k, rows.size), rows))
+
+    def _among(self, allowed: Keys) -> tuple[NDArray[np.intp], Keys]:
+        """The rows of those of some keys, distinct and ascending, that are held; and their keys."""
+        if allowed.size < len(self):
+            rows, known = self._find(allowed)
+            return rows, allowed[known]
+        keys = self.keys()  # the fewer are looked up among the many: a tail is short
+        keys = keys[locate(allowed, keys)[1]]
+        return self._find(keys)[0], keys
 
     def keys(self) -> Keys:
         """All keys, in ascending order: (n,) int64."""

@@ -7,6 +7,9 @@ are masked: they are never found, and those of a graph still lead the way to the
 from __future__ import annotations
 
 import struct
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +35,18 @@ row, the entry, the numbers in `neighbours`; of another the bytes of its name, 0
 codes. Then the effort that was tuned (0: none was) and its recall."""
 _MOST_LINKS = 1024
 _ALIGNED = 64
+_MOST_ASKED = 8
+
+
+@dataclass(slots=True)
+class _Among:
+    """Where the keys lie that a search is for."""
+
+    rows: NDArray[np.intp]
+    keys: Keys
+    """Row by row."""
+    bits: NDArray[np.uint8] | None = None
+    """The `bits` of the rows, once they were needed."""
 
 
 class Part:
@@ -48,6 +63,8 @@ class Part:
         self._table = KeyTable(keys[living], living)
         self._highest = int(keys.max()) if keys.size else -(2**63)
         self._bits: NDArray[np.uint8] | None = None
+        self._asked: OrderedDict[int, tuple[weakref.ref[Keys], _Among]] = OrderedDict()
+        """Where the keys lie that searches were for lately, by the identity of their array."""
 
     @property
     def dead(self) -> int:
@@ -75,6 +92,7 @@ class Part:
             self.alive[rows] = False
             self.count -= rows.size
             self._bits = None
+            self._asked.clear()
         return rows.size
 
     def living(self) -> tuple[Keys, NDArray[np.intp]]:
@@ -96,14 +114,30 @@ class Part:
         self, queries: Vectors, k: int, allowed: Keys, policy: IndexPolicy
     ) -> tuple[Vectors, Keys]:
         """Find the nearest of some keys, which are distinct and ascending."""
-        rows, known = self.find(allowed)
-        if not rows.size:
+        among = self._among(allowed)
+        count = among.rows.size
+        if not count:
             return nothing(len(queries))
-        share, k = rows.size / self.keys.size, min(k, rows.size)
+        share, k = count / self.keys.size, min(k, count)
         effort = self._effort(k, share, policy)
-        if policy.picks(rows.size, self.keys.size, effort):
-            return self.rows.pick(queries, k, rows, allowed[known])
-        return self._look(queries, k, effort, bits_of(rows, self.keys.size))
+        if policy.picks(count, self.keys.size, effort):
+            return self.rows.pick(queries, k, among.rows, among.keys)
+        if among.bits is None:
+            among.bits = bits_of(among.rows, self.keys.size)
+        return self._look(queries, k, effort, among.bits)
+
+    def _among(self, allowed: Keys) -> _Among:
+        """Where keys lie: to look each of them up takes longer than to search, so it is kept."""
+        asked = self._asked.get(id(allowed))
+        if asked is not None and asked[0]() is allowed:
+            return asked[1]
+        rows, known = self.find(allowed)
+        among = _Among(rows, allowed[known])
+        if not allowed.flags.writeable:  # else it may hold other keys the next time
+            self._asked[id(allowed)] = weakref.ref(allowed), among
+            if len(self._asked) > _MOST_ASKED:
+                self._asked.popitem(last=False)
+        return among
 
     def _effort(self, k: int, share: float, policy: IndexPolicy) -> int | None:
         """How hard to search a main part; None: to compare all that may be found costs no more."""

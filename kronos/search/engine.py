@@ -44,6 +44,7 @@ _DIVERSE = 5
 _GROWTH = 4
 _MATCH = ("vectors", "words", "agreement")
 """The shares that say how well a memory matches."""
+_UNTOLD: Mapping[str, float] = MappingProxyType({})
 _OWN_GROUPS = {name: ("", name) for name in ("namespace", "parent_id")}
 
 
@@ -60,6 +61,8 @@ class Request:
     """As `group_path` gives it."""
     now: int
     """Microseconds since 1970 UTC; recency is counted from then."""
+    tells_shares: bool = True
+    """Whether candidates say what their scores are made of."""
 
     @property
     def asks_vectors(self) -> bool:
@@ -87,7 +90,8 @@ class Candidate:
     key: int
     memory: Memory
     score: float
-    shares: dict[str, float]
+    shares: Mapping[str, float]
+    """Of each signal; empty where nobody asks."""
 
     def judged(self, verdict: float) -> Candidate:
         """The same with another verdict on how well it matches."""
@@ -304,15 +308,13 @@ class Search:
         with self._watch.step("rows") as note:
             for start in range(0, order.size, enough):
                 part = order[start : start + enough]
-                memories = self._memories(keys[part])
-                told = {name: share[part].tolist() for name, share in shares.items()}
-                alive = [
-                    Candidate(key, memories[key], score, dict(zip(told, values, strict=True)))
-                    for key, score, *values in zip(
-                        keys[part].tolist(), scores[part].tolist(), *told.values(), strict=True
-                    )
-                    if key in memories
-                ]
+                alive = self._candidates(
+                    keys[part],
+                    scores[part],
+                    {name: share[part] for name, share in shares.items()}
+                    if request.tells_shares
+                    else {},
+                )
                 note.count += len(alive)
                 chosen += alive
                 chosen = one_of_each_group(chosen, request.group_by)
@@ -324,6 +326,23 @@ class Search:
             note.count = len(chosen)
             found = np.array([each.key for each in chosen], np.int64)
             return diversified(chosen, self._source.vectors(found), wanted, diversity)
+
+    def _candidates(self, keys: Keys, scores: Floats, shares: dict[str, Floats]) -> list[Candidate]:
+        """Those that live."""
+        memories = self._memories(keys)
+        found = zip(keys.tolist(), scores.tolist(), strict=True)
+        if not shares:
+            return [
+                Candidate(key, memories[key], score, _UNTOLD)
+                for key, score in found
+                if key in memories
+            ]
+        told = zip(*(share.tolist() for share in shares.values()), strict=True)
+        return [
+            Candidate(key, memories[key], score, dict(zip(shares, values, strict=True)))
+            for (key, score), values in zip(found, told, strict=True)
+            if key in memories
+        ]
 
     def _memories(self, keys: Keys) -> Mapping[int, Memory]:
         """The live memories among these keys, and maybe others."""

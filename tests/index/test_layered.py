@@ -18,6 +18,8 @@ from kronos.index.policy import IndexPolicy
 from kronos.index.tuning import EFFORTS, Tuned
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kronos.types import Vectors
 
 DIM = 24
@@ -111,6 +113,44 @@ def test_filtered_searches_find_what_there_is(percent: int, k: int) -> None:
     index.upsert(np.arange(3000, 3050), rows(50, 5))
     allowed = np.flatnonzero(np.random.default_rng(3).random(6000) * 100 < percent)
     assert recall(index, copied(index), k, allowed) >= 0.99
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_filter_that_is_asked_again_follows_what_was_written(read_only: bool) -> None:
+    index = built(6000)
+    allowed = np.flatnonzero(np.random.default_rng(3).random(6000) < 0.3)
+    allowed.flags.writeable = not read_only
+    writes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: index.remove(allowed[:500]),
+        lambda: index.upsert(allowed[400:700], rows(300, 5)),
+        lambda: build(index),
+        lambda: index.remove(allowed[:600]),
+    ]
+    for number, write in enumerate(writes):
+        write()
+        for _ in range(2):
+            assert recall(index, copied(index), allowed=allowed) >= 0.98, number
+
+
+def test_a_filters_keys_that_are_changed_in_place_are_looked_up_anew() -> None:
+    index = built(6000)
+    allowed = np.arange(0, 2000)
+    assert recall(index, copied(index), allowed=allowed) >= 0.98
+    allowed += 2000
+    assert recall(index, copied(index), allowed=allowed) >= 0.98
+    _, found = index.search(rows(60, 77), 10, allowed=allowed)
+    assert found.min() >= 2000
+
+
+def test_filters_that_come_and_go_are_each_found_by_their_own_keys() -> None:
+    index, rng = built(3000), np.random.default_rng(4)
+    for _ in range(60):  # arrays that are gone leave their identity to others
+        allowed = np.flatnonzero(rng.random(3000) < 0.2)
+        allowed.flags.writeable = False
+        _, found = index.search(rows(5, 6), 10, allowed=allowed)
+        assert np.isin(found, allowed).all()
+        assert found.shape == (5, 10)
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 1000, 5000, 7000])
