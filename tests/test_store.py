@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kronos import F, MemoryStore, NewMemory
+from kronos.db.dialect import fetch
 from kronos.errors import (
     ConfigurationError,
     DuplicateIdError,
@@ -23,6 +24,7 @@ from kronos.errors import (
     StoreClosedError,
 )
 from kronos.settings import Settings
+from kronos.spaces import _made_before
 from tests.conftest import Clock, Opener
 
 TEXTS = [
@@ -448,3 +450,18 @@ def test_a_text_that_was_embedded_before_is_not_embedded_again(
     assert hit.id == "own"
     assert hit.score == pytest.approx(1)
     assert asked == ["a new text"]
+
+
+def test_the_vectors_of_texts_that_were_seen_are_looked_up(open_store: Opener) -> None:
+    """Without a scan of all vectors, which every single add of a large store would pay for."""
+    store = open_store()
+    store.add("a text")
+    with store._reader() as repository:
+        plans = [
+            fetch(repository.connection, f"EXPLAIN QUERY PLAN {statement}", (1, b"x", b"y"))
+            for statement in _made_before(2)
+        ]
+    steps = [row[3] for plan in plans for row in plan]
+    assert len(steps) == 3
+    assert all(step.startswith("SEARCH") and step.count("=?") for step in steps)
+    assert not any(step.endswith("(space_id=?)") for step in steps)
