@@ -69,6 +69,11 @@ class _KeySet:
     """Ascending, and never changed; None: every memory may be found."""
     seq: int
 
+    @property
+    def size(self) -> int:
+        """How many keys there are to keep."""
+        return 0 if self.keys is None else self.keys.size
+
     def __post_init__(self) -> None:
         if self.keys is not None:
             self.keys.flags.writeable = False  # an index remembers where the keys of one set lie
@@ -100,9 +105,11 @@ class KeySets:
             known = self._sets.get(name)
             if known is None or known.seq != pulse.seq:
                 known = _KeySet(self._follow(repository, pulse, selection, known), pulse.seq)
+                self._sets.pop(name, None)
                 self._sets[name] = known
                 self._evict()
-            self._sets.move_to_end(name)
+            else:
+                self._sets.move_to_end(name)
             return known.keys
 
     def _follow(
@@ -129,11 +136,9 @@ class KeySets:
         return np.insert(kept, np.searchsorted(kept, matching), matching)
 
     def _evict(self) -> None:
-        def size() -> int:
-            return sum(0 if s.keys is None else s.keys.size for s in self._sets.values())
-
-        while len(self._sets) > 1 and (len(self._sets) > _MOST_SETS or size() > _MOST_KEYS):
-            self._sets.popitem(last=False)
+        size = sum(each.size for each in self._sets.values())
+        while len(self._sets) > 1 and (len(self._sets) > _MOST_SETS or size > _MOST_KEYS):
+            size -= self._sets.popitem(last=False)[1].size
 
 
 @dataclass(frozen=True, slots=True)
