@@ -11,8 +11,8 @@ import functools
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias
@@ -256,35 +256,41 @@ class Searching(Upkeep):
         request = wanted.retrieval
         if request.mode != question.mode:
             request = replace(request, mode=question.mode)
-        with self._index_and_rows(serving, request) as (index, repository, pulse):
-            if not serving.is_current(repository, pulse):
-                raise Moved
-            if index is not None and complete and not wanted.as_of:
-                self._check_complete(serving, repository, pulse)
-            rows = repository if wanted.as_of is None else repository.as_of(wanted.as_of)
-            shared = Watch()
-            source = self._source(question, request, index, repository, pulse, shared)
-            ahead = _ahead(source, request, question.queries)
-            read = rows.by_keys(_found_ahead(ahead)) if len(ahead) > 1 else {}
-            found = []
-            for query, own in zip(question.queries, ahead, strict=True):
-                watch = Watch([*shared.steps])
-                candidates = Search(rows, own, request, query, watch, read).run(wanted.at_hand)
-                found.append((candidates, watch))
-            return found
-
-    @contextmanager
-    def _index_and_rows(
-        self, serving: Serving, request: Request
-    ) -> Iterator[tuple[VectorIndex | None, Repository, Pulse]]:
-        """One read transaction, and the index as of its moment, when it is needed."""
         replica = serving.replica
         needed = request.asks_vectors
-        with replica.lock if needed else nullcontext(), self._reader() as repository:
+        with (
+            replica.lock if needed else nullcontext(),
+            self._open_database.read() as connection,
+        ):
+            repository = self._repository(connection)
             pulse = repository.pulse()
-            current = serving.is_current(repository, pulse)
-            index = replica.catch_up(repository, pulse.seq) if needed and current else None
-            yield index, repository, pulse
+            if not serving.is_current(repository, pulse):
+                raise Moved
+            index = replica.catch_up(repository, pulse.seq) if needed else None
+            if index is not None and complete and not wanted.as_of:
+                self._check_complete(serving, repository, pulse)
+            return self._find_each(question, request, index, repository, pulse)
+
+    def _find_each(
+        self,
+        question: Question,
+        request: Request,
+        index: VectorIndex | None,
+        repository: Repository,
+        pulse: Pulse,
+    ) -> list[tuple[list[Candidate], Watch]]:
+        wanted = question.wanted
+        rows = repository if wanted.as_of is None else repository.as_of(wanted.as_of)
+        shared = Watch(is_told=wanted.explain)
+        source = self._source(question, request, index, repository, pulse, shared)
+        ahead = _ahead(source, request, question.queries)
+        read = rows.by_keys(_found_ahead(ahead)) if len(ahead) > 1 else {}
+        found = []
+        for query, own in zip(question.queries, ahead, strict=True):
+            watch = shared.copy()
+            candidates = Search(rows, own, request, query, watch, read).run(wanted.at_hand)
+            found.append((candidates, watch))
+        return found
 
     def _source(
         self,

@@ -168,9 +168,9 @@ _EFFORT_FOR_K = 2.0
 """30,000 x 384, recall@100 with 1.5 / 2 / 2.5: .963 / .977 / .985, in .94 / 1.17 / 1.32 ms."""
 _FEW_DEAD, _EFFORT_UNDER_FILTERS, _SHARE_POWER = 0.9, 40, 0.6
 """Where so much may be found, the rest is dead, and hardly matters; under a filter no less effort
-than that. 60,000 texts, real questions, recall@10 among 50 / 30 / 10 / 5 % and ms, by the power, of
-an effort of 64: 1: .998 / .998 / 1.00 / 1.00 in .36 / .34 / 1.5 / 3.4; 3/4: .998 / .998 / .999 /
-.998 in .36 / .25 / .79 / 1.7; 1/2: .997 / .996 / .996 / .987. Of 32: .991 / .994 / .993 / .988."""
+than that. 60,000 texts, real questions, recall@10 among 50 / 30 / 10 / 5 %, by the power, of an
+effort of 64: 1: .998 / .998 / 1.00 / 1.00; 3/4: .998 / .998 / .999 / .998; 1/2: .997 / .996 / .996
+/ .987. With .6, of 48: .997 / .997 / .997 / 1.00; of 32: .998 / .997 / .996 / .989."""
 _LYING_APART = 0.25
 """For rows that lie apart, it costs as much as to compare such a share of so many: 60,000 x 384,
 one thread, 3,083 / 6,113 / 12,085 rows in .47 / .94 / 2.2 ms, an effort of 225 in .44 to .50."""

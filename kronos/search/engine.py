@@ -115,13 +115,18 @@ class _Pool:
 
 @dataclass(slots=True)
 class Watch:
-    """Notes the steps of a search, and how long each took."""
+    """Notes the steps of a search, and how long each took, where somebody is to be told."""
 
+    is_told: bool = True
     steps: list[PlanStep] = field(default_factory=list)
+
+    def copy(self) -> Watch:
+        """The same steps, to be followed by others."""
+        return Watch(self.is_told, [*self.steps])
 
     def step(self, name: str) -> _Step:
         """Time a step; what is noted on the value becomes part of it."""
-        return _Step(self.steps, name)
+        return _Step(self.steps, name) if self.is_told else _UNTIMED
 
 
 class _Step:
@@ -142,6 +147,21 @@ class _Step:
     def __exit__(self, *failure: object) -> None:
         seconds = time.perf_counter() - self._started
         self._steps.append(PlanStep(self._name, self.detail, self.count, seconds))
+
+
+class _Untimed(_Step):
+    """A step that nobody is told of; all searches share one."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> _Step:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Nothing to note."""
+
+
+_UNTIMED = _Untimed([], "")
 
 
 class Search:
