@@ -13,7 +13,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.embedding import Encode, Rows, mixed_texts, one_by_one, plain_encode
+from benchmarks.embedding import Encode, Rows, in_turn, mixed_texts, one_by_one, plain_encode
 from kronos import MemoryStore
 from kronos.combining import Combiner
 from kronos.embedding.hashing import HashEmbedder
@@ -55,13 +54,7 @@ def short_texts(count: int) -> list[str]:
 
 def medians(work: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Seconds of each, run in turn."""
-    taken: list[list[float]] = [[] for _ in work]
-    for _ in range(rounds):
-        for times, run in zip(taken, work, strict=True):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-    return [median(times) for times in taken]
+    return [median(wall for wall, _ in times) for times in in_turn(work, rounds)]
 
 
 def callers(

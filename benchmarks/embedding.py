@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,6 +32,7 @@ from kronos.settings import Settings
 COLLECTIONS = ("xquad-sentences", "cosqa")
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 Encode = Callable[[Sequence[str]], Rows]
+Times = Sequence[tuple[float, float]]
 
 KRONOS: dict[str, dict[str, Any]] = {
     "Kronos, torch": {"engine": "sentence-transformers"},
@@ -100,12 +101,16 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def in_turn(work: Iterable[Callable[[], object]], rounds: int) -> list[Times]:
+    """Run each in turn: of each, the `seconds` of every round."""
+    works = [*work]
+    rows = [[seconds(run) for run in works] for _ in range(rounds)]
+    return [*zip(*rows, strict=True)]
+
+
 def compare(title: str, work: dict[str, Callable[[], object]], rounds: int) -> None:
     """Run each in turn, and print how many times as fast as the first each is."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, run in work.items():
-            taken[name].append(seconds(run))
+    taken = dict(zip(work, in_turn(work.values(), rounds), strict=True))
     walls = {name: median(wall for wall, _ in times) for name, times in taken.items()}
     cpus = {name: median(cpu for _, cpu in times) for name, times in taken.items()}
     first = next(iter(work))

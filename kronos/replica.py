@@ -264,10 +264,10 @@ class Replica:
     @property
     def save_is_due(self) -> bool:
         """Whether a snapshot is due by the policy."""
-        if self._built or not self._unsaved:  # asked after every search
+        if not self._unsaved:  # as after most searches, which all ask
             return self._built
         seconds = time.monotonic() - self._saved_at
-        return self._policy.is_due(self._unsaved, len(self), seconds)
+        return self._built or self._policy.is_due(self._unsaved, len(self), seconds)
 
     def save(self) -> None:
         """Publish a snapshot, when enough has changed to be worth it; searches go on meanwhile.

@@ -258,11 +258,7 @@ class Searching(Upkeep):
             request = replace(request, mode=question.mode)
         replica = serving.replica
         needed = request.asks_vectors
-        with (
-            replica.lock if needed else nullcontext(),
-            self._open_database.read() as connection,
-        ):
-            repository = self._repository(connection)
+        with replica.lock if needed else nullcontext(), self._reader() as repository:
             pulse = repository.pulse()
             if not serving.is_current(repository, pulse):
                 raise Moved

@@ -413,10 +413,6 @@ def check_embeddings(
         DimensionMismatchError: another width than the space's.
         VectorError: no floats, NaN or inf, or of length 0.
     """
-    if len(embeddings) == 1:  # a question, or a single write: they are to cost little
-        row = _as_vector(embeddings[0], dim, space, name, 0)
-        if abs(math.sqrt(_squared(row)) - 1) <= _UNIT_TOLERANCE:
-            return np.array(row[None, :], order="C")
     rows = np.empty((len(embeddings), dim), np.float32)
     for position, embedding in enumerate(embeddings):
         rows[position] = _as_vector(embedding, dim, space, name, position)
@@ -442,13 +438,15 @@ def _unusable(norms: Any) -> dict[int, str]:
 
 def _norms(rows: Vectors) -> Any:
     # float64: squares of finite float32 values may overflow in float32.
+    if len(rows) == 1:
+        return np.array([_norm(rows[0])])
     return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
-def _squared(row: Vectors) -> float:
-    """The square of a vector's length; in float64, as in `_norms`."""
+def _norm(row: Vectors) -> float:
+    """As `_norms`, of one vector; to set einsum up takes as long as the sum itself."""
     wide = row.astype(np.float64)
-    return float(wide @ wide)
+    return math.sqrt(wide @ wide)
 
 
 def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:
@@ -464,6 +462,9 @@ def scale_to_unit(rows: Vectors, name: Callable[[int], str]) -> Vectors:
     Raises:
         VectorError: a row holds NaN or inf, or has length 0.
     """
+    # A question, or a single write: arrays of one number take longer than the number.
+    if len(rows) == 1 and abs(_norm(rows[0]) - 1) <= _UNIT_TOLERANCE:
+        return np.array(rows, np.float32, order="C")
     norms = _norms(rows)
     are_unit = np.abs(norms - 1) <= _UNIT_TOLERANCE  # so that NaN is none
     if are_unit.all():

@@ -331,7 +331,7 @@ BUGS = [
     Bug(
         "all copies of a vector are linked into the graph",
         "kronos/index/policy.py",
-        "        match = _LINKS.match(self.main)\n",
+        "        match = _GRAPH.match(self.main)\n",
         "        match = None\n",
         "tests/index/test_layered.py",
     ),

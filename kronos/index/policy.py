@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 _NEVER = 2**62
 _GRAPH = re.compile(r"HNSW(\d+)")
-_LINKS = re.compile(r"HNSW(\d+)")
 _LISTS = re.compile(r"IVF(\d+)")
 _ROWS_A_LIST = 40
 """FAISS wants as many rows to find the centre of a list."""
@@ -95,7 +94,7 @@ class IndexPolicy:
 
         None: the main part has no links.
         """
-        match = _LINKS.match(self.main)
+        match = _GRAPH.match(self.main)
         return None if match is None else int(match[1])
 
     @property

@@ -323,18 +323,14 @@ class Search:
         """The best candidates that live, one a group, unlike each other where that is wished."""
         request, diversity = self._request, self._request.ranking.diversity
         order = order[scores[order] >= request.min_score]
+        shares = shares if request.tells_shares else {}
         enough = wanted * _DIVERSE if diversity else wanted
         chosen: list[Candidate] = []
         with self._watch.step("rows") as note:
             for start in range(0, order.size, enough):
                 part = order[start : start + enough]
-                alive = self._candidates(
-                    keys[part],
-                    scores[part],
-                    {name: share[part] for name, share in shares.items()}
-                    if request.tells_shares
-                    else {},
-                )
+                told = {name: share[part] for name, share in shares.items()}
+                alive = self._candidates(keys[part], scores[part], told)
                 note.count += len(alive)
                 chosen += alive
                 chosen = one_of_each_group(chosen, request.group_by)
