@@ -8,6 +8,7 @@ never touched.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import numpy as np
 
 from kronos.db import dialect, schema
 from kronos.errors import CorruptStoreError
+from kronos.files import discard_parts, left_parts
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
 from kronos.repository import Repository
 from kronos.search.fields import fields_of
@@ -106,7 +108,7 @@ def surroundings(database: Database, folder: Path) -> Iterator[Problem]:
 def orphaned_files(database: Path, index: Path, repository: Repository) -> Iterator[Problem]:
     """Find files that nobody will read again; repaired, they are deleted: see `remove_orphans`."""
     left = [path.name for path in strays(index)]
-    left += [path.name for path in dialect.orphaned_parts(database)]
+    left += [path.name for path in left_parts(*_parts_of(database))]
     known = {space.id for space in repository.spaces.all()}
     unknown = snapshot_spaces(index) - known
     left += [f"snapshots of space {space}" for space in sorted(unknown)]
@@ -131,9 +133,14 @@ def remove_unfinished(database: Path, index: Path) -> None:
         StorageError: the folder cannot be written.
     """
     discard_strays(index)
-    for path in dialect.orphaned_parts(database):
-        with contextlib.suppress(OSError):  # a folder that can only be read
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a folder that can only be read
+        discard_parts(*_parts_of(database))
+
+
+def _parts_of(database: Path) -> tuple[Path, str]:
+    """Where copies of a database are made, and how their names begin."""
+    file = Path(os.path.realpath(database))
+    return file.parent, f"{file.name}."
 
 
 def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ default message, so the two cannot drift apart.
     │   ├── EmbedderMismatchError        the store's vectors were made by another embedder
     │   ├── ReindexError                 a job did not make its space the active one
     │   └── NoEmbedderError              the store holds vectors handed in, and a text came without
+    ├── SpaceChangedError                another space took this one's place; never reaches a caller
     ├── MissingDependencyError           an optional package is not installed
     └── StorageError                     the database or the disk
         ├── SchemaOutdatedError          the database is older than this Kronos
@@ -30,6 +31,7 @@ default message, so the two cannot drift apart.
         ├── StorageFullError             the disk is full
         ├── ReadOnlyStoreError           the folder or the database cannot be written
         ├── CorruptStoreError            the database file is damaged
+        ├── StoreReplacedError           the file was removed, or is another store's now
         └── SnapshotError                an index snapshot cannot be trusted; never reaches a caller
 
     KronosWarning (UserWarning)          Kronos goes on, but not as it was asked to
@@ -118,6 +120,10 @@ class NoEmbedderError(EmbeddingError):
     """This store embeds no texts (embedding_model=None): hand in a vector."""
 
 
+class SpaceChangedError(KronosError):
+    """Another space serves now, or the one that was meant is gone; the call is made anew."""
+
+
 class MissingDependencyError(KronosError):
     """An optional package is not installed."""
 
@@ -152,6 +158,10 @@ class ReadOnlyStoreError(StorageError):
 
 class CorruptStoreError(StorageError):
     """The database file is damaged."""
+
+
+class StoreReplacedError(StorageError):
+    """The database file was removed or replaced while the store was open."""
 
 
 class SnapshotError(StorageError):

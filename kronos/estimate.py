@@ -35,7 +35,7 @@ def estimate(
         memories = spaces.pending_count(space_id)
         texts = spaces.pending_text_count(space_id)
         sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
-        page_bytes = database.dialect.page_bytes(connection)
+        page_bytes = database.dialect.page_bytes()
     seconds, seen = _time_sample(embedder, sample)
     count = getattr(embedder, "count_tokens", None)
     tokens = count(sample) if callable(count) else None

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,9 +33,8 @@ from kronos.errors import (
     MissingDependencyError,
     StorageError,
     StorageFullError,
-    StoreBusyError,
 )
-from kronos.files import FULL, locked, sync
+from kronos.files import FULL, publishing
 from kronos.types import NewMemory
 
 if TYPE_CHECKING:
@@ -98,13 +96,14 @@ def rows(
             yield Row(memory, blobs.get(key))
 
 
-def write(path: Path, found: Iterable[Row], space: Space | None) -> int:
+def write(path: Path, found: Iterable[Row], space: Space | None, *, mode: int | None = None) -> int:
     """Write a file, whole or not at all; it is on the disk when this returns.
 
     Args:
         path: ends with .jsonl, .ndjson, .parquet or .pq.
         found: what goes into it.
         space: the space of the vectors; None for a file without.
+        mode: the permission bits of the file; None: those of any new file.
 
     Returns:
         How many memories it holds.
@@ -112,9 +111,8 @@ def write(path: Path, found: Iterable[Row], space: Space | None) -> int:
     Raises:
         InputError: the ending is another one, or the file cannot be made there.
         MissingDependencyError: Parquet needs pyarrow.
-        StoreBusyError: another export writes this file now.
         StorageFullError: the disk is full.
-        StorageError: the disk failed. After each of the three what was there before is intact.
+        StorageError: the disk failed. After both what was there before is intact.
     """
     if path.suffix.lower() not in (*_JSONL, *_PARQUET):
         raise InputError(
@@ -125,35 +123,19 @@ def write(path: Path, found: Iterable[Row], space: Space | None) -> int:
     header: dict[str, Any] = {_MARK: _VERSION}
     if space is not None:
         header |= {"model": space.model, "fingerprint": space.fingerprint, "dim": space.dim}
-    part = path.with_name(path.name + ".part")
     try:
-        part.touch()
-        with locked(part) as alone:
-            if not alone:
-                raise StoreBusyError(f"another export writes {path} now: wait until it is done")
-            count = _publish(part, path, found, header)
-        sync(path.parent)
+        with publishing(path, mode=mode) as part:
+            return _write(part, found, header, parquet=_is_parquet(path))
     except OSError as exc:
         if exc.errno in FULL:
             raise StorageFullError(f"no room for {path}: free some disk space: {exc}") from exc
         raise StorageError(f"{path} could not be written: {exc}") from exc
-    return count
 
 
-def _publish(part: Path, path: Path, found: Iterable[Row], header: dict[str, Any]) -> int:
-    """Write the part, bring it to the disk, and only then give it the file's name."""
-    parquet = _is_parquet(path)
-    try:
-        with part.open("w+b") as file:
-            count = (_write_parquet if parquet else _write_jsonl)(file, found, header)
-            _add_seal(file, _footer_bytes(file) if parquet else 0)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
+def _write(part: Path, found: Iterable[Row], header: dict[str, Any], *, parquet: bool) -> int:
+    with part.open("w+b") as file:
+        count = (_write_parquet if parquet else _write_jsonl)(file, found, header)
+        _add_seal(file, _footer_bytes(file) if parquet else 0)
     return count
 
 

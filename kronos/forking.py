@@ -11,7 +11,8 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 _LONGEST_WAIT_S = 30.0
@@ -44,6 +45,16 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    @contextmanager
+    def at_once(self) -> Iterator[bool]:
+        """Hold the lock if nobody else does: False when somebody has it."""
+        alone = self._lock.acquire(blocking=False)
+        try:
+            yield alone
+        finally:
+            if alone:
+                self._lock.release()
 
     def before_fork(self) -> None:
         """Nothing to do."""

@@ -33,7 +33,7 @@ from kronos.db import words
 from kronos.db.dialect import Prepared, listed
 from kronos.db.tables import memories, past_vectors, vectors, versions
 from kronos.db.words import VERSION_WORDS
-from kronos.spaces import checked_blobs, parts
+from kronos.spaces import Spaces, checked_blobs, parts
 
 if TYPE_CHECKING:
     from kronos.types import Space, Vectors
@@ -166,7 +166,12 @@ class History:
         return [PastText(*row) for row in self._connection.execute(statement)]
 
     def add_vectors(self, space: Space, hashes: Sequence[bytes], rows: Vectors) -> None:
-        """Keep the vectors of past texts, made after a model change; in a write transaction."""
+        """Keep the vectors of past texts, made after a model change; in a write transaction.
+
+        Raises:
+            SpaceChangedError: the space is gone.
+        """
+        Spaces(self._connection, self._now).require(space)
         blobs = checked_blobs(space, rows)
         self._connection.execute(
             insert(past_vectors).prefix_with("OR IGNORE"),

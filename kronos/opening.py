@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,9 +20,14 @@ from kronos.combining import Combiner
 from kronos.db import schema
 from kronos.db.engine import Database
 from kronos.embedding.checked import check_embedder
-from kronos.embedding.registry import EMBEDDING_MODELS
+from kronos.embedding.registry import DEFAULT_MODEL, KEPT_MODEL, absolute
 from kronos.embedding.service import EmbeddingService
-from kronos.errors import ConfigurationError, StorageError, StoreClosedError
+from kronos.errors import (
+    ConfigurationError,
+    StorageError,
+    StoreBusyError,
+    StoreClosedError,
+)
 from kronos.forking import Lock
 from kronos.repository import Repository
 from kronos.search.fields import fields_of
@@ -55,7 +59,7 @@ class Opened:
         storage_path: str | os.PathLike[str],
         *,
         namespace: str = "default",
-        embedding_model: str | None = "mini",
+        embedding_model: str | None = DEFAULT_MODEL,
         embedder: Embedder | None = None,
         device: str = "auto",
         embedding_dim: int = 384,
@@ -87,6 +91,8 @@ class Opened:
         self._database: Database | None = None
         self._current: Serving | None = None
         self._jobs, self._snapshots = Background("job"), Background("snapshot")
+        self._found: dict[str, None] = {}
+        """Ids of memories that reads found, and that no transaction has noted yet."""
         self._key_sets = KeySets()
         self._rerankers: dict[str, Reranker] = {}
         self._own: Embedder | None = None
@@ -136,15 +142,9 @@ class Opened:
                 with suppress(StorageError):
                     doctor.remove_unfinished(self.location.database, self.location.index)
                 schema.prepare(database, migrate=self._migrate)
+                database.hold()
                 self._mend_field_indexes(database)
-                self._own = self._own_embedder()
-                settler = self._settler(database)
-                self._current, job = settler.settle(
-                    self._own,
-                    alias=None if self._embedder else absolute(self._model),
-                    on_model_change=self._on_model_change,
-                    progress=progress,
-                )
+                self._current, job = self._settle(self._settler(database), progress)
             except BaseException:
                 database.close()
                 raise
@@ -153,6 +153,31 @@ class Opened:
             self._jobs, self._snapshots = Background("job"), Background("snapshot")
             if job is not None:
                 self._jobs.start(job)
+
+    def _settle(
+        self, settler: Settler, progress: ProgressCallback | None
+    ) -> tuple[Serving, Callable[[threading.Event], Callable[[], object]] | None]:
+        if self._embedder is None and self._model == KEPT_MODEL:
+            if settler.is_set_up():
+                self._own = None
+                return settler.follow(()), None
+            self._own = self._load(DEFAULT_MODEL, strict=self._strict)
+        else:
+            self._own = self._own_embedder()
+        return settler.settle(
+            self._own,
+            alias=self._alias(),
+            on_model_change=self._on_model_change,
+            progress=progress,
+        )
+
+    def _alias(self) -> str | None:
+        """What another process is to ask for, to have the same embedder."""
+        if isinstance(self._embedder, EmbeddingService):
+            return absolute(os.fspath(self._embedder.model))
+        if self._embedder is not None:
+            return None
+        return absolute(DEFAULT_MODEL if self._model == KEPT_MODEL else self._model)
 
     def _mend_field_indexes(self, database: Database) -> None:
         """Make the indexes of metadata keys that a migration or a recovery left out."""
@@ -205,9 +230,17 @@ class Opened:
             if database is None or serving is None:
                 return
             try:
-                serving.replica.save()
+                self._note_the_rest(database)
+                if database.is_in_place:  # else its folder is gone, or another store's
+                    serving.replica.save()
             finally:
                 database.close()
+
+    def _note_the_rest(self, database: Database) -> None:
+        if self._found:
+            with suppress(StorageError), database.write() as connection:
+                self._repository(connection).touch([*self._found])
+            self._found.clear()
 
     def __enter__(self: Store) -> Store:
         self.connect()
@@ -264,6 +297,15 @@ class Opened:
         with self._writing, self._open_database.write() as connection:
             yield self._repository(connection)
 
+    @contextmanager
+    def _writer_at_once(self) -> Iterator[Repository]:
+        """The same, for what a read would like to write: StoreBusyError instead of waiting."""
+        with self._writing.at_once() as alone:
+            if not alone:
+                raise StoreBusyError
+            with self._open_database.write(wait=False) as connection:
+                yield self._repository(connection)
+
     def _write_together(self, writes: Sequence[Write]) -> list[Any]:
         with self._writer() as repository:
             return write_together(repository, writes)
@@ -279,7 +321,7 @@ class Opened:
             rows: how many memories it changes; from `MOST_ROWS` on it is made alone.
 
         Raises:
-            Moved: the serving serves no longer.
+            SpaceChangedError: the serving serves no longer.
         """
         (outcome,) = self._writes([Change(make, serving)], rows)
         if isinstance(outcome, Exception):
@@ -295,12 +337,7 @@ class Opened:
             if self._serving is not left:
                 return  # another thread was here first
             own = [] if self._own is None else [self._own]
-            known = [] if left.embedder is None else [left.embedder, *loaded, *own]
-            self._current = self._settler(self._open_database).follow(known)
-
-
-def absolute(model: str | None) -> str | None:
-    """A model as another process, in another folder, may ask for it."""
-    if model is None or model in EMBEDDING_MODELS or not Path(model).expanduser().is_dir():
-        return model
-    return str(Path(model).expanduser().absolute())
+            known = None if left.embedder is None else [left.embedder, *loaded, *own]
+            database = self._open_database
+            self._current = self._settler(database).follow(known)
+            database.hold()  # a backup of another store may have been restored

@@ -24,8 +24,22 @@ def is_gone(owner: str) -> bool:
     machine, pid, start, _ = owner.split("/")
     if not machine or machine != _machine():
         return False
+    found = _start_of(int(pid))
+    if not found and _is_hidden(int(pid)):
+        return False
     # A number that was given to another process has another start.
-    return _start_of(int(pid)) != start
+    return found != start
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process lives that /proc does not show, as those of other users may be."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return not (_PROC / str(pid)).exists()
 
 
 def _machine() -> str:

@@ -555,14 +555,18 @@ def catch_up(
     batch_size: int,
     clock: Callable[[], datetime],
     progress: ProgressCallback | None = None,
+    wait: bool = True,
 ) -> None:
     """Embed what is pending in a space here and now, without a job that others could share.
 
     For a few texts that another process left pending, and for the hash space of a fallback, which
     is made as fast as it could be handed out.
 
+    With `wait` False it raises StoreBusyError as soon as another writer is in the way.
+
     Raises:
         EmbeddingError: the embedder fails on any text.
+        SpaceChangedError: the space is gone.
         StorageError: the database failed.
     """
     done = 0
@@ -572,7 +576,7 @@ def catch_up(
         if not texts:
             return
         embedded = embed_each(embedder, [text.content for text in texts])
-        with _repository(database.write(), clock) as repository:
+        with _repository(database.write(wait=wait), clock) as repository:
             done += _store(repository.spaces, space, texts, embedded)
         if progress is not None:
             progress(Progress(done, None))

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,6 +124,7 @@ class Replica:
         policy: when a snapshot is due.
         sync: brings every commit to the disk. A snapshot must not outlive what it holds: a power
             cut would take commits back, and others would be given their seqs.
+        mode: the permission bits of the database, which its snapshots get too.
         index_policy: what kind of index it is, and when it is built; None: the default one.
     """
 
@@ -135,6 +137,7 @@ class Replica:
         device: str,
         policy: SnapshotPolicy,
         sync: Callable[[], None],
+        mode: Callable[[], int | None] = lambda: None,
         index_policy: IndexPolicy | None = None,
     ) -> None:
         self.space = space
@@ -143,7 +146,7 @@ class Replica:
         """Held while snapshots are written or discarded; whoever needs both takes it first."""
         self.complete_seq = 0
         """At this seq nothing was pending in the space, but for texts that cannot be embedded."""
-        self._store_id = store_id
+        self.store_id = store_id
         self._folder = folder
         self._device = device
         self._index: LayeredIndex | None = None
@@ -158,7 +161,7 @@ class Replica:
         """A graph was built that no snapshot has yet: the next open would build it again."""
         self._measured = False
         """The index was tuned here, and no snapshot has it yet."""
-        self._sync = sync
+        self._sync, self._mode = sync, mode
         self._unsaved = 0
         """Changes applied since the last snapshot."""
         self._saved_at = time.monotonic()
@@ -311,7 +314,9 @@ class Replica:
     ) -> bool:
         try:
             self._sync()
-            path = write_snapshot(self._folder, header, payload, replace_equal=built)
+            path = write_snapshot(
+                self._folder, header, payload, replace_equal=built, mode=self._mode()
+            )
             return path is not None
         except StorageError as exc:
             self._warn(f"no index snapshot was saved, so the next open is slower: {exc}")
@@ -408,6 +413,18 @@ class Replica:
         if self.save_is_due:
             self.save()
 
+    def discard_beyond(self, head: int) -> None:
+        """Delete the snapshots, one of which is newer than the database: it was put back by hand.
+
+        Done when a store opens, before anybody writes: later its seq may have been given out anew.
+        """
+        self._warn(
+            f"an index snapshot is of a later seq than the database, which ends at {head}: the "
+            "index is rebuilt from the database"
+        )
+        with suppress(StorageError):
+            discard_snapshots(self._folder, self.space.id)
+
     def discard(self) -> None:
         """Forget the index and its snapshots; the next `catch_up` replays from zero."""
         self._forget()
@@ -467,7 +484,7 @@ class Replica:
 
     def _identity(self) -> SnapshotIdentity:
         return SnapshotIdentity(
-            store_id=self._store_id,
+            store_id=self.store_id,
             space_id=self.space.id,
             fingerprint=self.space.fingerprint,
             dim=self.space.dim,

@@ -41,6 +41,7 @@ from kronos.db.dialect import (
     savepoint,
     update_rows,
 )
+from kronos.db.engine import FileId, file_of
 from kronos.db.tables import accesses, memories, store
 from kronos.errors import CorruptStoreError, DuplicateIdError, NotFoundError
 from kronos.history import History, PastText, rows_at, still_held
@@ -97,10 +98,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What an open store compares to learn that something changed."""
+    """What an open store compares to learn that something changed.
+
+    The id of a space alone says little: the first space of every store has the same one.
+    """
 
     seq: int
+    store_id: str
     active_space: int | None
+    fingerprint: str | None
+    """The active space's."""
+    file: FileId | None
+    """The database file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +223,9 @@ class Repository:
         return str(self._connection.execute(select(store.c.uuid)).scalar_one())
 
     def pulse(self) -> Pulse:
-        """The last seq and the active space."""
-        ((seq, active),) = fetch(self._connection, _PULSE)
-        return Pulse(seq, active)
+        """The last seq, the active space, and whose they are."""
+        ((seq, store_id, active, fingerprint),) = fetch(self._connection, _PULSE)
+        return Pulse(seq, store_id, active, fingerprint, file_of(self._connection))
 
     # -- Memories: reading ----------------------------------------------------------------------
 
@@ -599,7 +608,7 @@ class Repository:
                 for seq, edit in zip(seqs, edits, strict=True)
             ],
         )
-        self.spaces.forget_vectors(changed, seqs[-1])
+        self.spaces.await_vectors(changed, seqs[-1])
         if space is not None:
             self.spaces.replace_vectors(
                 space,
@@ -646,7 +655,10 @@ class Repository:
 _JSON = json.JSONDecoder()
 _NOBODY = (0, 0, 0, 0.0, "", 0)
 # What every search asks, as text for the driver: through SQLAlchemy it takes three times as long.
-_PULSE = "SELECT seq, (SELECT id FROM spaces WHERE state = 'active') FROM store"
+_PULSE = (
+    "SELECT seq, uuid, spaces.id, fingerprint"
+    " FROM store LEFT JOIN spaces ON spaces.state = 'active'"
+)
 
 
 @functools.lru_cache(maxsize=256)

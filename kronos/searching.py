@@ -25,16 +25,17 @@ from kronos.errors import (
     EmbedderMismatchError,
     InputError,
     NotFoundError,
+    SpaceChangedError,
     StorageError,
+    StoreBusyError,
 )
 from kronos.jobs import JobOptions
-from kronos.reindex import ReindexJob, catch_up
+from kronos.reindex import catch_up
 from kronos.search import engine
 from kronos.search.engine import Candidate, Query, Request, Search, Watch
 from kronos.search.plan import Found, Selection, nearest_of_each
 from kronos.search.ranking import check_ranking
 from kronos.search.sources import Ahead, NotEmbeddedError, Past, Present, Source
-from kronos.serving import Moved
 from kronos.types import Explanation, Hit, Hits, Memory
 from kronos.upkeep import Upkeep
 from kronos.validation import (
@@ -67,6 +68,8 @@ are left to a job in the background."""
 _READ_AHEAD = 20
 """So many of what is nearest to each of many questions are read at once."""
 _MOST_EXPANDED = 1000
+_MOST_FOUND = 10_000
+"""So many ids of found memories wait to be noted; of more, the first ones are given up."""
 _MOST_HOPS = 8
 
 
@@ -234,7 +237,7 @@ class Searching(Upkeep):
             try:
                 found = self._find(question, complete=wait)
                 break
-            except Moved:
+            except SpaceChangedError:
                 question = self._ask_anew(question)
             except _Behind as behind:
                 self._catch_up(question.serving, behind.texts)
@@ -261,7 +264,7 @@ class Searching(Upkeep):
         with replica.lock if needed else nullcontext(), self._reader() as repository:
             pulse = repository.pulse()
             if not serving.is_current(repository, pulse):
-                raise Moved
+                raise SpaceChangedError
             index = replica.catch_up(repository, pulse.seq) if needed else None
             if index is not None and complete and not wanted.as_of:
                 self._check_complete(serving, repository, pulse)
@@ -395,13 +398,25 @@ class Searching(Upkeep):
     # -- What comes between ----------------------------------------------------------------------
 
     def _note_access(self, ids: Sequence[str]) -> None:
-        """Note that memories were found; a search never fails by it."""
-        if not ids:
+        """Note that memories were found; a read neither fails by it nor waits for a writer.
+
+        What cannot be noted at once is noted with what is found next, or when the store closes.
+        """
+        self._found.update(dict.fromkeys(ids[:_MOST_FOUND]))
+        noted = [*self._found]
+        if not noted:
             return
         try:
-            self._touch(ids)
+            with self._writer_at_once() as repository:
+                repository.touch(noted)
+        except StoreBusyError:
+            while len(self._found) > _MOST_FOUND:
+                self._found.pop(next(iter(self._found)), None)
+            return
         except StorageError as exc:
             logger.warning("that memories were found could not be noted: %s", exc)
+        for id in noted:
+            self._found.pop(id, None)
 
     def _touch(self, ids: Iterable[str]) -> int:
         named = [*dict.fromkeys(ids)]
@@ -425,25 +440,31 @@ class Searching(Upkeep):
         replica.complete_seq = pulse.seq
 
     def _catch_up(self, serving: Serving, texts: int) -> None:
-        """Embed what another process left pending: a few at once, many in the background."""
+        """Embed what another process left pending: a few at once, many in the background.
+
+        While somebody writes, a few are left to the next search: none waits for a writer.
+        """
+        if texts > _TEXTS_IN_A_SEARCH and not serving.stands_in:
+            self._jobs.start(lambda stop: functools.partial(self._catch_up_behind, serving, stop))
+            return
         try:
-            if texts > _TEXTS_IN_A_SEARCH and not serving.stands_in:
-                self._jobs.start(lambda stop: self._catch_up_job(serving, stop).run)
-                return
+            with self._writer_at_once():  # asked first: to embed takes longer
+                pass
             catch_up(
                 self._open_database,
                 serving.space,
                 serving.require_embedder("open it with the model that it has"),
                 batch_size=self._settings.batch_size,
                 clock=self._clock,
+                wait=False,
             )
         except StorageError as exc:  # busy, full, read-only: a search never fails for that
             logger.warning("texts of another process wait to be embedded: %s", exc)
 
-    def _catch_up_job(self, serving: Serving, stop: threading.Event) -> ReindexJob:
-        settler = self._settler(self._open_database)
+    def _catch_up_behind(self, serving: Serving, stop: threading.Event) -> None:
         embedder = serving.require_embedder("open it with the model that it has")
-        return settler.job(embedder, alias=None, options=JobOptions(), stop=stop)
+        settler = self._settler(self._open_database)
+        settler.job(embedder, alias=None, options=JobOptions(), stop=stop).run()
 
     def _embed_the_past(self, serving: Serving, texts: Sequence[PastText]) -> None:
         """Make the vectors of texts that no memory holds any more, once for every space."""

@@ -28,10 +28,13 @@ from kronos.errors import (
     KronosWarning,
     ModelLoadError,
     NoEmbedderError,
+    NotFoundError,
     ReadOnlyStoreError,
     ReindexError,
+    SpaceChangedError,
 )
 from kronos.index.policy import IndexPolicy
+from kronos.index.snapshot import newest_seq
 from kronos.jobs import JobOptions
 from kronos.reindex import ReindexJob, Work, catch_up
 from kronos.replica import Replica, SnapshotPolicy
@@ -41,7 +44,7 @@ from kronos.validation import Record, check_embeddings
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from kronos.db.engine import Database
+    from kronos.db.engine import Database, FileId
     from kronos.settings import Settings
     from kronos.spaces import Spaces
     from kronos.types import (
@@ -58,10 +61,6 @@ MOST_TEXTS = 256
 """So many questions are embedded together at most."""
 
 
-class Moved(Exception):
-    """Another space is the active one now."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
     """The space that a process searches and writes, and what goes with it."""
@@ -70,8 +69,10 @@ class Serving:
     embedder: Embedder | None
     """None: vectors are handed in."""
     replica: Replica
-    active_space: int
-    """The active space's id; another one than `space` only while a fallback serves."""
+    active: Space
+    """The active space; another one than `space` only while a fallback serves."""
+    file: FileId | None
+    """The database file that it was set up for."""
     degraded: str | None = None
     """Why a fallback answers in the place of the model that was asked for."""
     ask: Combiner[str, Vectors] | None = None
@@ -145,7 +146,7 @@ class Serving:
     @property
     def stands_in(self) -> bool:
         """Whether a fallback serves while the active space waits for its model."""
-        return self.space.id != self.active_space
+        return self.space.id != self.active.id
 
     def require_embedder(self, way_out: str) -> Embedder:
         """The embedder; NoEmbedderError, naming the way out, when there is none."""
@@ -157,11 +158,20 @@ class Serving:
         return self.embedder
 
     def is_current(self, repository: Repository, pulse: Pulse) -> bool:
-        """Whether the active space is still the one that this was set up for."""
-        if pulse.active_space != self.active_space:
+        """Whether store and active space are still those that this was set up for.
+
+        An id is not enough: a backup of another store may have been put in the place of this one,
+        and its spaces have the same small numbers.
+        """
+        if (
+            pulse.active_space != self.active.id
+            or pulse.fingerprint != self.active.fingerprint
+            or pulse.store_id != self.replica.store_id
+            or pulse.file != self.file
+        ):
             return False
         # A fallback's space may be dropped by whoever has the model.
-        return not self.stands_in or repository.spaces.get(self.space.id) is not None
+        return not self.stands_in or repository.spaces.has(self.space)
 
 
 def _vector_of(record: Record, known: Mapping[bytes, Vectors], made: Iterator[Vectors]) -> Any:
@@ -239,6 +249,11 @@ class Settler:
             )
         return self._serve(self._rebuild(embedder, alias, progress), embedder), None
 
+    def is_set_up(self) -> bool:
+        """Whether the store has an active space; a new one has none."""
+        with self.database.read() as connection:
+            return Repository(connection, self.clock()).spaces.active() is not None
+
     def _look(self, embedder: Embedder | None) -> tuple[Space | None, bool]:
         """The active space, and whether nothing is pending in it that could be embedded."""
         with self.database.read() as connection:
@@ -308,21 +323,22 @@ class Settler:
         self, active: Space, embedder: Embedder, reason: str, progress: ProgressCallback | None
     ) -> Serving:
         """Let hash vectors answer beside the active space, which waits for its model."""
-        space = self._space_of(embedder, HASH_MODEL)
-        catch_up(
-            self.database,
-            space,
-            embedder,
-            batch_size=self.settings.batch_size,
-            clock=self.clock,
-            progress=progress,
-        )
-        return self._serve(space, embedder, active=active, degraded=reason)
-
-    def _space_of(self, embedder: Embedder, alias: str | None) -> Space:
-        with self.database.write() as connection:
-            spaces = Repository(connection, self.clock()).spaces
-            return self._find_or_create(spaces, embedder, alias)
+        while True:
+            with self.database.write() as connection:
+                spaces = Repository(connection, self.clock()).spaces
+                space = self._find_or_create(spaces, embedder, HASH_MODEL)
+            try:
+                catch_up(
+                    self.database,
+                    space,
+                    embedder,
+                    batch_size=self.settings.batch_size,
+                    clock=self.clock,
+                    progress=progress,
+                )
+            except SpaceChangedError:  # a `compact` of another process dropped it meanwhile
+                continue
+            return self._serve(space, embedder, active=active, degraded=reason)
 
     def job(
         self,
@@ -338,8 +354,12 @@ class Settler:
         Raises:
             DimensionMismatchError: the embedder's fingerprint is known with another width.
         """
-        space = self._space_of(embedder, alias)
-        return self.job_of(space, lambda: embedder, options=options, work=work, stop=stop)
+        with self.database.write() as connection:
+            repository = Repository(connection, self.clock())
+            space = self._find_or_create(repository.spaces, embedder, alias)
+            # In one transaction: a space without a job is dropped by any `compact`.
+            job_id = repository.jobs.open(space, options)
+        return self._job(job_id, space, lambda: embedder, work, stop)
 
     def job_of(
         self,
@@ -350,9 +370,29 @@ class Settler:
         work: Work | None = None,
         stop: threading.Event | None = None,
     ) -> ReindexJob:
-        """A job that brings a space up to date; its embedder is asked for when it is needed."""
+        """A job that brings a space up to date; its embedder is asked for when it is needed.
+
+        Raises:
+            NotFoundError: the space is gone.
+        """
         with self.database.write() as connection:
-            job_id = Repository(connection, self.clock()).jobs.open(space, options)
+            repository = Repository(connection, self.clock())
+            if not repository.spaces.has(space):
+                raise NotFoundError(
+                    f"space {space.id} ({space.model}) is gone: another process dropped it. Make "
+                    f"it anew with `kronos reindex --model {space.alias or space.model}`"
+                )
+            job_id = repository.jobs.open(space, options)
+        return self._job(job_id, space, embedder, work, stop)
+
+    def _job(
+        self,
+        job_id: int,
+        space: Space,
+        embedder: Callable[[], Embedder],
+        work: Work | None,
+        stop: threading.Event | None,
+    ) -> ReindexJob:
         return ReindexJob(
             self.database,
             job_id,
@@ -363,11 +403,11 @@ class Settler:
             stop=stop,
         )
 
-    def follow(self, known: Sequence[Embedder]) -> Serving:
+    def follow(self, known: Sequence[Embedder] | None) -> Serving:
         """Let the space answer that is the active one now.
 
         Args:
-            known: embedders that are loaded; empty when this process embeds nothing.
+            known: embedders that are loaded; None when this process embeds nothing.
 
         Raises:
             ModelLoadError: its embedder cannot be had, and `strict` is set.
@@ -375,7 +415,7 @@ class Settler:
         with self.database.read() as connection:
             active = Repository(connection, self.clock()).spaces.active()
         assert active is not None  # a store that was opened has one for ever
-        if not known or active.model == HANDED_IN:
+        if known is None or active.model == HANDED_IN:
             return self._serve(active, None)
         try:
             return self._serve(active, self.embedder_of(active, known))
@@ -423,28 +463,33 @@ class Settler:
         degraded: str | None = None,
     ) -> Serving:
         """Let a space answer; `active` names the active one when it is another."""
+        newest = newest_seq(self.folder, space.id)  # first: others write and save meanwhile
         with self.database.read() as connection:
             repository = Repository(connection, self.clock())
+            pulse = repository.pulse()
             replica = Replica(
                 space,
-                store_id=repository.store_id(),
+                store_id=pulse.store_id,
                 folder=self.folder,
                 device=self.device,
                 policy=SnapshotPolicy(
                     self.settings.snapshot_changes, self.settings.snapshot_interval_s
                 ),
                 sync=self.database.sync,
+                mode=lambda: self.database.dialect.mode,
                 index_policy=replace(
                     IndexPolicy.of(self.settings.index),
                     gpu_half=self.settings.gpu_storage == "float16",
                 ),
             )
             if not repository.spaces.pending_count(space.id):
-                replica.complete_seq = repository.pulse().seq
+                replica.complete_seq = pulse.seq
+        if newest is not None and newest > pulse.seq:
+            replica.discard_beyond(pulse.seq)
         ask = None
         if embedder is not None:
             ask = Combiner(functools.partial(embed_queries, embedder), most=MOST_TEXTS)
-        return Serving(space, embedder, replica, (active or space).id, degraded, ask)
+        return Serving(space, embedder, replica, active or space, pulse.file, degraded, ask)
 
 
 def _not_all_made(report: ReindexReport) -> ReindexError:

@@ -42,7 +42,7 @@ from kronos.db.tables import (
     vectors,
 )
 from kronos.db.vectors import from_rows, to_bytes
-from kronos.errors import DimensionMismatchError, VectorError
+from kronos.errors import DimensionMismatchError, SpaceChangedError, VectorError
 from kronos.types import Failure, Space, SpaceStats
 from kronos.validation import not_unit, to_datetime
 
@@ -83,6 +83,20 @@ class Spaces:
     def get(self, space_id: int) -> Space | None:
         """A space by its id; None when it was dropped."""
         return next((space for space in self.all() if space.id == space_id), None)
+
+    def has(self, space: Space) -> bool:
+        """Whether a space is still there: the same one, and not another one with its id."""
+        found = self.get(space.id)
+        return found is not None and found.fingerprint == space.fingerprint
+
+    def require(self, space: Space) -> None:
+        """Make sure of it before vectors that were made for a space are stored.
+
+        Raises:
+            SpaceChangedError: the space was dropped, or its id is another store's space by now.
+        """
+        if not self.has(space):
+            raise SpaceChangedError(f"space {space.id} ({space.model}) is gone")
 
     def by_fingerprint(self, fingerprint: str) -> Space | None:
         """The space of an embedder."""
@@ -161,7 +175,12 @@ class Spaces:
         return next(space for space in self.all() if space.id == seq)
 
     def activate(self, space: Space) -> Space:
-        """Make a space the active one and retire the one before; the caller saw zero pending."""
+        """Make a space the active one and retire the one before; the caller saw zero pending.
+
+        Raises:
+            SpaceChangedError: the space is gone.
+        """
+        self.require(space)
         (seq,) = next_seqs(self._connection, 1)
         self._connection.execute(
             update(spaces).where(spaces.c.state == "active").values(state="retired")
@@ -340,7 +359,11 @@ class Spaces:
 
         Returns:
             How many memories got their vector: others were edited, deleted or served meanwhile.
+
+        Raises:
+            SpaceChangedError: the space is gone.
         """
+        self.require(space)
         blobs = checked_blobs(space, rows)
         if not made:
             return 0
@@ -353,7 +376,12 @@ class Spaces:
     # -- Texts that cannot be embedded ----------------------------------------------------------
 
     def record_failures(self, space: Space, errors: Mapping[bytes, str]) -> None:
-        """Remember why texts, by hash, cannot be embedded in a space: nobody tries them again."""
+        """Remember why texts, by hash, cannot be embedded in a space: nobody tries them again.
+
+        Raises:
+            SpaceChangedError: the space is gone.
+        """
+        self.require(space)
         self._forget_failures(space.id, list(errors))
         if errors:
             self._connection.execute(
@@ -476,6 +504,17 @@ class Spaces:
         _BURY.run(self._connection, **of, buried=seq)
         _FORGET.run(self._connection, **of)
 
+    def await_vectors(self, keys: list[int], seq: int) -> None:
+        """Let the memories of these keys, whose texts changed, be pending in every space.
+
+        Each space gets a tombstone of this seq, also where no vector stood: by it whoever has the
+        space's embedder learns that there is another text to embed.
+        """
+        if not keys:
+            return
+        _AWAIT.run(self._connection, keys=keys, seq=seq)
+        _FORGET.run(self._connection, keys=keys, space=None)
+
     def replace_vectors(self, space: Space, rows: Sequence[tuple[int, bytes, bytes, int]]) -> None:
         """Put (key, content hash, vector, seq) rows in the place of vectors and tombstones."""
         if not rows:
@@ -498,6 +537,16 @@ _BURY = Prepared(
     )
 )
 _FORGET = Prepared(delete(vectors).where(_THESE))
+_AWAIT = Prepared(
+    insert(tombstones)
+    .prefix_with("OR REPLACE")
+    .from_select(
+        ["space_id", "memory_key", "seq"],
+        select(spaces.c.id, memories.c.key, bindparam("seq")).where(
+            memories.c.key.in_(listed("keys"))
+        ),
+    )
+)
 _UNBURY = Prepared(
     delete(tombstones).where(
         tombstones.c.space_id == bindparam("space"), tombstones.c.memory_key.in_(listed("keys"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from kronos import exchange, intake
 from kronos.duplicates import near_duplicates
-from kronos.errors import InputError, NotFoundError
+from kronos.errors import InputError, NotFoundError, SpaceChangedError
 from kronos.index.exact import ExactIndex
 from kronos.opening import utc_now
 from kronos.repository import Batch
@@ -28,7 +28,6 @@ from kronos.search.fields import fields_of
 from kronos.search.filters import parse
 from kronos.search.plan import Selection
 from kronos.searching import Searching
-from kronos.serving import Moved
 from kronos.types import DuplicateGroup, Hits, Link, Memory, Progress, Step, Version
 from kronos.validation import (
     Item,
@@ -91,7 +90,9 @@ class MemoryStore(Searching):
         storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
         namespace: the store's own namespace, which calls mean that name none.
         embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
-            lexical hash embedder, or None for a store of vectors that are handed in.
+            lexical hash embedder, None for a store of vectors that are handed in, or "keep" for
+            the model that the store has ("mini" for a new store): it is never changed, and where it
+            cannot be had hash vectors answer, with a warning.
         embedder: an object with the `Embedder` protocol, in place of `embedding_model`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several with commas.
         embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
@@ -272,10 +273,10 @@ class MemoryStore(Searching):
         left = [
             batch
             for batch, outcome in zip(batches, outcomes, strict=True)
-            if isinstance(outcome, Moved)
+            if isinstance(outcome, SpaceChangedError)
         ]
         again = iter(self._commit_moved(left, serving) if left else ())
-        return [next(again) if isinstance(each, Moved) else each for each in outcomes]
+        return [next(again) if isinstance(each, SpaceChangedError) else each for each in outcomes]
 
     def _commit_moved(
         self, batches: Sequence[Batch], left: Serving
@@ -323,7 +324,7 @@ class MemoryStore(Searching):
         id = check_id(id)
         with self._reader_of(as_of) as repository:
             memory = repository.find(id)
-        if memory is not None and as_of is None:
+        if memory is not None and as_of is None and self._settings.track_access:
             self._note_access([id])
         return memory
 
@@ -704,7 +705,7 @@ class MemoryStore(Searching):
             serving = change.serving
             try:
                 return self._write(change.make, serving)
-            except Moved:
+            except SpaceChangedError:
                 self._follow(self._serving if serving is None else serving)
 
     def delete(
@@ -806,7 +807,8 @@ class MemoryStore(Searching):
         """Write memories, as they are at one moment, to a file that `import_from` brings back.
 
         Args:
-            path: ends with .jsonl or .parquet, which says the format; a file there is replaced.
+            path: ends with .jsonl or .parquet, which says the format; a file there is replaced. It
+                can be read by those who can read the database, and by nobody else.
             vectors: with the vectors of the active space, so that a store of the same model need
                 not embed them anew.
             where: a filter, a dict or built with `F`.
@@ -818,7 +820,6 @@ class MemoryStore(Searching):
         Raises:
             InputError: the path, the filter or the namespace is refused.
             MissingDependencyError: Parquet needs pyarrow.
-            StoreBusyError: another export writes this file now.
             StorageError: the file could not be written; no part of it is left.
         """
         target = Path(path).expanduser().absolute()
@@ -826,7 +827,7 @@ class MemoryStore(Searching):
         with self._reader() as repository:
             space = repository.spaces.active() if vectors else None
             found = exchange.rows(repository, selection.scope, selection.condition, space)
-            return exchange.write(target, found, space)
+            return exchange.write(target, found, space, mode=self._open_database.dialect.mode)
 
     def import_from(
         self,
@@ -857,7 +858,13 @@ class MemoryStore(Searching):
 
 
 def _listed(ids: str | Iterable[str]) -> Iterable[str]:
-    return [ids] if isinstance(ids, str) else ids
+    if isinstance(ids, str):
+        return [ids]
+    if isinstance(ids, bytes | Mapping) or not isinstance(ids, Iterable):
+        raise InputError(
+            f"ids must be an id or several, not {type(ids).__name__}: {ids!r:.60}", field="ids"
+        )
+    return ids
 
 
 __all__ = ["Change", "MemoryStore", "utc_now"]

@@ -20,14 +20,14 @@ from kronos import doctor
 from kronos.compaction import compact
 from kronos.db import backup, schema
 from kronos.embedding.hashing import HashEmbedder
-from kronos.embedding.registry import HASH_MODEL
+from kronos.embedding.registry import HASH_MODEL, absolute
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import InputError, ModelLoadError, StorageError, StoreClosedError
 from kronos.estimate import estimate
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
-from kronos.opening import Opened, absolute
+from kronos.opening import Opened
 from kronos.reindex import ReindexJob, Work
 from kronos.search.fields import fields_of
 from kronos.settings import Location, Settings
@@ -382,6 +382,7 @@ class Upkeep(Opened):
             What is wrong, in words, and what of it was repaired; and how well the index finds.
         """
         database, location = self._open_database, self.location
+        database.require_in_place()
         advice = [*doctor.surroundings(database, location.database.parent)]
         problems = [
             *doctor.damaged_database(database, self._backup_beside, repair=repair),

@@ -43,6 +43,11 @@ MAX_NAME = 256
 ALL_NAMESPACES = "*"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST, _LAST = (
+    (moment.replace(tzinfo=timezone.utc) - _EPOCH) // _MICROSECOND
+    for moment in (datetime.min, datetime.max)
+)
+_DAY = timedelta(days=1) // _MICROSECOND
 _NEW_MEMORY_FIELDS = frozenset(option.name for option in fields(NewMemory))
 _FLOAT32 = np.dtype(np.float32)
 _UNIT_TOLERANCE = 1e-6
@@ -279,13 +284,25 @@ def check_time(value: object, *, field: str) -> int | None:
     """
     if value is None:
         return None
-    if not isinstance(value, datetime) or value.utcoffset() is None:
+    try:
+        is_aware = isinstance(value, datetime) and value.utcoffset() is not None
+        moment = to_microseconds(value) if is_aware else None  # type: ignore[arg-type]
+    except OverflowError:  # a time zone that cannot even say its offset then
+        is_aware, moment = True, None
+    if not is_aware:
         raise InputError(
             f"{field} must be a timezone-aware datetime, e.g. datetime.now(timezone.utc), "
             f"not {value!r}",
             field=field,
         )
-    return to_microseconds(value)
+    # A time of a zone far from Greenwich may be of another year in UTC, and NaT is of none.
+    if moment is None or not _FIRST <= moment <= _LAST:
+        raise InputError(
+            f"{field} is {value!r}, which is not within the years 1 to 9999 in UTC: give a moment "
+            "within them, or None for no time at all",
+            field=field,
+        )
+    return moment
 
 
 def to_microseconds(moment: datetime) -> int:
@@ -295,7 +312,16 @@ def to_microseconds(moment: datetime) -> int:
 
 @functools.lru_cache(maxsize=1024)  # what was added together is of one moment
 def to_datetime(microseconds: int) -> datetime:
-    """The UTC datetime of microseconds since 1970 UTC, exactly."""
+    """The UTC datetime of microseconds since 1970 UTC, exactly.
+
+    Stores may hold moments up to a day beyond the years 1 to 9999, which were taken once: they are
+    read as the first or the last moment of these.
+
+    Raises:
+        OverflowError: it is farther away, and no moment that was ever stored.
+    """
+    if not _FIRST <= microseconds <= _LAST and _FIRST - _DAY < microseconds < _LAST + _DAY:
+        microseconds = min(max(microseconds, _FIRST), _LAST)
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
@@ -504,7 +530,9 @@ def _as_vector(
 
 
 def _kind(value: object) -> str:
-    return type(value).__name__
+    """The type of a value; where it is not Python's own, with the module that it is from."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _short(text: str) -> str:

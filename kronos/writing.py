@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kronos.errors import (
     KronosError,
     ReadOnlyStoreError,
+    SpaceChangedError,
     StorageError,
     StoreBusyError,
     StoreClosedError,
 )
-from kronos.serving import Moved, Serving
+from kronos.serving import Serving
 
 if TYPE_CHECKING:
     from kronos.repository import Batch, Repository
@@ -57,8 +58,8 @@ def write_together(repository: Repository, writes: Sequence[Write]) -> list[Any]
         writes: in the order in which they came.
 
     Returns:
-        For each write what it returns, or the error that refuses it: `Moved` when its vectors are
-        of a space that serves no longer.
+        For each write what it returns, or the error that refuses it: `SpaceChangedError` when its
+        vectors are of a space that serves no longer.
     """
     pulse = repository.pulse()
     is_current = {
@@ -70,7 +71,7 @@ def write_together(repository: Repository, writes: Sequence[Write]) -> list[Any]
     for run in _runs(writes):
         first = run[0]
         if first.serving is not None and not is_current[first.serving]:
-            outcomes += [Moved()] * len(run)
+            outcomes += [SpaceChangedError()] * len(run)
         elif isinstance(first, Addition):
             batches = [write.batch for write in run if isinstance(write, Addition)]
             outcomes += repository.add(batches, first.serving.space)

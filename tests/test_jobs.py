@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kronos import KronosMemory, MemoryStore
+from kronos import KronosMemory, MemoryStore, owners
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import (
     ConfigurationError,
@@ -292,6 +293,23 @@ def test_an_owner_is_gone_when_its_process_is() -> None:
     machine, pid, start, number = new_owner().split("/")
     assert is_gone(f"{machine}/{pid}/{int(start) + 1}/{number}"), "another process, the same number"
     assert not is_gone(f"elsewhere/{pid}/{start}/{number}"), "nobody can tell"
+
+
+def test_an_owner_whose_process_is_only_hidden_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine where /proc shows no processes of other users."""
+    for name in ("sys/kernel/random", "self/ns"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("a boot")
+    (tmp_path / "self/ns/pid").write_text("")
+    code = "from kronos.owners import new_owner; print(new_owner().split('/')[1:3])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    dead, start = json.loads(done.stdout.replace("'", '"'))
+    monkeypatch.setattr(owners, "_PROC", tmp_path)
+    machine = new_owner().split("/")[0]
+    assert not is_gone(f"{machine}/{os.getpid()}/{start}/x")
+    assert is_gone(f"{machine}/{dead}/{start}/x")
 
 
 # -- Stopping, resuming, changing one's mind ----------------------------------------------------

@@ -1,27 +1,29 @@
 """Whole databases: backups taken while writers run, put back, and what a damaged one still holds.
 
-The database that stood there before is never deleted: it is kept aside, beside the new one. A
-database that was put back or recovered takes a seq above every one that was given out before, and
-says that all its tombstones are pruned; so no index and no snapshot of another time is followed.
+The database that stood there before is never deleted: it is kept aside, beside the new one. Nobody
+can write between the moment at which it is copied and the one at which it is replaced, so each
+acknowledged write is in the new database or in the copy. A database that was put back or recovered
+takes a seq above every one that was given out before, and says that all its tombstones are pruned;
+so no index and no snapshot of another time is followed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Table, insert, select, update
 
+from kronos import files
 from kronos.db import schema, words
-from kronos.db.dialect import PART, pad
+from kronos.db.dialect import pad
 from kronos.db.engine import Database
 from kronos.db.tables import (
     accesses,
@@ -35,14 +37,23 @@ from kronos.db.tables import (
     versions,
 )
 from kronos.db.vectors import from_rows
-from kronos.errors import ConfigurationError, CorruptStoreError, InputError, StorageError
-from kronos.files import locked, make_folder, sync
+from kronos.errors import (
+    ConfigurationError,
+    CorruptStoreError,
+    InputError,
+    ReadOnlyStoreError,
+    StorageError,
+    StoreBusyError,
+)
 from kronos.settings import Location, Settings
 from kronos.types import RecoveryReport
 from kronos.validation import hash_content, not_unit, to_datetime
 
+if TYPE_CHECKING:
+    from kronos.types import Tokenizer
+
 _A_LOST_SEQ = 10**12
-"""How far to go beyond the highest seq that is known, where the last one cannot be read."""
+"""How far to go beyond the highest seq that is known, where the last one cannot be trusted."""
 _NO_SEQ = 2**62
 """No store gets so far: a number from there on is damage."""
 _ROWS_AT_ONCE = 500
@@ -54,9 +65,9 @@ def restore(backup: Path, location: Location, settings: Settings) -> Path | None
     """Put a backup in the place of a store's database; other processes may have it open.
 
     Args:
-        backup: what `MemoryStore.backup` wrote.
+        backup: what `MemoryStore.backup` wrote. One of an older schema is upgraded on its way.
         location: the store; it need not exist.
-        settings: how long to wait for writers.
+        settings: how long to wait for writers, and for another restore.
 
     Returns:
         Where the database from before is kept; None when there was none.
@@ -66,34 +77,25 @@ def restore(backup: Path, location: Location, settings: Settings) -> Path | None
         CorruptStoreError: the backup is damaged; nothing was changed.
         ConfigurationError: it is no Kronos store's.
         SchemaTooNewError: a newer Kronos made it.
-        StoreBusyError: other writers did not end in time.
+        StoreBusyError: other writers, or another restore, did not end in time.
         StorageError: the disk failed; the store is as it was.
     """
     if not backup.is_file():
         raise InputError(f"there is no backup at {backup}", field="backup")
-    with _storage_errors(location, settings), _prepared(backup, location, settings) as made:
-        prepared, part = made
-        _refuse_damaged(prepared)
-        if not location.database.exists():
-            _begin_anew(prepared, 0)
-            return _replace_files(part, location.database)
-        with closing(Database(location.database, settings)) as present:
-            last = _last_seq(present)
-            if last is None:
-                _begin_anew(prepared, _A_LOST_SEQ)
-                return _replace_files(part, location.database)
-            aside = beside(location.database, "before-restore")
-            present.backup(aside)
-            _begin_anew(prepared, last)
-            prepared.close()
-            present.dialect.overwrite(part)
-            return aside
+    with _replacing(location, settings) as place, files.making(place.file) as part:
+        with closing(Database(backup, settings)) as source, source.read() as connection:
+            source.dialect.copy(connection, part)
+        with closing(Database(part, settings)) as prepared:
+            _refuse_unfit(prepared)
+        mode = files.mode_of(backup)
+        return place.put(part, "before-restore", mode=mode)
 
 
 def recover(location: Location, settings: Settings) -> RecoveryReport:
     """Make a new database of what can still be read of a damaged one, which is kept aside.
 
-    No other process may have the store open. Memories whose text is not the one that was written
+    No other process should have the store open: what it writes meanwhile is in the copy that is
+    kept aside alone. Memories whose text is not the one that was written
     are left out and named; vectors that cannot be read are made anew when the store is opened.
 
     Raises:
@@ -102,100 +104,181 @@ def recover(location: Location, settings: Settings) -> RecoveryReport:
     """
     if not location.database.is_file():
         raise InputError(f"there is no database at {location.database}", field="storage_path")
-    part, copy = _part(location.database), _part(location.database, "salvage")
-    with _storage_errors(location, settings), _in_the_making(part), _in_the_making(copy):
+    with (
+        _replacing(location, settings) as place,
+        files.making(place.file) as part,
+        files.making(place.file) as copy,
+    ):
         # Not the files themselves: reading a log may write to the database.
-        for old, new in zip(_files(location.database)[::2], _files(copy)[::2], strict=True):
-            if old.exists():
-                shutil.copyfile(old, new)
+        _copy_files(place.file, copy)
         pad(copy)
         with closing(Database(part, settings)) as fresh:
             schema.prepare(fresh)
             with fresh.write() as connection:
                 report = _Salvage(connection, copy, settings).run()
-                words.rebuild(connection, words.tokenizer(connection))
                 if report is None:
                     raise CorruptStoreError(
                         f"nothing of a Kronos store can be read in {location.database}: put a "
                         "backup back with `kronos restore`"
                     )
-            _finish(fresh)
-        aside = _replace_files(part, location.database)
+                words.rebuild(connection, _tokenizer_of(Database(copy, settings)))
+        aside = place.put(part, "damaged", is_exact=True)
     assert aside is not None  # it was read
     return RecoveryReport(aside, *report)
 
 
-@contextmanager
-def _prepared(
-    backup: Path, location: Location, settings: Settings
-) -> Iterator[tuple[Database, Path]]:
-    """A copy of a backup, beside the store."""
-    part = _part(location.database)
-    make_folder(location.database.parent)
-    with closing(Database(backup, settings)) as source, _in_the_making(part):
-        with source.read() as connection:
-            source.dialect.copy(connection, part)
-        with closing(Database(part, settings)) as prepared:
-            yield prepared, part
+class _Place:
+    """Where a database is to be replaced.
+
+    Args:
+        location: the store.
+        settings: how long to wait for writers.
+    """
+
+    def __init__(self, location: Location, settings: Settings) -> None:
+        self._settings = settings
+        self._present = Database(location.database, settings)
+        self.file = self._present.dialect.file
+        """The database file, be it that the store's own is a link to it."""
+
+    def put(
+        self, part: Path, why: str, *, mode: int | None = None, is_exact: bool = False
+    ) -> Path | None:
+        """Let a database take this place.
+
+        Args:
+            part: the database, which nobody else has open.
+            why: what the copy of the one before is named by.
+            mode: the permission bits of a database where there was none.
+            is_exact: copy the one before byte by byte, and not page by page.
+
+        Returns:
+            The copy; None where there was none before.
+        """
+        aside = beside(self.file, why)
+        if not self.file.exists():
+            self._set_log_aside(aside)
+            self._make_empty(mode)
+        with closing(self._present):
+            try:
+                self._overwrite(part, aside, is_exact=is_exact)
+            except (CorruptStoreError, ReadOnlyStoreError):
+                # SQLite cannot even begin with it, so nobody writes to it either.
+                if not os.access(self.file, os.W_OK):
+                    raise
+                self._exchange(part, aside)
+        return aside if aside.exists() or files.beside(aside)[0].exists() else None
+
+    def _make_empty(self, mode: int | None) -> None:
+        """Make an empty file, so that there is but one way to replace a database."""
+        with suppress(FileExistsError):  # somebody made a store meanwhile
+            self.file.touch(exist_ok=False)
+            if mode is not None:
+                self.file.chmod(mode)
+
+    def _overwrite(self, part: Path, aside: Path, *, is_exact: bool) -> None:
+        """Replace it in one transaction, which whoever has it open follows."""
+        is_sound = not self._present.problems()  # reads all: before anybody waits for us
+        Database(part, self._settings).dialect.become_one_file(self._present.dialect.page_bytes())
+
+        def keep_and_prepare() -> None:
+            last = self._last_seq()
+            if last != 0:
+                self._keep(aside, is_exact=is_exact or last is None)
+            lost = 0 if is_sound and last is not None else _A_LOST_SEQ
+            _begin_above(part, (last or 0) + lost, self._settings)
+
+        self._present.dialect.overwrite(part, keep_and_prepare)
+
+    def _last_seq(self) -> int | None:
+        """The last seq of the database, 0 for an empty one; None when it cannot be told."""
+        with suppress(StorageError, ConfigurationError):
+            if schema.current(self._present) is None:
+                return 0
+            with self._present.read() as connection:
+                last = connection.execute(select(store.c.seq)).scalar_one()
+            if isinstance(last, int) and 0 < last < _NO_SEQ:
+                return last
+        return None
+
+    def _keep(self, aside: Path, *, is_exact: bool) -> None:
+        """Copy what is there, while nobody can write to it."""
+        if not is_exact:
+            with suppress(CorruptStoreError):
+                self._present.backup(aside)
+                return
+        with files.making(aside) as part:
+            _copy_files(self.file, part)
+            for made, kept in zip(_with_log(part), _with_log(aside), strict=True):
+                if made.exists():
+                    files.publish(made, kept, mode=self._present.dialect.mode)
+
+    def _exchange(self, part: Path, aside: Path) -> None:
+        """Put another file in the place of one that SQLite cannot open."""
+        _begin_above(part, _A_LOST_SEQ, self._settings)
+        Database(part, self._settings).dialect.become_one_file()
+        mode = self._present.dialect.mode
+        _give_second_name(self.file, aside)
+        self._set_log_aside(aside)
+        # A file of its own, of which this process has no descriptor: to close one would drop the
+        # locks that SQLite holds for another thread. Nobody discards it: the folder is locked.
+        new = files.part_of(self.file)
+        shutil.copyfile(part, new)
+        files.publish(new, self.file, mode=mode)
+
+    def _set_log_aside(self, aside: Path) -> None:
+        """Take the log away: SQLite would replay it into whatever database it lies beside."""
+        log, shared, _ = files.beside(self.file)
+        if log.exists():
+            _give_second_name(log, files.beside(aside)[0])
+            files.sync(self.file.parent)
+        for file in (log, shared):
+            file.unlink(missing_ok=True)
+        files.sync(self.file.parent)
 
 
 @contextmanager
-def _in_the_making(part: Path) -> Iterator[None]:
-    """A place for a file that is moved or deleted at the end; nobody else deletes it meanwhile."""
-    _remove(part)
-    part.touch()
+def _replacing(location: Location, settings: Settings) -> Iterator[_Place]:
+    """Be the one who replaces a store's database."""
+    place = _Place(location, settings)
     try:
-        with locked(part):
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            _remove(part)
-
-
-@contextmanager
-def _storage_errors(location: Location, settings: Settings) -> Iterator[None]:
-    try:
-        yield
+        files.make_folder(place.file.parent)
+        with files.locked(place.file.parent, wait_s=settings.busy_timeout_s) as alone:
+            if not alone:
+                raise StoreBusyError(
+                    f"another process restores or recovers {location.database}; waited "
+                    f"{settings.busy_timeout_s:g} s (busy_timeout_s). Nothing was changed"
+                )
+            yield place
     except OSError as exc:
         raise Database(location.database, settings).dialect.fault(exc) from exc
 
 
-def _refuse_damaged(prepared: Database) -> None:
+def _refuse_unfit(prepared: Database) -> None:
+    """Refuse a copy of a backup that is no whole store's; upgrade one of an older schema."""
     if schema.current(prepared) is None:
         raise ConfigurationError("the backup is an empty database", field="backup")
     problems = prepared.problems()
     if problems:
         raise CorruptStoreError(f"the backup is damaged: {problems[0].detail}. Nothing was changed")
+    schema.upgrade(prepared, keep=False)
+    schema.check(prepared)
 
 
-def _begin_anew(prepared: Database, last: int) -> None:
+def _tokenizer_of(damaged: Database) -> Tokenizer:
+    """How a damaged database cut texts into words; the default where that is lost."""
+    for row in damaged.dialect.salvage("sqlite_master"):
+        if row.get("name") == words.MEMORY_WORDS and isinstance(row.get("sql"), str):
+            return words.tokenizer_in(row["sql"])
+    return words.DEFAULT_TOKENIZER
+
+
+def _begin_above(part: Path, last: int, settings: Settings) -> None:
     """Let a database begin above a seq, and tell every index that it must start from zero."""
-    with prepared.write() as connection:
+    with closing(Database(part, settings)) as prepared, prepared.write() as connection:
         seq = max(last, connection.execute(select(store.c.seq)).scalar_one()) + 1
         connection.execute(update(store).values(seq=seq))
         connection.execute(update(spaces).values(pruned_seq=seq))
-    _finish(prepared)
-
-
-def _finish(database: Database) -> None:
-    """Bring all of a database into its one file."""
-    database.vacuum()
-    database.close()
-
-
-def _last_seq(database: Database) -> int | None:
-    """The last seq of a database; None when it cannot be read or is no whole one."""
-    try:
-        if schema.current(database) is None or database.problems():
-            return None
-        with database.read() as connection:
-            return int(connection.execute(select(store.c.seq)).scalar_one())
-    except (StorageError, ConfigurationError):
-        return None
-
-
-def _part(database: Path, name: str = "new") -> Path:
-    return database.with_name(f"{database.name}.{name}{PART}")
 
 
 def beside(database: Path, why: str) -> Path:
@@ -204,47 +287,27 @@ def beside(database: Path, why: str) -> Path:
     return database.with_name(f"{database.name}.{why}-{moment}")
 
 
-def _files(database: Path) -> list[Path]:
-    return [database.with_name(database.name + end) for end in ("-wal", "-shm", "")]
+def _with_log(database: Path) -> tuple[Path, Path]:
+    """The files that hold a database: its own, and its log."""
+    return database, files.beside(database)[0]
 
 
-def _remove(database: Path) -> None:
-    for file in _files(database):
-        file.unlink(missing_ok=True)
+def _copy_files(database: Path, copy: Path) -> None:
+    for old, new in zip(_with_log(database), _with_log(copy), strict=True):
+        if old.exists():
+            shutil.copyfile(old, new)
 
 
-def _replace_files(part: Path, database: Path) -> Path | None:
-    """Put a new database into the place of one that is damaged or gone.
-
-    Returns:
-        Where what was there is kept, its log with it; None when nothing was.
-    """
-    aside = beside(database, "damaged")
-    pairs = zip(_files(database)[::2], _files(aside)[::2], strict=True)
-    found = [(old, new) for old, new in pairs if old.exists()]
-    for old, new in found:
-        _keep(old, new)
-    sync(database.parent)
-    # First of all: SQLite would replay a log into whatever database it lies beside.
-    for log in _files(database)[:2]:
-        log.unlink(missing_ok=True)
-    sync(database.parent)
-    _put_in_place(part, database)
-    return aside if found else None
-
-
-def _keep(old: Path, new: Path) -> None:
-    """Give a file a second name; where a file can have but one, a copy."""
+def _give_second_name(old: Path, new: Path) -> None:
+    """Keep a file under another name; where a file can have but one, a copy."""
     try:
         os.link(old, new)
-    except OSError:
+    except OSError as exc:
+        if exc.errno not in files.ONE_NAME:
+            raise
         shutil.copyfile(old, new)
-        sync(new)
-
-
-def _put_in_place(part: Path, database: Path) -> None:
-    part.replace(database)
-    sync(database.parent)
+        shutil.copymode(old, new)
+        files.sync(new)
 
 
 class _Salvage:

@@ -11,7 +11,6 @@ import errno
 import functools
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,12 +36,13 @@ from sqlalchemy.dialects import sqlite
 from kronos.errors import (
     ConfigurationError,
     CorruptStoreError,
+    InputError,
     ReadOnlyStoreError,
     StorageError,
     StorageFullError,
     StoreBusyError,
 )
-from kronos.files import is_left, locked, make_folder, sync
+from kronos.files import beside, make_folder, mode_of, publishing, sync
 from kronos.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,9 +70,6 @@ ERRORS: tuple[type[Exception], type[Exception]] = (driver.Error, UnicodeDecodeEr
 # checkpoint may skip committed pages. https://sqlite.org/wal.html#walresetbug
 _FIRST_WITH_BUG, _FIRST_WITHOUT_BUG = (3, 7, 0), (3, 51, 3)
 _FIXED_BRANCHES = {(3, 44): 6, (3, 50): 7}
-PART = ".part"
-"""How the names of copies end that are not whole yet."""
-_PART_FILE = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # No file system block, no log page: with less than this left, a disk counts as full.
 _FREE_BYTES = 2**16
 _LONGEST_TIMEOUT_S = 86_400.0
@@ -89,6 +86,7 @@ _PAGES_A_VACUUM = 512
 # Of a new file. A page of 4096 bytes holds two vectors of 384 numbers, a quarter of it stays empty;
 # one of 8192 holds five: the file is a sixth smaller.
 _BYTES_A_PAGE = 8192
+_PAGES_A_STEP = 256
 # SQLite's own limit is 281 TB; a sparse file costs nothing, but not every file system takes it.
 _LONGEST_FILE = 2**42
 
@@ -147,6 +145,14 @@ class SQLite:
         # IMMEDIATE: a deferred BEGIN fails under load when it turns from reading into writing.
         self._run(connection, "BEGIN IMMEDIATE")
 
+    def begin_write_at_once(self, connection: Connection) -> None:
+        """Begin the same, without waiting for another writer."""
+        self._run(connection, "PRAGMA busy_timeout=0")
+        try:
+            self.begin_write(connection)
+        finally:
+            self._run(connection, f"PRAGMA busy_timeout={self._timeout_s * 1000:.0f}")
+
     def begin_migration(self, connection: Connection) -> None:
         """Begin the same without foreign keys; the connection must not be used for anything else.
 
@@ -163,23 +169,44 @@ class SQLite:
         except ERRORS as exc:
             raise self.fault(exc) from exc
 
-    def connect(self) -> sqlite3.Connection:
-        """Open a connection; what is missing of the folder and the file is created.
+    @property
+    def file(self) -> Path:
+        """The database file itself, where `path` is a link to it: SQLite keeps its log there."""
+        return Path(os.path.realpath(self.path))  # `resolve` raises where links go in a circle
+
+    def file_id(self) -> tuple[int, int] | None:
+        """What tells the file at the path from every other one: its device and its number there.
+
+        None where there is no file that can be reached.
+        """
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def connect(self, *, create: bool = True) -> sqlite3.Connection:
+        """Open a connection.
 
         A database in a folder that cannot be written is opened as a file that nobody changes.
+
+        Args:
+            create: make what is missing of the folder and the file.
 
         Raises:
             ConfigurationError: the path cannot be a file's.
             ReadOnlyStoreError: the folder does not exist and cannot be created.
         """
-        self._make_folder()
-        connection = self._connect(str(self.path))
+        if create:
+            self._make_folder()
+        name = f"{self.path.as_uri()}?mode={'rwc' if create else 'rw'}"
+        connection = self._connect(name)
         try:
             self._configure(connection)
         except BaseException as exc:
             connection.close()
             if isinstance(exc, ERRORS) and self._can_only_be_read(exc):
-                return self._connect(f"{self.path.as_uri()}?immutable=1", uri=True)
+                return self._connect(f"{self.path.as_uri()}?immutable=1")
             raise
         return connection
 
@@ -199,16 +226,20 @@ class SQLite:
             f"the database cannot be kept at {self.path}: {why}", field="storage_path"
         )
 
-    def _connect(self, name: str, *, uri: bool = False) -> sqlite3.Connection:
+    def _connect(self, name: str) -> sqlite3.Connection:
         # isolation_level=None: the driver begins no transactions of its own.
         connection: sqlite3.Connection = driver.connect(
             name,
-            uri=uri,
-            timeout=min(self.settings.busy_timeout_s, _LONGEST_TIMEOUT_S),
+            uri=True,
+            timeout=self._timeout_s,
             isolation_level=None,
             check_same_thread=False,
         )
         return connection
+
+    @property
+    def _timeout_s(self) -> float:
+        return min(self.settings.busy_timeout_s, _LONGEST_TIMEOUT_S)
 
     def _configure(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA synchronous={self.settings.durability.upper()}")
@@ -245,13 +276,13 @@ class SQLite:
 
     @property
     def _log(self) -> Path:
-        return self.path.with_name(self.path.name + "-wal")
+        return beside(self.file)[0]
 
     def _can_only_be_read(self, error: Exception) -> bool:
         return (
             _code(error) in (_Code.READONLY, _Code.CANTOPEN)
             and self.path.is_file()
-            and not _is_writable(self.path.parent)
+            and not _is_writable(self.file.parent)
             # What lies in the log alone would not be seen.
             and not (self._log.exists() and self._log.stat().st_size)
         )
@@ -276,7 +307,7 @@ class SQLite:
                 )
             case _Code.READONLY:
                 return self._read_only(error)
-            case _Code.CANTOPEN if not _is_writable(self.path.parent):
+            case _Code.CANTOPEN if not _is_writable(self.file.parent):
                 return self._read_only(error)
             case _Code.CORRUPT | _Code.NOTADB:
                 return CorruptStoreError(
@@ -287,7 +318,7 @@ class SQLite:
 
     def _is_full(self) -> bool:
         try:
-            return shutil.disk_usage(self.path.parent).free < _FREE_BYTES
+            return shutil.disk_usage(self.file.parent).free < _FREE_BYTES
         except OSError:
             return False
 
@@ -317,7 +348,7 @@ class SQLite:
             # SQLite locks the database and its shared memory, not the log: closing it frees none.
             with suppress(FileNotFoundError):
                 sync(self._log)
-            sync(self.path.parent)
+            sync(self.file.parent)
         except OSError as exc:
             raise self.fault(exc) from exc
 
@@ -334,7 +365,7 @@ class SQLite:
             StorageError: the database or the disk failed.
         """
         try:
-            with closing(self.connect()) as connection:
+            with closing(self.connect(create=False)) as connection:
                 if connection.execute("PRAGMA auto_vacuum").fetchone() == (0,):
                     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
                     connection.execute("VACUUM")
@@ -353,57 +384,90 @@ class SQLite:
         """Copy the database as a connection sees it into a new file, which is there whole or not.
 
         Raises:
+            InputError: the file exists.
             StorageError: the copy could not be written.
         """
-        part = target.with_name(target.name + PART)
         try:
-            part.unlink(missing_ok=True)
-            part.touch()
-            with locked(part):
+            with publishing(target, mode=self.mode, replace=False) as part:
                 self.copy(connection, part)
-                os.replace(part, target)
-            sync(target.parent)
-        except (StorageError, OSError) as exc:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            if isinstance(exc, StorageError):
-                raise
+        except FileExistsError:
+            raise InputError(
+                f"{target} exists: name a new file for the backup", field="path"
+            ) from None
+        except OSError as exc:
             raise self.fault(exc) from exc
+
+    @property
+    def mode(self) -> int | None:
+        """The permission bits of the database, which every copy of it gets too."""
+        return mode_of(self.path)
 
     def rebuild_indexes(self, connection: Connection) -> None:
         """Make the database's own indexes anew from its tables."""
         connection.exec_driver_sql("REINDEX")
 
-    def overwrite(self, source: Path) -> None:
+    def overwrite(self, source: Path, prepare: Callable[[], None]) -> None:
         """Make the database, in one transaction, what another file holds; readers go on meanwhile.
+
+        Args:
+            source: a database that nobody else uses, with pages as long as this one's.
+            prepare: called once nobody else can write to the database any more, and before anything
+                of it is replaced; it may read the database and change the source. An error leaves
+                the database as it is.
 
         Raises:
             StoreBusyError: other writers did not end in time.
             StorageError: the database or the disk failed; the database is as it was.
         """
-        deadline = time.monotonic() + self.settings.busy_timeout_s
-
-        def give_up(status: int, remaining: int, total: int) -> None:
-            # `backup` itself would wait for ever.
-            if status in (_Code.BUSY, _Code.LOCKED) and time.monotonic() > deadline:
-                raise driver.OperationalError("database is locked")
-
         try:
-            with closing(driver.connect(source)) as found, closing(self.connect()) as connection:
-                found.backup(connection, progress=give_up, sleep=0.01)
+            with (
+                closing(driver.connect(source)) as found,
+                closing(self._connect(f"{self.path.as_uri()}?mode=rw")) as connection,
+            ):
+                connection.execute("PRAGMA synchronous=FULL")
+                (pages,) = found.execute("PRAGMA page_count").fetchone()
+                found.backup(
+                    connection,
+                    # Never all at once: the first step takes the lock, the last one commits.
+                    pages=max(1, min(_PAGES_A_STEP, pages // 2)),
+                    progress=self._once_locked(prepare),
+                    sleep=0.01,
+                )
         except ERRORS as exc:
             raise self.fault(exc) from exc
+
+    def _once_locked(self, prepare: Callable[[], None]) -> Callable[[int, int, int], None]:
+        """What a backup calls after each step: it prepares after the first one that was made."""
+        deadline = time.monotonic() + self.settings.busy_timeout_s
+        is_prepared = False
+
+        def stepped(status: int, remaining: int, total: int) -> None:
+            nonlocal is_prepared
+            if status in (_Code.BUSY, _Code.LOCKED):
+                if time.monotonic() > deadline:  # `backup` itself would wait for ever
+                    raise driver.OperationalError("database is locked")
+            elif not is_prepared:
+                is_prepared = True
+                prepare()
+
+        return stepped
 
     def salvage(self, table: str) -> Iterator[dict[str, Any]]:
         """Read what can be read of a table of a damaged database, from both its ends.
 
         Yields:
             Rows by column; a row may come twice.
+
+        Raises:
+            StorageError: the disk failed, so that nobody can tell what is damaged.
         """
-        with closing(driver.connect(self.path, isolation_level=None)) as connection:
-            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-            yield from _walk(connection, table, upwards=True)
-            yield from _walk(connection, table, upwards=False)
+        try:
+            with closing(driver.connect(self.path, isolation_level=None)) as connection:
+                connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+                yield from _walk(connection, table, upwards=True)
+                yield from _walk(connection, table, upwards=False)
+        except ERRORS as exc:
+            raise self.fault(exc) from exc
 
     def copy(self, connection: Connection, target: Path) -> None:
         """Copy the database as a connection sees it into a file, which is its caller's to name."""
@@ -419,10 +483,37 @@ class SQLite:
         rows = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
         return [row for row in rows if row != "ok"] + self.foreign_key_problems(connection)
 
-    def page_bytes(self, connection: Connection) -> int:
-        """The bytes of a page of the file, which is settled when it is made."""
-        found: int = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
-        return found
+    def page_bytes(self) -> int:
+        """The bytes of a page of the file, which is settled when it is made.
+
+        Raises:
+            StorageError: the file cannot be read as a database.
+        """
+        try:
+            with closing(self._connect(f"{self.path.as_uri()}?mode=rw")) as connection:
+                connection.execute("PRAGMA schema_version").fetchone()  # reads the file, as nothing
+                (found,) = connection.execute("PRAGMA page_size").fetchone()  # has until then
+                return int(found)
+        except ERRORS as exc:
+            raise self.fault(exc) from exc
+
+    def become_one_file(self, page_bytes: int | None = None) -> None:
+        """Leave no log beside the file, which nobody else has open.
+
+        Args:
+            page_bytes: how long its pages are to be; None: as they are.
+
+        Raises:
+            StorageError: the database or the disk failed.
+        """
+        try:
+            with closing(self._connect(f"{self.path.as_uri()}?mode=rw")) as connection:
+                connection.execute("PRAGMA journal_mode=DELETE")
+                if page_bytes not in (None, *connection.execute("PRAGMA page_size").fetchone()):
+                    connection.execute(f"PRAGMA page_size={page_bytes}")
+                    connection.execute("VACUUM")
+        except ERRORS as exc:
+            raise self.fault(exc) from exc
 
     def foreign_key_problems(self, connection: Connection) -> list[str]:
         """Rows that refer to a row that is not there."""
@@ -692,17 +783,6 @@ def pad(path: Path) -> None:
             file.truncate(length)
 
 
-def orphaned_parts(path: Path) -> list[Path]:
-    """Copies of a database that were never finished, and that nobody makes any more."""
-    try:
-        names = sorted(os.listdir(path.parent))
-    except OSError:
-        return []
-    found = [n for n in names if n.startswith(f"{path.name}.") and _PART_FILE.search(n)]
-    alive = {n for n in found if n.endswith(PART) and not is_left(path.with_name(n))}
-    return [path.with_name(n) for n in found if _PART_FILE.sub(PART, n) not in alive]
-
-
 def _is_writable(folder: Path) -> bool:
     effective = os.access in os.supports_effective_ids
     return os.access(folder, os.W_OK, effective_ids=effective)
@@ -730,7 +810,9 @@ def _walk(connection: sqlite3.Connection, table: str, *, upwards: bool) -> Itera
                     place, leap = row[0], 0
                     yield dict(zip(names[1:], row[1:], strict=True))
             return
-        except ERRORS:
+        except ERRORS as exc:
+            if _code(exc) in (_Code.IOERR, _Code.FULL) and place in (-1, _LAST_ROW):
+                raise
             if start in (-1, _LAST_ROW) and leap:
                 return
             leap = 2 * leap or (1 if upwards else -1)

@@ -2,7 +2,9 @@
 
 A reader sees the state of its first statement, whatever writers do meanwhile. A writer holds the
 write lock from its first statement on. Whatever the driver raises inside is rolled back and leaves
-as an error of `kronos.errors`. Nothing here knows what the rows mean.
+as an error of `kronos.errors`. Each transaction sees whether the file that it has open is still the
+one at its path, so nothing is ever acknowledged into a file that nobody will find. But for the
+store's id, nothing here knows what the rows mean.
 """
 
 from __future__ import annotations
@@ -10,20 +12,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, cast
 
-from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy import URL, Connection, RootTransaction, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from kronos.db.dialect import ERRORS, SQLite, driver
-from kronos.errors import CorruptStoreError, StoreClosedError
+from kronos.db.dialect import ERRORS, SQLite, driver, fetch
+from kronos.errors import (
+    CorruptStoreError,
+    StorageError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreReplacedError,
+)
 from kronos.forking import Gate, follow_forks
 from kronos.settings import Settings
 from kronos.types import Problem
 
 # Kept for the next transactions; more are opened when more threads ask at once.
 _MOST_IDLE = 8
+
+FileId: TypeAlias = tuple[int, int]
+"""What tells a file from every other one of this machine: its device and its number there."""
+_FILE = "kronos_file"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The store that must be at the path."""
+
+    file: FileId | None
+    store_id: str | None
 
 
 class Database:
@@ -46,13 +68,32 @@ class Database:
         # Connections are kept here and not in SQLAlchemy's pool, whose check-out and check-in take
         # twice as long as to begin and to end a transaction.
         self._idle: deque[Connection] = deque()
+        self._held: _Held | None = None
         self._engine = create_engine(
             URL.create("sqlite+pysqlite", database=str(self.path)),
-            creator=self.dialect.connect,
+            creator=lambda: self.dialect.connect(create=self._held is None),
             module=driver,
             poolclass=NullPool,
         )
         follow_forks(self)
+
+    def hold(self) -> None:
+        """From now on the file must be the store that it is now, or that store copied or restored.
+
+        Transactions raise StoreReplacedError as long as it is not; nothing is created anew.
+        """
+        with self.read() as connection:
+            self._held = _Held(file_of(connection), _store_id(connection))
+
+    def require_in_place(self) -> None:
+        """Raise StoreReplacedError when the file that was held is no longer at its path."""
+        if not self.is_in_place:
+            raise self._replaced()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that was held last is still the one at its path."""
+        return self._held is None or self._held.file == self.dialect.file_id()
 
     def before_fork(self) -> None:
         """Close every connection, once no other thread is in a transaction.
@@ -76,12 +117,16 @@ class Database:
         Raises:
             StoreClosedError: `close` was called.
             ConfigurationError: the path cannot be a database's.
+            StoreReplacedError: the file of the store was removed, or is another store's now.
             StorageError: the database or the disk failed; the subclass says how.
         """
         return self._transaction(self.dialect.begin_read)
 
-    def write(self) -> AbstractContextManager[Connection]:
+    def write(self, *, wait: bool = True) -> AbstractContextManager[Connection]:
         """A transaction that is alone in writing: committed at the end, rolled back by an error.
+
+        Args:
+            wait: for other writers; False raises at once when there is one.
 
         Raises:
             StoreBusyError: another writer did not end within `Settings.busy_timeout_s`.
@@ -89,47 +134,107 @@ class Database:
             StorageFullError: the disk is full.
             StorageError: as `read` does, and the rest.
         """
-        return self._transaction(self.dialect.begin_write)
+        begin = self.dialect.begin_write if wait else self.dialect.begin_write_at_once
+        return self._transaction(begin, writes=True)
 
     def migration(self) -> AbstractContextManager[Connection]:
         """A write transaction in which tables may be rebuilt: foreign keys are not enforced.
 
         Whoever uses it looks at `dialect.foreign_key_problems` before the end. Raises as `write`.
         """
-        return self._transaction(self.dialect.begin_migration, kept=False)
+        return self._transaction(self.dialect.begin_migration, kept=False, writes=True)
 
     @contextmanager
     def _transaction(
-        self, begin: Callable[[Connection], None], *, kept: bool = True
+        self, begin: Callable[[Connection], None], *, kept: bool = True, writes: bool = False
     ) -> Iterator[Connection]:
+        """A transaction, on a connection that is kept for the next one unless the driver failed."""
         if self._closed:
             raise StoreClosedError
-        try:
-            with self._gate, self._connection(kept=kept) as connection, connection.begin():
-                begin(connection)
-                yield connection
-        except DBAPIError as exc:
-            raise self.dialect.fault(exc.orig) from exc
-        except ERRORS as exc:
-            raise self.dialect.fault(exc) from exc
-
-    @contextmanager
-    def _connection(self, *, kept: bool) -> Iterator[Connection]:
-        """A connection for one transaction; kept for the next one, unless the driver failed."""
         idle = self._idle if kept else None
         try:
-            connection = self._engine.connect() if idle is None else idle.pop()
-        except IndexError:
+            with self._gate:
+                connection, transaction = self._begin(begin, idle)
+                try:
+                    with transaction:
+                        yield connection
+                    if writes and not self._is_at_its_path(connection):
+                        raise self._replaced("what this call wrote went with it")
+                except (DBAPIError, driver.Error):
+                    # After a failed commit or fsync nobody knows what the connection still holds.
+                    connection.invalidate()
+                    idle = None
+                    raise
+                finally:
+                    self._put_back(connection, idle)
+        except DBAPIError as exc:
+            raise self._fault(exc.orig) from exc
+        except ERRORS as exc:
+            raise self._fault(exc) from exc
+
+    def _begin(
+        self, begin: Callable[[Connection], None], idle: deque[Connection] | None
+    ) -> tuple[Connection, RootTransaction]:
+        """Begin a transaction on the file that is at the path then."""
+        while True:
+            connection = self._connection(idle)
+            transaction = connection.begin()
+            try:
+                begin(connection)
+            except BaseException as exc:
+                transaction.rollback()
+                self._put_back(connection, idle if isinstance(exc, StoreBusyError) else None)
+                raise
+            if self._is_at_its_path(connection):
+                return connection, transaction
+            transaction.rollback()
+            connection.close()
+            self._disconnect()
+
+    def _is_at_its_path(self, connection: Connection) -> bool:
+        return self._held is None or file_of(connection) == self.dialect.file_id()
+
+    def _connection(self, idle: deque[Connection] | None) -> Connection:
+        if idle:
+            with suppress(IndexError):  # another thread was quicker
+                return idle.pop()
+        while True:
+            before = self.dialect.file_id()
+            if before is None and self._held is not None:
+                raise self._replaced()
             connection = self._engine.connect()
+            connection.info[_FILE] = self.dialect.file_id()
+            if before in (None, file_of(connection)):
+                break
+            connection.close()  # it was replaced while it was opened
         try:
-            yield connection
-        except (DBAPIError, driver.Error):
-            # After a failed commit or fsync nobody knows what the connection still holds.
-            connection.invalidate()
-            idle = None
+            self._check_held(connection)
+        except BaseException:
+            connection.close()
             raise
-        finally:
-            self._put_back(connection, idle)
+        return connection
+
+    def _check_held(self, connection: Connection) -> None:
+        """Take another file for the store's own, if it is the same store: copied, or restored."""
+        held, found = self._held, file_of(connection)
+        if held is None or held.file == found:
+            return
+        if _store_id(connection) != held.store_id:
+            raise self._replaced()
+        self._held = _Held(found, held.store_id)
+
+    def _replaced(self, so: str = "nothing was written") -> StoreReplacedError:
+        gone = self.dialect.file_id() is None
+        return StoreReplacedError(
+            f"{self.path} was {'removed' if gone else 'replaced'} while the store was open, and "
+            f"{so}. Put the store's own file back, or close this store and open it anew"
+        )
+
+    def _fault(self, error: BaseException | None) -> StorageError:
+        """Translate an error; whatever fails on a file that is gone fails because it is."""
+        if self._held is not None and self.dialect.file_id() is None:
+            return self._replaced()
+        return self.dialect.fault(error)
 
     def _put_back(self, connection: Connection, idle: deque[Connection] | None) -> None:
         if idle is None or len(idle) >= _MOST_IDLE:
@@ -173,6 +278,7 @@ class Database:
         Raises:
             StorageError: the disk failed.
         """
+        self.require_in_place()
         self.dialect.sync()
 
     def vacuum(self) -> bool:
@@ -188,9 +294,24 @@ class Database:
         if self._closed:
             raise StoreClosedError
         with self._gate:
+            self.require_in_place()
             return self.dialect.vacuum()
 
     def close(self) -> None:
         """Close every connection; does nothing when the database is closed."""
         self._closed = True
         self._disconnect()
+
+
+def file_of(connection: Connection) -> FileId | None:
+    """The file that a connection of a `Database` has open."""
+    return cast("FileId | None", connection.info.get(_FILE))
+
+
+def _store_id(connection: Connection) -> str | None:
+    """The id of the store in a database; None where there is none."""
+    try:
+        rows = fetch(connection, "SELECT uuid FROM store")
+    except ERRORS:
+        return None
+    return str(rows[0][0]) if rows else None

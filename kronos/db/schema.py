@@ -112,12 +112,13 @@ def check(database: Database) -> None:
         )
 
 
-def upgrade(database: Database, revision: str = HEAD) -> Path | None:
+def upgrade(database: Database, revision: str = HEAD, *, keep: bool = True) -> Path | None:
     """Bring the database to a later revision, whole or not at all.
 
     Args:
         database: the database; an empty one gets its first tables.
         revision: the revision to reach.
+        keep: take a backup before; False for what is a copy itself.
 
     Returns:
         The backup taken before; None when there was nothing to do or nothing to keep.
@@ -127,7 +128,7 @@ def upgrade(database: Database, revision: str = HEAD) -> Path | None:
         SchemaTooNewError: the database is newer than this Kronos.
         MigrationError: a migration failed; the database is as it was.
     """
-    return _migrate(database, revision, upwards=True)
+    return _migrate(database, revision, upwards=True, keep=keep)
 
 
 def downgrade(database: Database, revision: str) -> Path | None:
@@ -192,7 +193,7 @@ def _refuse_unknown(found: str | None, database: Database) -> None:
         )
 
 
-def _migrate(database: Database, revision: str, *, upwards: bool) -> Path | None:
+def _migrate(database: Database, revision: str, *, upwards: bool, keep: bool = True) -> Path | None:
     target = _resolve(revision)
     if (current(database) or BASE) == target:
         return None
@@ -209,14 +210,14 @@ def _migrate(database: Database, revision: str, *, upwards: bool) -> Path | None
             _run(connection, target, upwards=upwards)
             return None
         # Under the write lock, so that the backup is what the migration begins with.
-        backup = _back_up(database, found)
+        backup = _back_up(database, found) if keep else None
         try:
             _run(connection, target, upwards=upwards)
             _check_foreign_keys(database, connection)
         except Exception as exc:
             raise MigrationError(
                 f"migrating from schema {found} to {target} failed: {exc}. {database.path} is as "
-                f"it was before; a backup lies in {backup}"
+                f"it was before{'' if backup is None else f'; a backup lies in {backup}'}"
             ) from exc
     return backup
 

@@ -68,6 +68,11 @@ event.listen(metadata, "after_create", lambda _, connection, **__: create(connec
 def tokenizer(connection: Connection) -> Tokenizer:
     """How texts are cut into words."""
     ((sql,),) = fetch(connection, "SELECT sql FROM sqlite_master WHERE name = ?", (MEMORY_WORDS,))
+    return tokenizer_in(sql)
+
+
+def tokenizer_in(sql: str) -> Tokenizer:
+    """The same, read from the statement that made an index."""
     found = _TOKENIZE.search(sql)
     known = {tokenize: name for name, tokenize in TOKENIZERS.items()}
     return known[found[1]] if found and found[1] in known else DEFAULT_TOKENIZER

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 HASH_MODEL = "hash"
 """The name that asks for hash embeddings, which need no model at all."""
+DEFAULT_MODEL = "mini"
+"""What a new store gets when nobody names a model."""
+KEPT_MODEL = "keep"
+"""The name that asks for the model that a store has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +100,10 @@ EMBEDDING_MODELS: Mapping[str, EmbeddingModel] = MappingProxyType(
         ),
     }
 )
+
+
+def absolute(model: str | None) -> str | None:
+    """A model as another process, in another folder, may ask for it."""
+    if model is None or model in EMBEDDING_MODELS or not Path(model).expanduser().is_dir():
+        return model
+    return str(Path(model).expanduser().absolute())

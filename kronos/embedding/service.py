@@ -64,7 +64,8 @@ class EmbeddingService:
         strict: bool = False,
         settings: Settings | None = None,
     ) -> None:
-        self._model = model
+        self.model = model
+        """What was asked for."""
         self._device = device
         self._cache_dir = cache_dir
         self._hash_dim = embedding_dim
@@ -95,7 +96,7 @@ class EmbeddingService:
             if self._embedder is not None:
                 return
             check_device(self._device)
-            model = _check_name(self._model)
+            model = _check_name(self.model)
             try:
                 self._embedder = self._open(model)
             except ModelLoadError as exc:

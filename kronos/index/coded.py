@@ -110,12 +110,17 @@ class CodedRows(MainRows):
         self, queries: Vectors, k: int, effort: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """See `MainRows`."""
-        wanted = min(k * _MORE + _FEW, len(self))
+        is_graph = isinstance(self._index, faiss.IndexHNSW)
+        wanted = k * _MORE + _FEW
+        # All that a graph weighs are scored exactly: it has them at hand.
+        wanted = min(max(wanted, effort) if is_graph else wanted, self._findable(allowed))
         with threads_for(queries):
             params = self._parameters(max(effort, wanted), allowed)
             _, near = self._index.search(queries, wanted, params=params)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
+        if is_graph and near.min() < 0:
+            return scores, rows  # its links do not lead everywhere: then nothing is sure
         for number, query in enumerate(queries):
             candidates = near[number][near[number] >= 0]
             exact = products(query, self.vectors, candidates)
@@ -123,6 +128,11 @@ class CodedRows(MainRows):
             scores[number, : order.size] = exact[order]
             rows[number, : order.size] = candidates[order]
         return scores, rows
+
+    def _findable(self, allowed: NDArray[np.uint8] | None) -> int:
+        if allowed is None:
+            return len(self)
+        return int.from_bytes(allowed.tobytes(), "little").bit_count()
 
     def _parameters(self, effort: int, allowed: NDArray[np.uint8] | None) -> Any:
         options = {}

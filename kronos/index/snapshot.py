@@ -26,21 +26,21 @@ import mmap
 import os
 import re
 import struct
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
-from kronos.files import FULL, READ_ONLY, is_left, locked, sync
+from kronos.files import FULL, READ_ONLY, discard_parts, left_parts, locked, publishing
 
 _PREFIX = struct.Struct("<8sII")
 _MAGIC = b"KRONOSIX"
 _FORMAT = 1
 _MAX_HEADER = 2**16
 _NAME = re.compile(r"space-(?P<space>\d+)-(?P<seq>\d{20})\.kronos")
-_TEMPORARY = re.compile(r"space-\d+-\d{20}\.kronos\.[0-9a-f]{32}\.tmp")
+_EVERY = "space-"
+"""How the names of all snapshots begin."""
 Buffer: TypeAlias = bytes | memoryview
 _READ_ATTEMPTS = 10
 _ALIGNED = 64
@@ -92,6 +92,7 @@ def write_snapshot(
     payload: Sequence[Buffer],
     *,
     replace_equal: bool = False,
+    mode: int | None = None,
 ) -> Path | None:
     """Publish a snapshot, and delete the older ones of its space.
 
@@ -100,6 +101,7 @@ def write_snapshot(
         header: whose index it is, and how far it has come.
         payload: the index's `to_buffers()`.
         replace_equal: put it in the place of one of the same seq: it was built better.
+        mode: the permission bits of the file; None: those of any new file.
 
     Returns:
         The space's newest snapshot: another process's, when that is as new or newer. None: another
@@ -114,14 +116,15 @@ def write_snapshot(
     path = folder / f"space-{space_id}-{header.seq:020d}.kronos"
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        discard_parts(folder, _EVERY)
         with locked(folder) as alone:
             if not alone:
                 return None
-            _discard_strays(folder)
             newest = _snapshots(folder, space_id)[-1:]
             # The names of one space sort as their seqs do.
             if not newest or newest[0].name < path.name + "+" * replace_equal:
-                _publish(path, _envelope(header, payload), payload)
+                with publishing(path, mode=mode) as part, part.open("wb") as file:
+                    file.writelines([_envelope(header, payload), *payload])
                 newest = [path]
                 if path.stat().st_size >= _MAPPED_FROM:
                     with contextlib.suppress(SnapshotError):  # the next reader tells what is wrong
@@ -160,12 +163,8 @@ def newest_header(folder: Path, space_id: int) -> SnapshotHeader | None:
 
 
 def strays(folder: Path) -> list[Path]:
-    """What writers that are gone left behind; none while somebody writes."""
-    try:
-        with locked(folder) as alone:
-            return _strays(folder) if alone else []
-    except OSError:
-        return []
+    """What writers that are gone left behind."""
+    return left_parts(folder, _EVERY)
 
 
 def discard_strays(folder: Path) -> None:
@@ -175,9 +174,8 @@ def discard_strays(folder: Path) -> None:
         ReadOnlyStoreError: the folder cannot be written.
         StorageError: the disk failed.
     """
-    with _storage_errors(folder), contextlib.suppress(FileNotFoundError), locked(folder) as alone:
-        if alone:
-            _discard_strays(folder)
+    with _storage_errors(folder), contextlib.suppress(FileNotFoundError):
+        discard_parts(folder, _EVERY)
 
 
 def read_newest(
@@ -253,33 +251,6 @@ def _unlink(path: Path) -> None:
     """Delete a snapshot, and its mark first: one alone would be nobody's."""
     _mark(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-
-
-def _publish(path: Path, envelope: bytes, payload: Sequence[Buffer]) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(envelope)
-            for buffer in payload:
-                file.write(buffer)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync(path.parent)
-
-
-def _strays(folder: Path) -> list[Path]:
-    found = [folder / name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]
-    return [path for path in found if is_left(path)]
-
-
-def _discard_strays(folder: Path) -> None:
-    for path in _strays(folder):
-        path.unlink(missing_ok=True)
 
 
 def _envelope(header: SnapshotHeader, payload: Sequence[Buffer]) -> bytes:

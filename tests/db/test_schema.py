@@ -264,7 +264,7 @@ def test_no_migration_begins_without_its_backup(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageFullError):
         schema.upgrade(database)
     assert [file.name for file in database.path.parent.iterdir() if ".part" in file.name] == []

@@ -206,9 +206,10 @@ def _names(call: Call, folder: Folder) -> dict[str, Node | None]:
             return {name: Folder()}
         case "u":
             return {name: None}
-        case "r":
+        case "r" | "l":
             target = Path(call.data.decode())
             assert target.parent == call.path.parent, "a rename stays in its folder"
-            return {name: None, target.name: folder.now[name]}
+            kept = folder.now[name] if call.kind == "l" else None
+            return {name: kept, target.name: folder.now[name]}
         case _:
             raise ValueError(call.kind)

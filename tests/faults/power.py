@@ -95,7 +95,7 @@ def _read(log: Path, root: Path) -> Iterator[Call]:
             kind, offset, size, path = line.decode().rstrip("\n").split(" ", 3)
             place = Path(path).relative_to(root) if path else Path()
             data = file.read(int(size))
-            if kind == "r":
+            if kind in "rl":
                 data = bytes(Path(data.decode()).relative_to(root))
             yield Call(kind, place, int(offset), data)
 

@@ -10,7 +10,8 @@
  *     kind offset length path
  *
  * and then `length` bytes. Kinds: w write, t truncate to `offset`, s sync, n new file, m new
- * folder, r rename to what the bytes say, u unlink, ! mark number `offset`.
+ * folder, r rename to what the bytes say, l the same as a second name, u unlink, ! mark number
+ * `offset`.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -180,6 +181,17 @@ int rename(const char *from, const char *to) {
     int begun = begin(concerned);
     int result = real(from, to);
     end(begun, result == 0, 'r', 0, from, to, strlen(to));
+    if (what == 1) die();
+    return result;
+}
+
+int link(const char *from, const char *to) {
+    REAL(int, "link", const char *, const char *);
+    int concerned = in_folder(to), what = verdict(concerned);
+    if (what == 2) return -1;
+    int begun = begin(concerned);
+    int result = real(from, to);
+    end(begun, result == 0, 'l', 0, from, to, strlen(to));
     if (what == 1) die();
     return result;
 }

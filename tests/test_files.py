@@ -1,0 +1,168 @@
+"""A file that is published is whole or not there, whoever else makes it, whatever lies there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kronos import files
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="permission bits and links")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def publish(path: Path, content: bytes, **options: object) -> None:
+    with files.publishing(path, **options) as part:  # type: ignore[arg-type]
+        part.write_bytes(content)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
+@given(
+    mode=st.sampled_from([None, 0o600, 0o640, 0o644, 0o660, 0o666, 0o400]),
+    present=st.sampled_from([None, 0o600, 0o644, 0o666]),
+    umask=st.sampled_from([0o022, 0o077, 0o002]),
+)
+def test_a_file_has_the_mode_that_it_is_to_have_and_never_more_than_it_had(
+    tmp_path_factory: pytest.TempPathFactory, mode: int | None, present: int | None, umask: int
+) -> None:
+    path = tmp_path_factory.mktemp("f") / "file"
+    if present is not None:
+        path.write_bytes(b"old")
+        path.chmod(present)
+    before = os.umask(umask)
+    try:
+        with files.publishing(path, mode=mode) as part:
+            if mode is not None:
+                assert part.stat().st_mode & 0o077 == 0, "nobody else reads it meanwhile"
+            part.write_bytes(b"new")
+    finally:
+        os.umask(before)
+    wanted = 0o666 & ~umask if mode is None else mode
+    assert path.stat().st_mode & 0o777 == wanted & (0o777 if present is None else present)
+    assert path.read_bytes() == b"new"
+
+
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    publish(path, b"old")
+
+    def fail() -> None:
+        with files.publishing(path) as part:
+            part.write_bytes(b"half of it")
+            part.with_name(part.name + "-wal").write_bytes(b"a log")
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_lies_in_wait_is_neither_followed_nor_overwritten(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"dear to somebody")
+    path = tmp_path / "all.jsonl"
+    for name in ("all.jsonl.part", "all.jsonl.new.part", "all.jsonl.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    path.symlink_to(victim)
+    publish(path, b"an export")
+    assert victim.read_bytes() == b"dear to somebody"
+    assert not path.is_symlink()
+    assert path.read_bytes() == b"an export"
+
+
+def test_a_name_that_is_taken_meanwhile_is_left_to_whoever_took_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def make_it_too_late() -> None:
+        with files.publishing(path, replace=False) as part:
+            part.write_bytes(b"mine")
+            path.write_bytes(b"somebody's")
+
+    with pytest.raises(FileExistsError):
+        make_it_too_late()
+    assert path.read_bytes() == b"somebody's"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_many_that_make_one_file_at_once_each_make_a_whole_one(
+    tmp_path: Path, replace: bool
+) -> None:
+    path = tmp_path / "file"
+    ends: list[object] = []
+
+    def make(letter: bytes) -> None:
+        try:
+            publish(path, letter * 100_000, replace=replace)
+            ends.append(letter)
+        except FileExistsError as exc:
+            ends.append(exc)
+
+    threads = [threading.Thread(target=make, args=(bytes([65 + n]),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = [end for end in ends if isinstance(end, bytes)]
+    assert len(made) == (8 if replace else 1)
+    content = path.read_bytes()
+    assert len(content) == 100_000
+    assert content[:1] in made
+    assert content == content[:1] * 100_000
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_is_discarded_and_what_a_living_one_makes_is_not(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom kronos import files\n"
+        "with files.publishing(Path(sys.argv[1])) as part:\n"
+        "    part.write_bytes(b'half')\n"
+        "    part.with_name(part.name + '-wal').write_bytes(b'a log')\n"
+        "    print(part.name, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "file")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as maker:
+        assert maker.stdout is not None
+        part = maker.stdout.readline().decode().strip()
+        files.discard_parts(tmp_path, "file")
+        assert files.left_parts(tmp_path, "file") == []
+        assert names(tmp_path) == [part, f"{part}-wal"]
+        maker.kill()
+    assert files.left_parts(tmp_path, "file") == [tmp_path / part]
+    assert files.left_parts(tmp_path, "other") == []
+    with files.locked(tmp_path) as alone:
+        assert alone
+        files.discard_parts(tmp_path, "file")
+        assert names(tmp_path) == [part, f"{part}-wal"], "somebody has the folder for himself"
+    publish(tmp_path / "file", b"whole")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_of_a_users_own_is_never_taken_for_one_in_the_making(tmp_path: Path) -> None:
+    own = ["file.part", "file.monday.part", "file.part-wal", f"file.{'0a' * 15}.part"]
+    for name in own:
+        (tmp_path / name).write_bytes(b"a user's")
+    publish(tmp_path / "file", b"whole")
+    files.discard_parts(tmp_path, "file")
+    assert names(tmp_path) == sorted(["file", *own])
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "x" * 220])
+def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path: Path, name: str) -> None:
+    publish(tmp_path / name, b"whole")
+    assert names(tmp_path) == [name]
