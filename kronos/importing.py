@@ -16,7 +16,9 @@ from typing import Any
 
 from kronos.errors import ContentError, InputError
 from kronos.passages import cut
+from kronos.settings import Settings
 from kronos.types import NewMemory
+from kronos.validation import check_item
 
 _JSONL = (".jsonl", ".ndjson")
 _MARKDOWN = (".md", ".markdown")
@@ -70,23 +72,27 @@ def _looks_like_text(path: Path) -> bool:
     return b"\0" not in start
 
 
-def read_file(path: Path, *, namespace: str) -> Iterator[NewMemory]:
+def read_file(
+    path: Path, *, namespace: str, settings: Settings | None = None
+) -> Iterator[NewMemory]:
     """Read a file's memories.
 
     Args:
         path: a `.jsonl` or `.ndjson` file, or any other text file.
         namespace: for memories that name none.
+        settings: the limits of one memory; None: the default ones.
 
     Yields:
         Memories with `source` (the file's absolute path) and `line` in their metadata.
 
     Raises:
         ContentError: the file is no UTF-8 text.
-        InputError: the file cannot be read; or a line of JSONL is no memory, and it is named.
+        InputError: the file cannot be read; or a line of JSONL is no memory that a store takes, and
+            it is named.
     """
     source = str(path.resolve())
     if path.suffix.lower() in _JSONL:
-        yield from _read_jsonl(path, source, namespace)
+        yield from _read_jsonl(path, source, namespace, settings or Settings())
         return
     for passage in cut(_read_text(path), markdown=path.suffix.lower() in _MARKDOWN):
         yield NewMemory(
@@ -108,11 +114,14 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {exc}", field=str(path)) from exc
 
 
-def _read_jsonl(path: Path, source: str, namespace: str) -> Iterator[NewMemory]:
+def _read_jsonl(path: Path, source: str, namespace: str, settings: Settings) -> Iterator[NewMemory]:
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if line.strip():
             try:
-                yield _from_json(line, source, number, namespace)
+                memory = _from_json(line, source, number, namespace)
+                # Checked where its line is known; `add_many` knows it as one of its items.
+                check_item(memory, namespace=namespace, settings=settings)
+                yield memory
             except (ValueError, TypeError, RecursionError) as exc:
                 raise InputError(f"{path}, line {number}: {exc}", field=str(path)) from exc
 
@@ -131,7 +140,7 @@ def _from_json(line: str, source: str, number: int, namespace: str) -> NewMemory
     if not isinstance(metadata, dict):
         raise ValueError("expected a JSON object under `metadata`")
     given.setdefault("namespace", namespace)
-    given.setdefault("id", _id_of(given["namespace"], source, content))
+    given.setdefault("id", _id_of(str(given["namespace"]), source, content))
     return NewMemory(
         content,
         metadata={**found, **metadata, "source": source, "line": number},

@@ -39,6 +39,14 @@ _INDEXES = (
     '",SQ4", ",SQ6", ",SQ8", ",SQfp16" or ",SQbf16" behind either keeps rows in fewer bits, and '
     '",RaBitQ" those of lists'
 )
+_IN_MEMORY = ":memory:"
+# A drive of Windows has one letter; other names with a colon are folders, but for these.
+_URL = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://|:memory:$"
+    r"|(sqlite|file|postgres|postgresql|mysql|mariadb|oracle|mssql|duckdb)(\+\w+)?:",
+    re.IGNORECASE,
+)
+_NO_FILE = "{url!r} names no file, and a store must outlive its process: give a folder"
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -165,35 +173,64 @@ class Location:
                 URL. For `sqlite:///notes.db` the other parts lie in `notes.db-kronos/`.
 
         Raises:
-            ConfigurationError: the path is empty, holds NUL, or the URL names no database file.
+            ConfigurationError: the path is empty, holds NUL or is a file's, or the URL names no
+                database file.
         """
-        text = os.fspath(storage_path)
+        text = os.fspath(storage_path) if isinstance(storage_path, str | os.PathLike) else None
         if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise ConfigurationError(
-                f"storage_path must be a folder or a SQLAlchemy URL, not {storage_path!r}",
-                field="storage_path",
-            )
-        if "://" in text:
+            raise _no_place(f"must be a folder or a SQLAlchemy URL, not {storage_path!r}")
+        if _URL.match(text):
             return cls._of_url(text)
-        folder = Path(text).expanduser().absolute()
+        folder = _expanded(text)
+        if folder.is_file():
+            raise _no_place(f"{text!r} is a file: give its folder, or the URL sqlite:///{text}")
         return cls(database=folder / "kronos.db", folder=folder)
 
     @classmethod
     def _of_url(cls, url: str) -> Location:
-        scheme, _, rest = url.partition("://")
-        if not scheme.startswith("sqlite"):
-            raise ConfigurationError(
-                f"the database {scheme!r} is not supported yet: give a folder or a sqlite:/// URL",
-                field="storage_path",
+        """A URL, or what is nearly one: it must not become a folder of that name."""
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        if url == _IN_MEMORY:
+            raise _no_place(_NO_FILE.format(url=url))
+        try:
+            found = make_url(url)
+        except (ArgumentError, ValueError):
+            raise _no_place(
+                f"{url!r} is neither a folder nor a SQLAlchemy URL: give a folder, or "
+                "sqlite:///name.db for a file (sqlite:////name.db for an absolute path)"
+            ) from None
+        if found.drivername not in ("sqlite", "sqlite+pysqlite"):
+            raise _no_place(
+                f"the database {found.drivername!r} is not supported yet: give a folder or a "
+                "sqlite:/// URL"
             )
-        name = rest.removeprefix("/").partition("?")[0]
-        if not name or name == ":memory:":
-            raise ConfigurationError(
-                f"{url!r} names no file, and a store must outlive its process: give a folder",
-                field="storage_path",
+        if found.host or found.username or found.port:
+            raise _no_place(
+                f"{url!r} names a host, and SQLite has none: a URL of a file has three slashes, "
+                "sqlite:///name.db (four for an absolute path)"
             )
-        database = Path(name).absolute()
+        if found.query:
+            raise _no_place(
+                f"{url!r} has the options {', '.join(found.query)}, and Kronos takes none in a "
+                "URL: see `Settings` for the options of a store"
+            )
+        if not found.database or _IN_MEMORY in found.database or found.database[:5] == "file:":
+            raise _no_place(_NO_FILE.format(url=url))
+        database = _expanded(found.database)
         return cls(database=database, folder=database.with_name(database.name + "-kronos"))
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, OSError) as exc:  # no home folder, or no working directory
+        raise _no_place(f"{path!r} cannot be made absolute: {exc}") from exc
+
+
+def _no_place(why: str) -> ConfigurationError:
+    return ConfigurationError(f"storage_path {why}", field="storage_path")
 
 
 def default_store(environ: Mapping[str, str] | None = None) -> str:

@@ -27,6 +27,7 @@ HOMES = {
         "spaces.py",
         "words.py",
         "search/",
+        "settings.py",
     ],
     "alembic": ["db/schema.py"],
     "pickle": [],

@@ -360,7 +360,7 @@ def test_a_search_by_words_alone_loads_no_model(
     assert set(asked) == {None}
     dense = inside.json("search", "sour", "--mode", "dense")
     assert (len(dense), dense[0]["id"], dense[0]["embedder"]) == (4, "bread", "hash")
-    assert "hash" in asked
+    assert "keep" in asked
 
 
 def test_a_memory_is_asked_for_what_is_like_it(inside: Inside) -> None:

@@ -220,10 +220,10 @@ def test_connecting_twice_at_once_opens_once(tmp_path: Path) -> None:
 
 
 def test_a_failed_connect_leaves_nothing_open(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "kronos.db").mkdir()  # in the way
 
     async def scenario() -> None:
-        memory = KronosMemory(tmp_path / "file", embedding_model="hash")
+        memory = KronosMemory(tmp_path, embedding_model="hash")
         with pytest.raises(ConfigurationError):
             await memory.connect()
         with pytest.raises(StoreClosedError):

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kronos.cli.printing import progress_bar
+from kronos.embedding.registry import KEPT_MODEL, absolute
 from kronos.errors import ConfigurationError, InputError
 from kronos.settings import DEFAULT_STORE, Location, default_store
 
 if TYPE_CHECKING:
     from kronos.store import MemoryStore
-    from kronos.types import Space
 
 Store = Annotated[
     str | None,
@@ -40,8 +39,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help='mini, base, large, code, "hash", a model\'s name or a folder; a store keeps the one '
-        "it has.",
+        help='For a new store: mini, base, large, code, "hash", a model\'s name or a folder. '
+        "`kronos reindex --model` changes the model of a store.",
     ),
 ]
 AsOf = Annotated[
@@ -63,31 +62,43 @@ def open_store(
     embeds: bool = True,
     device: str = "auto",
 ) -> Iterator[MemoryStore]:
-    """Open a store with the model it has, so that no command changes the model by accident."""
+    """Open a store with the model it has; to change that is the matter of `kronos reindex` alone.
+
+    Args:
+        store: as it was typed.
+        model: what a new store is to get; a store that exists must have it already.
+        create: make the store where there is none.
+        embeds: whether the command may need the model.
+        device: where the model runs.
+
+    Raises:
+        ConfigurationError: there is no store.
+        EmbedderMismatchError: the store has another model than the one that was named.
+    """
     from kronos.store import MemoryStore
 
     path = store or default_store()
     exists = Location.of(path).database.exists()
     if not exists and not create:
         raise _no_store(path)
-    options: dict[str, Any] = {"embedding_model": (model or "mini") if embeds else None}
-    if embeds and exists and model is None:
-        space = _active_space(path)
-        # With its width: that of hash vectors is anybody's choice.
-        options = {"embedding_model": space.alias, "embedding_dim": space.dim}
-    with progress_bar("embedding for the new model") as progress:
-        memories = MemoryStore.open(path, device=device, progress=progress, **options)
-    with memories:
+    if model is None or (exists and absolute(model) == _model_of(path)):
+        model = KEPT_MODEL
+    with MemoryStore.open(
+        path,
+        device=device,
+        embedding_model=model if embeds else None,
+        on_model_change="error",
+    ) as memories:
         yield memories
 
 
-def _active_space(path: str) -> Space:
-    """The space whose model, as its maker asked for it, a command keeps."""
+def _model_of(path: str) -> str | None:
+    """The model of a store, as its maker asked for it."""
     from kronos.store import MemoryStore
 
     with MemoryStore.open(path, embedding_model=None) as memories:
-        (space,) = [s.space for s in memories.stats().spaces if s.space.state == "active"]
-    return space
+        spaces = [entry.space for entry in memories.stats().spaces]
+    return next((space.alias for space in spaces if space.state == "active"), None)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from kronos.cli.common import Json, Model, Store, open_store
+from kronos.cli.common import Json, Store, open_store
 from kronos.cli.printing import err, job_line, out, print_json, print_result, progress_bar
 
 if TYPE_CHECKING:
@@ -30,6 +30,15 @@ reindex = typer.Typer(
     "killed run goes on where it was.",
 )
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help='The model to change to: mini, base, large, code, "hash", a model\'s name or a '
+        "folder; left out, the one that the store has.",
+    ),
+]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:0,cuda:1", "mps".')]
 BatchSize = Annotated[int | None, typer.Option(help="Texts in a worker's hand, at most.")]
 Workers = Annotated[int, typer.Option(help="Threads that share the model.")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,7 @@ from kronos.cli.common import (
     parse_json,
     parse_time,
 )
+from kronos.cli.encoding import standard_input
 from kronos.cli.printing import (
     err,
     memory_fields,
@@ -50,6 +50,7 @@ def import_(
     """Import text, Markdown and JSONL files, and exports. A second run adds nothing."""
     from kronos.exchange import is_export
     from kronos.importing import find_files, read_file
+    from kronos.settings import Settings
 
     files = find_files(paths)
     exports = [file for file in files if is_export(file)]
@@ -58,7 +59,10 @@ def import_(
         own = namespace or memories.namespace
         before = memories.count(namespace="*")
         with progress_bar("importing") as progress:
-            items = (item for file in others for item in read_file(file, namespace=own))
+            limits = Settings.from_env()
+            items = (
+                item for file in others for item in read_file(file, namespace=own, settings=limits)
+            )
             seen = len(memories.add_many(items, on_conflict="ignore", progress=progress))
             for file in exports:
                 seen += len(memories.import_from(file, progress=progress))
@@ -88,7 +92,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Remember one text."""
-    content = sys.stdin.read() if text == "-" else text
+    content = standard_input() if text == "-" else text
     expiry = parse_time(expires_at, "--expires-at")
     details = parse_json(metadata, "--metadata")
     with open_store(store, model=model, create=True) as memories:
