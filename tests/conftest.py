@@ -27,6 +27,13 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # For `pytest --hypothesis-profile nightly`: the laws look at many more examples.
 hypothesis_settings.register_profile("nightly", hypothesis_settings.default)
+
+
+def examples(few: int, many: int) -> int:
+    """How many examples a test looks at: few, and many in the nightly profile."""
+    return many if hypothesis_settings.get_current_profile_name() == "nightly" else few
+
+
 # For `tests.mutations`, which wants to know that a law breaks and not the shortest way to do so.
 hypothesis_settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
 

@@ -541,7 +541,7 @@ def caught_by(bug: Bug) -> str | None:
         for file in ("pyproject.toml", "README.md", "alembic.ini"):
             shutil.copy(ROOT / file, copy)
         plant(bug, copy)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider"]
         command += ["--hypothesis-profile", "unshrunk"]
         try:
             done = subprocess.run(

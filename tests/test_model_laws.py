@@ -28,7 +28,7 @@ from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosWarning, ModelLoadError, NotFoundError
 from kronos.settings import Settings
 from kronos.types import Space
-from tests.conftest import Clock
+from tests.conftest import Clock, examples
 
 WORDS = ["cat", "train", "bread", "glacier", "violin", "harbour", "quantum", "spring"]
 HASH_DIM = 24
@@ -268,7 +268,7 @@ class ModelMachine(RuleBasedStateMachine):
 
 TestModelLaws = ModelMachine.TestCase
 TestModelLaws.settings = settings(
-    max_examples=40,
+    max_examples=examples(25, 400),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

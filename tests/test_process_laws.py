@@ -36,6 +36,7 @@ from kronos import MemoryStore, Settings
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError
 from kronos.types import Embedder
+from tests.conftest import examples
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -288,10 +289,9 @@ class TwoProcesses(RuleBasedStateMachine):
         assert self.pick(second).call("problems") == []
 
 
-NIGHTLY = settings.get_current_profile_name() == "nightly"
 TwoProcesses.TestCase.settings = settings(
-    max_examples=2000 if NIGHTLY else 25,
-    stateful_step_count=50 if NIGHTLY else 30,
+    max_examples=examples(15, 2000),
+    stateful_step_count=examples(30, 50),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

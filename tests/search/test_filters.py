@@ -39,12 +39,13 @@ from kronos.search.filters import (
 from kronos.settings import Settings
 from kronos.types import Memory
 from kronos.validation import check_item
+from tests.conftest import examples
 from tests.search.oracle import matches
 
 UTC = timezone.utc
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MEMORIES = 120
-FILTERS = 10_000
+FILTERS = examples(2_000, 10_000)
 
 NUMBERS = [
     0, 1, -1, 2, 1.0, 0.5, -0.0, 0.1 + 0.2, 0.3, 2**53, 2**53 + 1, 2.0**53, 2.0**53 + 2, 2**63 - 1,
