@@ -136,6 +136,8 @@ class Opened:
                 with suppress(StorageError):
                     doctor.remove_unfinished(self.location.database, self.location.index)
                 schema.prepare(database, migrate=self._migrate)
+                with suppress(StorageError):  # busy, read-only: `check` says what is left
+                    schema.finish(database)
                 self._mend_field_indexes(database)
                 self._own = self._own_embedder()
                 settler = self._settler(database)

@@ -327,6 +327,7 @@ class _Salvage:
         seen: set[tuple[Any, ...]] = set()
         waiting: list[dict[str, Any]] = []
         for row in self._dialect.salvage(table.name):
+            row.pop("folded", None)  # made anew: damage to it costs nothing
             mark = tuple(row.get(name) for name in keys)
             if mark in seen or not _passes(check, row):
                 continue
