@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from kronos.folding import has_letters
 from kronos.index.base import best, locate
 from kronos.search.filters import parse_path
 from kronos.search.fusion import Fusion
@@ -245,6 +246,8 @@ class Search:
         return _Pool(keys[near], shares, unseen, keys.size <= size)
 
     def _hybrid(self, size: int) -> _Pool:
+        if not has_letters(self._query.text or "") and self._all_words()[0].size:
+            return self._lexical(size)  # of emoji and signs alone vectors know nothing
         near = self._dense(size)
         keys, scores = self._all_words()
         said = best(scores, size)
