@@ -70,9 +70,12 @@ _LAST_KEY = 2**63 - 1
 # S608: names of our own.
 # As bytes, so that a damaged text is no error.
 _FOLDED = "kronos_fold(CAST(content AS BLOB), ?)"
+# What is folded so already stays as it is. MATERIALIZED: each text is folded once.
 _REFOLD = (
-    f"UPDATE {{}} SET folded = {_FOLDED}"  # noqa: S608
-    f" WHERE folded IS NOT {_FOLDED} AND key > ? AND key <= ?"
+    "WITH made AS MATERIALIZED"  # noqa: S608
+    f" (SELECT key, {_FOLDED} AS folded FROM {{0}} WHERE key > ? AND key <= ?)"
+    " UPDATE {0} SET folded = made.folded FROM made"
+    " WHERE {0}.key = made.key AND {0}.folded IS NOT made.folded"
 )
 _MISREAD = f"SELECT count(*) FROM {{}} WHERE folded IS NOT {_FOLDED}"  # noqa: S608
 _SET_CURSOR = "UPDATE store SET words_cursor = ?"
@@ -122,7 +125,9 @@ def rebuild(connection: Connection, tokenizer: Tokenizer) -> None:
         for trigger in _TRIGGERS:
             connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {words}_{trigger}")
         connection.exec_driver_sql(f"DROP TABLE IF EXISTS {words}")
-    _refold(connection, tokenizer, after=-1, last=_LAST_KEY)
+    after: int | None = -1
+    while after is not None:
+        after = _refold(connection, tokenizer, after)
     for words in _TABLES:
         _create_index(connection, words, tokenizer)
         _command(connection, words, "rebuild")
@@ -138,20 +143,23 @@ def refold_some(connection: Connection) -> bool:
     after = cursor(connection)
     if after is None:
         return False
-    values = (after, _ROWS_A_BATCH - 1)
-    ends = [fetch(connection, _END_OF_BATCH.format(name), values) for name in _TABLES.values()]
-    last = min((key for found in ends for (key,) in found), default=None)
-    _refold(connection, tokenizer(connection), after=after, last=last or _LAST_KEY)
+    last = _refold(connection, tokenizer(connection), after)
     connection.exec_driver_sql(_SET_CURSOR, (last,))
     return last is not None
 
 
-def _refold(connection: Connection, tokenizer: Tokenizer, *, after: int, last: int) -> None:
-    """Fold the texts with keys above one and up to another; what was folded so stays as it is."""
+def _refold(connection: Connection, tokenizer: Tokenizer, after: int) -> int | None:
+    """Fold a batch of texts: those with keys above one and up to another, which is returned.
+
+    None stands for the last key of all.
+    """
     define(connection, "kronos_fold", _fold)
+    values = (after, _ROWS_A_BATCH - 1)
+    ends = [fetch(connection, _END_OF_BATCH.format(name), values) for name in _TABLES.values()]
+    last = min((key for found in ends for (key,) in found), default=None)
     for name in _TABLES.values():
-        values = (tokenizer, tokenizer, after, last)
-        connection.exec_driver_sql(_REFOLD.format(name), values)
+        connection.exec_driver_sql(_REFOLD.format(name), (tokenizer, after, last or _LAST_KEY))
+    return last
 
 
 def _fold(content: bytes | None, tokenizer: Tokenizer) -> str | None:
