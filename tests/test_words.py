@@ -122,7 +122,9 @@ def test_fault_12_emoji_and_symbols_can_be_searched(tmp_path: Path, model: str) 
             "→": "sum → 5 €",
             "€": "sum → 5 €",
         }
-        assert found(store, "🍕") == []
+        assert found(store, "🍕") == found(store, "⇒") == []
+        if model == "hash":  # whose vectors know letters alone
+            assert found(store, "🍕", "hybrid") == []
 
 
 @each_tokenizer
