@@ -1,8 +1,8 @@
 """How a text is read into words: by one function, for the texts of a store and for questions.
 
-It owns what a word is, and knows no database. What it gives are tokens with spaces between them,
-made of lower-case letters and digits of ASCII, of letters that every SQLite leaves as they are, and
-of private characters that stand for all others: whoever cuts at spaces finds these tokens.
+It owns what a word is, and knows no database. A word's tokens are made of lower-case letters and
+digits of ASCII, of letters that every SQLite leaves as they are, and of private characters that
+stand for all others: any program can find them, by cutting at spaces.
 
 Its promises, for every text of Unicode:
 
@@ -64,7 +64,8 @@ def fold(text: str, tokenizer: Tokenizer) -> str | None:
             word of one letter makes a trigram, and letters of scripts without spaces stand apart.
 
     Returns:
-        The tokens, with spaces between them; None where the text is its own fold.
+        The tokens, with spaces between them, or a text that unicode61 reads as these; None where
+        the text is its own fold.
     """
     if tokenizer == "trigram":
         if _is_plain_ascii(text):  # the same at a tenth of the cost
