@@ -167,6 +167,22 @@ def wrong_words(repository: Repository, *, repair: bool) -> Iterator[Problem]:
             return
 
 
+def misread_texts(repository: Repository, *, repair: bool) -> Iterator[Problem]:
+    """Find texts whose words are read otherwise than a question's; repaired, all are read anew."""
+    count = repository.words.misread()
+    if not count:
+        return
+    if repair:
+        repository.words.rebuild()
+    yield Problem(
+        "words",
+        f"the words of {count} texts are not read as this Kronos reads a question's, so searches "
+        "may miss them: an upgrade was stopped, or another version of Kronos or Python wrote them. "
+        "`kronos doctor --repair` reads them anew",
+        repaired=repair,
+    )
+
+
 def missing_field_indexes(repository: Repository, *, repair: bool) -> Iterator[Problem]:
     """Find metadata keys whose index is gone; repaired, it is made anew."""
     fields = fields_of(repository)

@@ -217,18 +217,19 @@ class History:
 _THESE = memories.c.key.in_(listed("keys"))
 _KEEP = Prepared(
     insert(versions).from_select(
-        ["key", "memory_key", *_KEPT, "replaced_at"],
+        ["key", "memory_key", *_KEPT, "folded", "replaced_at"],
         select(
             memories.c.seq,
             memories.c.key,
             *(memories.c[name] for name in _KEPT),
+            memories.c.folded,
             later_of(bindparam("now"), memories.c.recorded_at),
         ).where(_THESE),
     )
 )
 _KEEP_WORDS = words.adding(
     VERSION_WORDS,
-    select(memories.c.seq, memories.c.content).where(_THESE).order_by(memories.c.seq),
+    select(memories.c.seq, words.text_of(memories)).where(_THESE).order_by(memories.c.seq),
 )
 _KEEP_VECTORS = Prepared(
     insert(past_vectors)

@@ -143,6 +143,8 @@ class Opened:
                     doctor.remove_unfinished(self.location.database, self.location.index)
                 schema.prepare(database, migrate=self._migrate)
                 database.hold()
+                with suppress(StorageError):  # busy, read-only: `check` says what is left
+                    schema.finish(database, wait=False)
                 self._mend_field_indexes(database)
                 self._current, job = self._settle(self._settler(database), progress)
             except BaseException:

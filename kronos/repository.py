@@ -475,6 +475,7 @@ class Repository:
             _resolve(batch, [*islice(blobs, len(batch.records))], taken, writes)
             for batch in batches
         ]
+        self.words.fold(write.record for write in writes.values())
         self._insert([write for write in writes.values() if write.key is None], space)
         self._replace([write for write in writes.values() if write.key is not None], space)
         return outcomes
@@ -584,6 +585,8 @@ class Repository:
         if vector is not None and space is not None:
             made = (content_hash, checked_blobs(space, vector)[0])
         same_text = content_hash == known_hash
+        if "content" in values:
+            values = {**values, "folded": self.words.folded(values["content"])}
         self._edit([*values], [_Edit(key, [*values.values()], same_text, made)], space)
         changed = select(*_MEMORY).where(memories.c.key == key)
         return _memory(self._connection.execute(changed).one())
@@ -703,12 +706,13 @@ _GIVEN = (
     "namespace",
     "content",
     "content_hash",
+    "folded",
     "metadata",
     "importance",
     "parent_id",
     "expires_at",
 )
-"""Columns that hold what the caller gave."""
+"""Columns that hold what the caller gave, or what was made of it."""
 _NEW = ("key", "seq", "recorded_at", "created_at", "updated_at", *_GIVEN)
 _values = operator.attrgetter(*_GIVEN)
 

@@ -93,8 +93,8 @@ class Settings:
     """After so many seconds since the last time, those many changes are enough."""
     tokenizer: Tokenizer = "porter"
     """How a new store cuts texts into words: "porter" (English word stems), "unicode61" (words as
-    they are), "trigram" (any three letters, for scripts without spaces). For a store that exists:
-    `rebuild_words`."""
+    they are), "trigram" (words, and any part of a word from three letters on). For a store that
+    exists: `rebuild_words`."""
     keep_history: bool = True
     """Keep what memories were when they are changed or deleted, for `history` and `as_of`."""
     track_access: bool = False

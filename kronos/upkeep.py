@@ -395,6 +395,7 @@ class Upkeep(Opened):
             problems += doctor.misfit_vectors(repository, repair=repair)
             problems += doctor.pending_memories(repository)
             problems += doctor.missing_field_indexes(repository, repair=repair)
+            problems += doctor.misread_texts(repository, repair=repair)
             if repair:
                 doctor.remove_orphans(location.database, location.index, repository)
             advice += doctor.orphaned_files(location.database, location.index, repository)

@@ -71,6 +71,8 @@ class Record:
     importance: float
     parent_id: str | None
     expires_at: int | None
+    folded: str | None = None
+    """What the word index reads instead of the content; `kronos.words` makes it."""
     embedding: Vectors | Sequence[float] | None = None
     """As the caller handed it in; `check_embeddings` checks it."""
     created_at: int | None = None

@@ -12,6 +12,7 @@ caller's text reaches FTS5 as syntax.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -21,11 +22,13 @@ from kronos.db import words
 from kronos.db.dialect import fetch
 from kronos.db.tables import memories
 from kronos.db.words import MEMORY_WORDS, VERSION_WORDS
+from kronos.folding import fold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kronos.types import Keys, Tokenizer
+    from kronos.validation import Record
 
     Floats: TypeAlias = NDArray[np.float64]
 
@@ -88,6 +91,16 @@ class Words:
         """How texts are cut into words."""
         return words.tokenizer(self._connection)
 
+    def fold(self, records: Iterable[Record]) -> None:
+        """Give records what the indexes are to read instead of their texts."""
+        tokenizer = self.tokenizer
+        for record in records:
+            record.folded = fold(record.content, tokenizer)
+
+    def folded(self, text: str) -> str | None:
+        """What the indexes are to read instead of a text; None where it is its own fold."""
+        return fold(text, self.tokenizer)
+
     def rebuild(self, tokenizer: Tokenizer | None = None) -> None:
         """Make the indexes anew from the texts; None keeps how they are cut into words."""
         words.rebuild(self._connection, tokenizer or self.tokenizer)
@@ -96,6 +109,10 @@ class Words:
         """Leave no word of a text that is gone."""
         words.optimize(self._connection)
 
+    def misread(self) -> int:
+        """How many texts are not folded as this Kronos folds them; reads every one."""
+        return words.misread(self._connection)
+
     def problems(self) -> list[str]:
         """Where the indexes do not agree with the texts; in a write transaction."""
         return words.problems(self._connection)
@@ -103,7 +120,7 @@ class Words:
 
 _ADD = words.adding(
     MEMORY_WORDS,
-    select(memories.c.key, memories.c.content)
+    select(memories.c.key, words.text_of(memories))
     .where(memories.c.key.between(bindparam("first"), bindparam("last")))
     .order_by(memories.c.key),
 )

@@ -240,10 +240,38 @@ BUGS = [
     Bug(
         "a changed text keeps its old words",
         "kronos/db/words.py",
-        "INSERT INTO {words} ({words}, rowid, content) VALUES ('delete', old.key, old.content);\n"
-        "    INSERT INTO {words} (rowid, content) VALUES (new.key, new.content);",
-        "INSERT INTO {words} (rowid, content) VALUES (new.key, new.content);",
-        "tests/db/test_migrations.py",
+        "    VALUES ('delete', old.key, coalesce(old.folded, old.content));\n"
+        "    INSERT INTO {words} (rowid, content)",
+        "    SELECT 'delete', 0, '' WHERE 0;\n    INSERT INTO {words} (rowid, content)",
+        "tests/db/test_migrations.py tests/test_words.py",
+    ),
+    Bug(
+        "an edited text keeps its old fold",
+        "kronos/repository.py",
+        'values = {**values, "folded": self.words.folded(values["content"])}',
+        "pass",
+        "tests/test_words.py",
+    ),
+    Bug(
+        "a past text is not read as it was folded",
+        "kronos/history.py",
+        "            memories.c.folded,\n",
+        "            null(),\n",
+        "tests/test_words.py",
+    ),
+    Bug(
+        "the folding of old texts forgets where it was",
+        "kronos/db/words.py",
+        "    connection.exec_driver_sql(_SET_CURSOR, (last,))\n    return last is not None",
+        "    return last is not None",
+        "tests/db/test_refolding.py",
+    ),
+    Bug(
+        "a question is not folded as the texts are",
+        "kronos/folding.py",
+        'return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", composed).casefold())',
+        "return composed.lower()",
+        "tests/test_folding.py tests/test_words.py",
     ),
     Bug(
         "compact leaves the words of what is gone",

@@ -174,7 +174,7 @@ def test_no_command_but_reindex_changes_the_model_of_a_store(
     for name, value in {**env, "KRONOS_STORE": str(tmp_path / "s")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    for command in COMMANDS:
+    for command in COMMANDS if not env else COMMANDS[:-1]:  # the last one is what changes it
         with warnings.catch_warnings(), suppress(StorageError, EmbeddingError):
             warnings.simplefilter("ignore")  # that the model cannot be had
             app(command, standalone_mode=False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from kronos.cli.common import Json, Store, open_database
 from kronos.cli.printing import out, print_json, print_result
+
+if TYPE_CHECKING:
+    from kronos.db.engine import Database
 
 db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, look.")
 
@@ -24,7 +27,13 @@ def upgrade(
     """Bring the database to a newer schema, after a backup."""
     from kronos.db import schema
 
-    _migrate(store, lambda database: schema.upgrade(database, revision), as_json)
+    def change(database: Database) -> Path | None:
+        backup = schema.upgrade(database, revision)
+        if schema.current(database) == schema.head():
+            schema.finish(database)
+        return backup
+
+    _migrate(store, change, as_json)
 
 
 @db.command()

@@ -263,6 +263,7 @@ def _refuse_unfit(prepared: Database) -> None:
         raise CorruptStoreError(f"the backup is damaged: {problems[0].detail}. Nothing was changed")
     schema.upgrade(prepared, keep=False)
     schema.check(prepared)
+    schema.finish(prepared)
 
 
 def _tokenizer_of(damaged: Database) -> Tokenizer:
@@ -390,6 +391,7 @@ class _Salvage:
         seen: set[tuple[Any, ...]] = set()
         waiting: list[dict[str, Any]] = []
         for row in self._dialect.salvage(table.name):
+            row.pop("folded", None)  # made anew: damage to it costs nothing
             mark = tuple(row.get(name) for name in keys)
             if mark in seen or not _passes(check, row):
                 continue

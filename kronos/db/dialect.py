@@ -157,9 +157,11 @@ class SQLite:
         """Begin the same without foreign keys; the connection must not be used for anything else.
 
         Rebuilding a table that others refer to would empty its ON DELETE CASCADE children, and
-        inside a transaction the switch has no effect.
+        inside a transaction the switch has no effect. A table that is rebuilt takes the name of the
+        old one while views still speak of it, which SQLite lets pass in its older way alone.
         """
         self._run(connection, "PRAGMA foreign_keys=OFF")
+        self._run(connection, "PRAGMA legacy_alter_table=ON")
         self._run(connection, "BEGIN IMMEDIATE")
 
     def _run(self, connection: Connection, statement: str) -> None:
@@ -531,6 +533,12 @@ def fetch(connection: Connection, statement: str, values: Sequence[Any] = ()) ->
     """
     rows: list[Any] = _driver(connection).execute(statement, values).fetchall()
     return rows
+
+
+def define(connection: Connection, name: str, function: Callable[..., Any]) -> None:
+    """Let SQL on a connection call a Python function: a pure one, of so many arguments."""
+    arguments = function.__code__.co_argcount
+    _driver(connection).create_function(name, arguments, function, deterministic=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
+from kronos.db import words
 from kronos.errors import (
     ConfigurationError,
     MigrationError,
@@ -129,6 +130,26 @@ def upgrade(database: Database, revision: str = HEAD, *, keep: bool = True) -> P
         MigrationError: a migration failed; the database is as it was.
     """
     return _migrate(database, revision, upwards=True, keep=keep)
+
+
+def finish(database: Database, *, wait: bool = True) -> None:
+    """Do what a migration left to be done by and by: old texts are folded, a batch a transaction.
+
+    It goes on where it was stopped, be it by a kill; others may read and write meanwhile, or do the
+    same. Does nothing where nothing is left to do.
+
+    Args:
+        database: one at head.
+        wait: for other writers; False leaves the rest to whoever opens the store next.
+
+    Raises:
+        StorageError: the database is busy or cannot be written; what was done is kept.
+    """
+    with database.read() as connection:
+        is_left = words.cursor(connection) is not None
+    while is_left:
+        with database.write(wait=wait) as connection:
+            is_left = words.refold_some(connection)
 
 
 def downgrade(database: Database, revision: str) -> Path | None:

@@ -18,7 +18,9 @@ Laws of the rows, kept by `kronos.repository`:
   `past_vectors`, by the text's hash.
 - A row of `fields` names a metadata key that has an index of its own, `ix_memories_field_<id>`.
 - `memory_words` and `version_words` (FTS5, made by `kronos.db.words`) hold the words of every text
-  in `memories` and `versions`, written in the same transaction.
+  in `memories` and `versions`, written in the same transaction. They read `folded`, which is what
+  `kronos.folding` made of the content, or the content where that is null: it is its own fold. Rows
+  above `store.words_cursor` may lack theirs, if an older Kronos wrote them; null: no row does.
 - A row of `failures` says that the space's embedder cannot embed the text with this hash.
 - At most one job a space is unfinished. Its texts are worked through in the order of their hashes,
   so that equal texts are one piece of work: those up to `cursor` have been handed out, each range
@@ -68,6 +70,7 @@ store = Table(
     Column("uuid", Text, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("words_cursor", BigInteger),
     PrimaryKeyConstraint("id"),
     CheckConstraint("id = 1", name="one_row"),
 )
@@ -88,6 +91,7 @@ memories = Table(
     Column("expires_at", BigInteger),
     Column("seq", BigInteger, nullable=False),
     Column("recorded_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("folded", Text),
     PrimaryKeyConstraint("key"),
     UniqueConstraint("id"),
     Index("ix_memories_namespace_key", "namespace", "key"),
@@ -96,6 +100,13 @@ memories = Table(
     # What is kept of a filter's matches follows the changes.
     Index("ix_memories_seq", "seq"),
     Index("ix_memories_parent_id", "parent_id"),
+    # Few memories expire; who looks for them need not read the others.
+    Index(
+        "ix_memories_expires_at",
+        "expires_at",
+        sqlite_where=text("expires_at IS NOT NULL"),
+        postgresql_where=text("expires_at IS NOT NULL"),
+    ),
 )
 
 versions = Table(
@@ -115,6 +126,7 @@ versions = Table(
     Column("expires_at", BigInteger),
     Column("recorded_at", BigInteger, nullable=False),
     Column("replaced_at", BigInteger, nullable=False),
+    Column("folded", Text),
     PrimaryKeyConstraint("key"),
     Index("ix_versions_id_key", "id", "key"),
     Index("ix_versions_memory_key", "memory_key"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from kronos.folding import has_letters
 from kronos.index.base import best, locate
 from kronos.search.filters import parse_path
 from kronos.search.fusion import Fusion
@@ -245,6 +246,8 @@ class Search:
         return _Pool(keys[near], shares, unseen, keys.size <= size)
 
     def _hybrid(self, size: int) -> _Pool:
+        if self._words_know_more():
+            return self._lexical(size)
         near = self._dense(size)
         keys, scores = self._all_words()
         said = best(scores, size)
@@ -266,6 +269,12 @@ class Search:
         unseen = float(sum(share[-1] for share in fused.values()))
         shares = {name: share[:-1] for name, share in fused.items()}
         return _Pool(union, shares, unseen, near.is_all and keys.size <= size)
+
+    def _words_know_more(self) -> bool:
+        """Of emoji and signs alone vectors know little, and the hash embedder's nothing."""
+        if has_letters(self._query.text or ""):
+            return False
+        return self._query.lexical_vectors or self._all_words()[0].size > 0
 
     def _fusion(self) -> Fusion:
         assert self._query.vector is not None

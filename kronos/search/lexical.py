@@ -1,21 +1,23 @@
 """Word search: what of a question's text is looked for, and what the words say of each memory.
 
-Any text is a question: its words are quoted one by one, and nothing of it is syntax. Words that say
-little by themselves ("the", "what") count half, and only where they are cheap; of a long question,
-or in a large store, the rarest words are taken. So a search stays cheap in a store of any size. Two
-words that stand side by side in the question count once more where they do so in a memory.
+Any text is a question. It is read as the texts were, by `kronos.folding`; its words are quoted one
+by one, and nothing of it is syntax. Words that say little by themselves ("the", "what") count half,
+and only where they are cheap; of a long question, or in a large store, the rarest words are taken.
+So a search stays cheap in a store of any size. Two words that stand side by side in the question
+count once more where they do so in a memory.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+
+from kronos.folding import Word, read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 _WORD = re.compile(r"[^\W_]+")
+MOST_READ = 1_000
+"""A question is read so far."""
 MOST_TERMS = 64
 """A question's first so many distinct words are looked at."""
 MOST_ROWS = 20_000
@@ -44,6 +48,8 @@ _LIGHT_WORDS = frozenset(
     of""".split()
 )
 _SIDE_BY_SIDE = 0.3
+_ATTACHED = 1.0
+"""`C++` and `KX-4711` are words of their own beside their parts."""
 _TRIGRAM = 3
 
 
@@ -73,53 +79,68 @@ def names_something(query: str) -> bool:
     return any(capitals[1:]) or any(count > 1 for count in capitals[:1])
 
 
-def terms(words: Words, query: str) -> list[Term]:
+def terms(words: Words, question: str) -> list[Term]:
     """What of a question is looked for: its words, and those that stand side by side in it.
 
     Args:
         words: over the transaction of the search.
-        query: any text.
+        question: any text.
     """
-    read = _read(query, words.tokenizer)
-    found = list(dict.fromkeys(read))[:MOST_TERMS]
-    telling = [word for word in found if word not in _LIGHT_WORDS]
+    tokenizer = words.tokenizer
+    expression = _by_trigrams if tokenizer == "trigram" else _by_words
+    asked = _asked(question, tokenizer)
+    found = list(dict.fromkeys(word for word in asked if word.kind != "end"))[:MOST_TERMS]
+    telling = [word for word in found if word.text not in _LIGHT_WORDS]
     if telling and words.size() > LARGE_STORE:
         found = telling
-    counts = {word: words.count(_quoted(word)) for word in found}
+    counts = {word: words.count(expression(word)) for word in found}
     kept = _affordable(counts)
     telling = [word for word in kept if word in telling]
     singles = [
         Term(
-            _quoted(word),
+            expression(word),
             1.0 if word in telling or not telling else _LIGHT,
             is_frequent=counts[word] > FREQUENT,
         )
         for word in kept
     ]
-    pairs = dict.fromkeys(
-        pair for pair in itertools.pairwise(read) if pair[0] in telling and pair[1] in telling
-    )
-    return singles + [Term(_quoted(" ".join(pair)), _SIDE_BY_SIDE) for pair in pairs]
+    pairs = {
+        expression(one, other): _ATTACHED if other.is_attached else _SIDE_BY_SIDE
+        for one, other in itertools.pairwise(asked)
+        if (one in telling or one.kind == "end") and other in telling
+    }
+    return singles + [Term(pair, weight) for pair, weight in pairs.items()]
 
 
-def _read(query: str, tokenizer: Tokenizer) -> list[str]:
-    """The words of a text; trigrams find none of fewer letters."""
-    folded = unicodedata.normalize("NFKC", query).lower()
-    words: list[str] = _WORD.findall(folded)
-    least = _TRIGRAM if tokenizer == "trigram" else 1
-    return [word for word in words if len(word) >= least]
+def _asked(question: str, tokenizer: Tokenizer) -> list[Word]:
+    """The words of a question; punctuation that stands alone is one where there is nothing else."""
+    found = list(itertools.islice(read(question, tokenizer), MOST_READ))
+    return [word for word in found if word.kind != "marks"] or found
 
 
-def _quoted(words: str) -> str:
-    return f'"{words}"'
+def _by_words(*words: Word) -> str:
+    """A word, or words side by side, as FTS5 reads it; a letter stands for pairs it begins."""
+    phrase = " ".join(word.text for word in words)
+    return f'"{phrase}" *' if words[-1].kind == "letter" else f'"{phrase}"'
 
 
-def _affordable(counts: dict[str, int]) -> list[str]:
+def _by_trigrams(*words: Word) -> str:
+    """The same as a part of a fold; a word that is no trigram has the spaces around it."""
+    first, *others = (word.text for word in words)
+    # Of pairs "a b" and "b c" only "a b c" stands in a text.
+    for other in others:
+        letter, _, rest = other.partition(" ")
+        first = f"{first} {rest}" if rest and first.endswith(f" {letter}") else f"{first} {other}"
+    before, after = (" " if len(word.text) < _TRIGRAM else "" for word in (words[0], words[-1]))
+    return f'"{before}{first}{after}"'
+
+
+def _affordable(counts: dict[Word, int]) -> list[Word]:
     """The rarest words, in their order, as far as the limits reach; light ones last."""
-    kept: set[str] = set()
+    kept: set[Word] = set()
     rows = 0
-    for word in sorted(counts, key=lambda word: (word in _LIGHT_WORDS, counts[word])):
-        most = MOST_ROWS_OF_LIGHT_WORDS if word in _LIGHT_WORDS else MOST_ROWS
+    for word in sorted(counts, key=lambda word: (word.text in _LIGHT_WORDS, counts[word])):
+        most = MOST_ROWS_OF_LIGHT_WORDS if word.text in _LIGHT_WORDS else MOST_ROWS
         if not kept or rows + counts[word] <= most:
             kept.add(word)
             rows += counts[word]

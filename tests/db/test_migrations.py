@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,14 +199,16 @@ def _write_something_new(database: Database) -> None:
 def _statements(connection: Connection) -> dict[str, list[str]]:
     """What SQLite remembers of the tables and indexes, constraint names included.
 
-    A table that a migration rebuilt has its name in quotes and its constraints in another order.
+    A table that a migration rebuilt has its name in quotes and its constraints in another order; a
+    column that one added stands on the line of the one before.
     """
     rows = connection.execute(
         text("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL AND name != 'alembic_version'")
     )
     found = {}
     for name, sql in rows:
-        lines = [line.strip().rstrip(",") for line in sql.replace('"', "").splitlines()]
+        sql = re.sub(r", (?=\w+ (TEXT|BIGINT)\b)", ",\n", sql.replace('"', ""))
+        lines = [line.strip().rstrip(",") for line in sql.splitlines()]
         columns = [line for line in lines if not line.startswith("CONSTRAINT")]
         found[name] = columns + sorted(set(lines) - set(columns))
     return found
