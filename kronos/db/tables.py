@@ -96,6 +96,12 @@ memories = Table(
     # What is kept of a filter's matches follows the changes.
     Index("ix_memories_seq", "seq"),
     Index("ix_memories_parent_id", "parent_id"),
+    Index(
+        "ix_memories_expires_at",
+        "expires_at",
+        sqlite_where=text("expires_at IS NOT NULL"),
+        postgresql_where=text("expires_at IS NOT NULL"),
+    ),
 )
 
 versions = Table(
