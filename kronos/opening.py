@@ -27,7 +27,7 @@ from kronos.errors import ConfigurationError, StorageError, StoreClosedError
 from kronos.forking import Lock
 from kronos.repository import Repository
 from kronos.search.fields import fields_of
-from kronos.search.plan import KeySets
+from kronos.search.kept import KeySets
 from kronos.serving import Serving, Settler
 from kronos.settings import Location, Settings
 from kronos.validation import check_limit, check_namespace, check_time
@@ -35,6 +35,7 @@ from kronos.writing import FOR_ALL, MOST_ROWS, Change, Write, write_together
 
 if TYPE_CHECKING:
     from kronos.embedding.reranking import Reranker
+    from kronos.rows import Rows
     from kronos.types import Embedder, OnModelChange, ProgressCallback
 
 
@@ -249,14 +250,11 @@ class Opened:
             yield self._repository(connection)
 
     @contextmanager
-    def _reader_of(self, as_of: datetime | None) -> Iterator[Repository]:
+    def _reader_of(self, as_of: datetime | None) -> Iterator[Rows]:
         """The same, of what the store knew at a moment."""
-        self._check_as_of(as_of)
+        moment = check_time(as_of, field="as_of")
         with self._reader() as repository:
-            yield repository if as_of is None else repository.as_of(as_of)
-
-    def _check_as_of(self, as_of: datetime | None) -> None:
-        check_time(as_of, field="as_of")
+            yield repository if moment is None else repository.as_of(moment)
 
     @contextmanager
     def _writer(self) -> Iterator[Repository]:
