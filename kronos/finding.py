@@ -22,12 +22,12 @@ from kronos.search.kept import Grouped, KeptT, Known, Matching
 from kronos.search.past import NotEmbeddedError, Past, PastVectors
 from kronos.search.plan import Found, nearest_of_each
 from kronos.search.sources import Ahead, Present, Source
-from kronos.validation import to_microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kronos.repository import Repository
+    from kronos.rows import Rows
     from kronos.search.kept import Asked, KeySet, KeySets
     from kronos.serving import Serving
     from kronos.types import Keys, SearchMode, VectorIndex, Vectors
@@ -47,14 +47,11 @@ class Wanted:
     request: Request
     near: str | None
     as_of: datetime | None
+    moment: int | None
+    """The same, in microseconds since 1970 UTC; None: now."""
     expand: int
     expand_outside: bool
     explain: bool
-
-    @property
-    def moment(self) -> int | None:
-        """The moment of the past, in microseconds since 1970 UTC; None: now."""
-        return None if self.as_of is None else to_microseconds(self.as_of)
 
     @property
     def at_hand(self) -> int:
@@ -89,20 +86,39 @@ class Question:
     serving: Serving
 
 
-@dataclass(frozen=True, slots=True)
 class Finding:
-    """One try."""
+    """One try.
 
-    question: Question
-    request: Request
-    """What is asked of the index."""
-    index: VectorIndex | None
-    """None: nothing is asked but words."""
-    repository: Repository
-    head: int
-    """The last seq of the transaction."""
-    sets: KeySets
-    held: Held
+    Args:
+        question: what is asked.
+        request: what is asked of the index.
+        index: None when nothing is asked but words.
+        repository: over the transaction.
+        head: its last seq.
+        sets: what is kept.
+        held: what was learnt for this question.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        request: Request,
+        index: VectorIndex | None,
+        repository: Repository,
+        head: int,
+        sets: KeySets,
+        held: Held,
+    ) -> None:
+        self._question = question
+        self._wanted = question.wanted
+        self._request = request
+        self._index = index
+        self._repository = repository
+        self._head = head
+        self._sets = sets
+        self._held = held
+        moment = question.wanted.moment
+        self._rows: Rows = repository if moment is None else repository.as_of(moment)
 
     def run(self) -> list[tuple[list[Candidate], Watch]]:
         """The candidates of each question, and the steps by which they were found.
@@ -111,31 +127,25 @@ class Finding:
             NotAtHand: a set is to be found first.
             NotEmbeddedError: texts of the past are to be embedded first.
         """
-        wanted = self.question.wanted
-        shared = Watch(is_told=wanted.explain)
+        shared = Watch(is_told=self._wanted.explain)
         source = self._source(shared)
         ahead = self._ahead(source)
         read = self._rows.rows_of(_found_ahead(ahead)) if len(ahead) > 1 else {}
         found = []
-        for query, own in zip(self.question.queries, ahead, strict=True):
+        for query, own in zip(self._question.queries, ahead, strict=True):
             watch = shared.copy()
             found.append((self._candidates(query, own, watch, read), watch))
         return found
 
-    @property
-    def _rows(self) -> Any:
-        moment = self.question.wanted.moment
-        return self.repository if moment is None else self.repository.as_of(moment)
-
     def _candidates(
         self, query: Query, source: Source, watch: Watch, read: Mapping[int, Sequence[Any]]
     ) -> list[Candidate]:
-        wanted = self.question.wanted
-        candidates = self._search(self.request, query, source, watch, read).run(wanted.at_hand)
+        wanted = self._wanted
+        candidates = self._search(self._request, query, source, watch, read).run(wanted.at_hand)
         if wanted.request.ranking.rerank is None:
             return candidates
         if wanted.request.group_by is not None:  # the judge is to see as many groups as are wanted
-            grouped = replace(self.request, group_by=wanted.request.group_by)
+            grouped = replace(self._request, group_by=wanted.request.group_by)
             best = self._search(grouped, query, source, watch, read).run(wanted.request.limit)
             seen = {each.key for each in candidates}
             candidates += [each for each in best if each.key not in seen]
@@ -152,20 +162,23 @@ class Finding:
         watch: Watch,
         read: Mapping[int, Sequence[Any]],
     ) -> Search:
-        everyone = functools.partial(self._everyone, request.group_by)
-        return Search(self._rows, source, request, query, watch, everyone, read)
+        if request.group_by is None:
+            return Search(self._rows, source, request, query, watch, self._living, read=read)
+        grouped = Grouped(request.selection, self._wanted.moment, request.group_by)
+        groups = functools.partial(self._at_hand, grouped, exact=True)
+        # Whoever needed the groups once will need them again, and reads no row in vain.
+        known = groups() if self._sets.knows(grouped) else None
+        return Search(self._rows, source, request, query, watch, groups, known=known, read=read)
 
-    def _everyone(self, group_by: tuple[str, ...] | None) -> KeySet:
-        """All that may be found and lives, by their groups if any are wanted."""
-        selection, moment = self.request.selection, self.question.wanted.moment
-        if group_by is not None:
-            return self._at_hand(Grouped(selection, moment, group_by), exact=True)
+    def _living(self) -> KeySet:
+        """All that may be found and lives."""
+        selection, moment = self._request.selection, self._wanted.moment
         if moment is not None:
             return self._at_hand(Known(selection, moment))
         return self._at_hand(Matching(selection, listed=True), exact=True)
 
     def _source(self, watch: Watch) -> Source:
-        selection, moment = self.request.selection, self.question.wanted.moment
+        selection, moment = self._request.selection, self._wanted.moment
         with watch.step("filter") as note:
             if moment is not None:
                 return self._past(Known(selection, moment), note)
@@ -175,33 +188,33 @@ class Finding:
             note.detail = "every memory may be found" if allowed is None else "keys that match"
             if allowed is not None:
                 note.count = allowed.size
-            elif self.index is not None:
-                note.count = len(self.index)
-            sample = self.question.serving.replica.sample
-            return Present(self.repository, self.index, allowed, sample)
+            elif self._index is not None:
+                note.count = len(self._index)
+            sample = self._question.serving.replica.sample
+            return Present(self._repository, self._index, allowed, sample)
 
     def _past(self, asked: Known, note: Any) -> Past:
-        serving = self.question.serving
+        serving = self._question.serving
         known = self._at_hand(asked)
-        note.detail = f"as the store knew them at {self.question.wanted.as_of}"
+        note.detail = f"as the store knew them at {self._wanted.as_of}"
         note.count = known.count
         texts = None
-        if self.index is not None:
+        if self._index is not None:
             vectors = PastVectors(asked, serving.space)
             texts = self._at_hand(vectors)
             missing = texts.versions[~texts.made]
             if missing.size and serving.embedder is not None:
-                lacking = self.repository.history.texts(missing.tolist())
+                lacking = self._repository.history.texts(missing.tolist())
                 raise NotEmbeddedError(vectors, lacking)
-        return Past(self.repository, self.index, known, texts, serving.replica.sample)
+        return Past(self._repository, self._index, known, texts, serving.replica.sample)
 
     def _at_hand(self, asked: Asked[KeptT], *, exact: bool = False) -> KeptT:
-        held: KeptT | None = self.held.get(asked.name) if self.held else None
-        return self.sets.at_hand(self.repository, self.head, asked, held=held, exact=exact)
+        held: KeptT | None = self._held.get(asked.name) if self._held else None
+        return self._sets.at_hand(self._repository, self._head, asked, held=held, exact=exact)
 
     def _ahead(self, source: Source) -> list[Source]:
         """The source for each question; many ask the index in one scan."""
-        queries, request = self.question.queries, self.request
+        queries, request = self._question.queries, self._request
         if len(queries) == 1 or not isinstance(source, Present) or request.mode == "lexical":
             return [source] * len(queries)
         assert source.index is not None

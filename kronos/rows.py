@@ -154,7 +154,8 @@ class Rows:
         """The same as rows: each is read as a memory by `as_memory`, as often as wanted."""
         found: dict[int, Sequence[Any]] = {}
         for part in parts(keys.tolist()):
-            found.update((row[0], row) for row in self._some_rows(part))
+            for row in self._some_rows(part):
+                found[row[0]] = row
         return found
 
     def _some_rows(self, keys: Sequence[int]) -> Sequence[Any]:
@@ -164,12 +165,16 @@ class Rows:
         past = select(*(rows.c[name] for name in COLUMNS)).where(self._live(rows))
         return self._connection.execute(past).all()
 
-    def signals(self, keys: Keys) -> Signals:
-        """What a ranking asks of memories, in the order of their keys."""
-        found: dict[int, Sequence[Any]] = {}
-        for part in parts(keys.tolist()):
-            found.update((row[0], row) for row in self._some_signals(part))
-        ordered = [found.get(key, _NOBODY) for key in keys.tolist()]
+    def signals(self, keys: Keys, seen: dict[int, Sequence[Any]]) -> Signals:
+        """What a ranking asks of memories, in the order of their keys.
+
+        Args:
+            keys: (n,) of the memories.
+            seen: what was read of some before, in this transaction; it gains the others.
+        """
+        for part in parts([key for key in keys.tolist() if key not in seen]):
+            seen.update((row[0], row) for row in self._some_signals(part))
+        ordered = [seen.get(key, _NOBODY) for key in keys.tolist()]
 
         def column(position: int) -> Floats:
             return np.array([row[position] for row in ordered], np.float64)

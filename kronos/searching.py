@@ -117,7 +117,7 @@ class Searching(Judging):
                 field="expand_outside",
             )
         ranking = check_ranking(ranking)
-        check_time(as_of, field="as_of")
+        moment = check_time(as_of, field="as_of")
         now = ranking.now or as_of or self._clock()
         request = Request(
             selection=Selection.of(check_scope(namespace, self.namespace), where),
@@ -135,6 +135,7 @@ class Searching(Judging):
             request,
             None if near is None else check_id(near, field="near"),
             as_of,
+            moment,
             _check_hops(expand),
             expand_outside,
             bool(explain),

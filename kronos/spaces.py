@@ -320,6 +320,8 @@ class Spaces:
 
     def pending_text_count(self, space_id: int) -> int:
         """How many distinct texts are pending in a space, without those that failed."""
+        if self.pending_count(space_id) == self.failed_count(space_id):
+            return 0
         statement = select(func.count(func.distinct(memories.c.content_hash))).where(
             ~_has_vector(space_id), ~_has_failed(space_id)
         )

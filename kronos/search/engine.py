@@ -191,6 +191,7 @@ class Search:
         watch: notes the steps.
         everyone: all that may be found and lives, by their groups if any are wanted; asked only
             where a search needs it.
+        known: what is known of them before; None: nothing.
         read: rows of live memories that were read already in this transaction, by key.
     """
 
@@ -202,6 +203,8 @@ class Search:
         query: Query,
         watch: Watch,
         everyone: Everyone,
+        *,
+        known: KeySet | None = None,
         read: Mapping[int, Sequence[Any]] = MappingProxyType({}),
     ) -> None:
         self._rows = rows
@@ -211,11 +214,13 @@ class Search:
         self._watch = watch
         self._ask_everyone = everyone
         self._read = read
-        self._everyone: KeySet | None = None
+        self._everyone = known
         self._are_in_the_way = False
         """Candidates that do not live, or are of a group that has a better one."""
         self._words: tuple[Keys, Floats] | None = None
         self._heads: Keys | None = None
+        self._seen: dict[int, Sequence[Any]] = {}
+        """The signals that were read."""
 
     def run(self, wanted: int) -> list[Candidate]:
         """Find the best candidates, at most so many, the best first."""
@@ -236,7 +241,8 @@ class Search:
             ):
                 return chosen
             size *= _GROWTH
-            if len(chosen) >= wanted or size <= _GROWTH * first or not self._are_in_the_way:
+            is_early = size <= _GROWTH * first and self._everyone is None
+            if len(chosen) >= wanted or is_early or not self._are_in_the_way:
                 pool = self._pool(size)
                 continue
             pool, is_more = self._beyond(pool, size)
@@ -293,13 +299,13 @@ class Search:
         keys, scores = self._some_words(among)
         said = best(scores, size)
         with self._watch.step("fusion") as note:
-            wanted = np.union1d(near.keys, keys[said])
+            wanted = union = np.union1d(near.keys, keys[said])
             if self._heads is None:
                 # The same bets however many hits are wanted, and whoever is looked for, so that
                 # scores do not depend on it.
-                heads = [near.keys[:CANDIDATES], keys[said[:CANDIDATES]]]
-                self._heads = np.unique(np.concatenate(heads))
-            union = np.union1d(wanted, self._heads)
+                self._heads = np.concatenate([near.keys[:CANDIDATES], keys[said[:CANDIDATES]]])
+            if among is not None:
+                union = np.union1d(wanted, self._heads)
             cosines = self._cosines(near, union)
             words = self._word_scores(union)
             # Whoever is outside is no nearer than the last, and holds no more of the words. Not
@@ -310,8 +316,10 @@ class Search:
             fused = self._fusion().shares(cosines, words, head)
             note.count = wanted.size
         unseen = float(sum(share[-1] for share in fused.values()))
-        asked = slice(None) if wanted.size == union.size else locate(wanted, union)[1]
-        shares = {name: share[:-1][asked] for name, share in fused.items()}
+        shares = {name: share[:-1] for name, share in fused.items()}
+        if wanted.size != union.size:
+            asked = locate(wanted, union)[1]
+            shares = {name: share[asked] for name, share in shares.items()}
         return _Pool(wanted, shares, unseen, near.is_all and keys.size <= size)
 
     def _fusion(self) -> Fusion:
@@ -366,7 +374,7 @@ class Search:
             shares = {name: ranking.similarity * share for name, share in shares.items()}
         if ranking.needs_signals and pool.keys.size:
             with self._watch.step("signals") as note:
-                signals = self._rows.signals(pool.keys)
+                signals = self._rows.signals(pool.keys, self._seen)
                 shares = shares | ranking.shares(signals, self._request.now)
                 note.count = pool.keys.size
         if shares.keys() == {"vectors"} and ranking.similarity:  # an index gives them in order

@@ -389,6 +389,10 @@ class KeySets:
         with self._lock:
             return self._turns.setdefault(asked.name, Lock())
 
+    def knows(self, asked: Asked[Any]) -> bool:
+        """Whether it was found before, and is kept."""
+        return asked.name in self._sets
+
     def forget(self, asked: Asked[Any]) -> None:
         """Have it found anew."""
         with self._lock:

@@ -151,7 +151,20 @@ def test_threads_that_ask_for_the_same_at_once_find_it_once(
 # -- Whatever happens ---------------------------------------------------------------------------
 
 VALUES = st.sampled_from(
-    [None, 1, 1.0, True, "1", "", "ä\\\"'", [1], [1.0], {"a": 1, "b": [2]}, {"b": [2], "a": 1}, -1.5]
+    [
+        None,
+        1,
+        1.0,
+        True,
+        "1",
+        "",
+        "ä\\\"'",
+        [1],
+        [1.0],
+        {"a": 1, "b": [2]},
+        {"b": [2], "a": 1},
+        -1.5,
+    ]
 )
 NAMESPACES = st.sampled_from(["default", "default/a", "default0", "other", "other/b"])
 IDS = st.sampled_from([f"m{number}" for number in range(10)])
