@@ -120,11 +120,14 @@ class Reading(Upkeep):
     def _place_of(self, id: str, moment: int | None) -> int:
         """The key of a memory with which a page ended, be it gone by now."""
         key = self._ends.find(id) if moment is None else None
+        if key is not None:
+            return key
+        with self._reader() as repository:
+            if moment is not None:
+                key = repository.as_of(moment).key_of(id)
+            key = repository.key_of(id) if key is None else key
         if key is None:
-            with self._reader() as repository:
-                key = (repository if moment is None else repository.as_of(moment)).key_of(id)
-        if key is None:
-            raise NotFoundError(f"no memory has the id {id!r}")
+            raise NotFoundError(f"no memory has, or had, the id {id!r}")
         return key
 
     def _count(self, selection: Selection, moment: int | None) -> int:

@@ -247,9 +247,9 @@ class Search:
                 continue
             pool, is_more = self._beyond(pool, size)
             if not is_more:
-                wanted = len(chosen)
-                if not wanted:
+                if not chosen or not ranking.needs_signals:
                     return chosen
+                wanted = len(chosen)
 
     def _beyond(self, pool: _Pool, size: int) -> tuple[_Pool, bool]:
         """A pool with candidates that it has none like, and whether there are such."""
