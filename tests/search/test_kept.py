@@ -203,6 +203,7 @@ class KeptMachine(RuleBasedStateMachine):
         self.other = MemoryStore.open(self.folder, **options)
         self.sets = KeySets()
         self.then: list[tuple[Any, dict[str, Any]]] = []
+        self.forgotten: list[Any] = []
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -244,6 +245,7 @@ class KeptMachine(RuleBasedStateMachine):
     def compact(self, forgets: bool) -> None:
         """What is forgotten was never there, as far as anybody can tell."""
         self.other.compact(forget_before=self.clock.now if forgets else None)
+        self.forgotten = [moment for moment, _ in self.then[-2:]]
         self.then.clear()
 
     @rule()
@@ -282,6 +284,8 @@ class KeptMachine(RuleBasedStateMachine):
     def the_past_stays(self) -> None:
         if not hasattr(self, "store"):
             return
+        for moment in self.forgotten:
+            self.both(Known(SELECTIONS[0], to_microseconds(moment)))
         for moment, state in self.then[-2:]:
             for selection in SELECTIONS[1::3]:
                 found = self.both(Known(selection, to_microseconds(moment)))
@@ -353,3 +357,21 @@ def test_every_memory_is_listed_where_its_keys_are_wanted(open_store: Opener) ->
     with pytest.raises(NotAtHand):  # from now on it means less than all
         at_hand(store, sets, Matching(Selection("default", None)))
     assert learnt(store, sets, Matching(Selection("default", None))).count == 2
+
+
+def test_what_compact_forgot_is_in_no_moment_that_was_asked_for(
+    open_store: Opener, clock: Clock
+) -> None:
+    store, other = open_store(), open_store()
+    id = store.add("what it was")
+    kept_one = store.add("what it is")
+    then = clock.now
+    clock.tick(1)
+    store.update(id, content="what it became")
+    assert store.count(as_of=then) == 2
+    assert len(store.search("what", as_of=then)) == 2
+    clock.tick(1)
+    other.compact(forget_before=clock.now)
+    assert store.count(as_of=then) == 1
+    assert [memory.id for memory in store.list(as_of=then)] == [kept_one]
+    assert [hit.id for hit in store.search("what", as_of=then)] == [kept_one]
