@@ -1,19 +1,21 @@
 """Giving back what nobody wants: old spaces, all that is left of deleted memories, bytes on disk.
 
-Only what can be made anew, or has expired, is dropped, in transactions so small that other writers
-hardly wait.
+Only what can be made anew, or has expired, is dropped: it is found in transactions that read, and
+dropped in such as are so small, and so far apart, that other writers hardly wait.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.errors import KronosWarning
-from kronos.history import History
 from kronos.index.snapshot import discard_other_snapshots
+from kronos.pacing import MEMORIES_A_TRANSACTION, Turns, in_parts
 from kronos.repository import Repository
 from kronos.types import CompactReport
 
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.engine import Database
+    from kronos.history import PastVector
     from kronos.replica import Replica
-    from kronos.types import Space
+    from kronos.types import Keys, Space
 
 _VECTORS_A_TRANSACTION = 2000
-_MEMORIES_A_TRANSACTION = 500
 
 
 def drop_spaces(
@@ -47,8 +49,9 @@ def drop_spaces(
         The spaces that are gone.
     """
     dropped: list[Space] = []
+    turns = Turns()
     while True:
-        with database.write() as connection:
+        with turns, database.write() as connection:
             spaces = Repository(connection, clock()).spaces
             # Looked at anew each time: somebody may want the space again.
             unwanted = spaces.droppable(keep, leftovers=leftovers)
@@ -81,14 +84,16 @@ def compact(
         StorageError: the database or the disk failed; nothing that is wanted was lost.
     """
     before = database.size_bytes()
+    rows = _Rows(database, clock)
     dropped = drop_spaces(database, keep, leftovers=True, clock=clock)
-    expired = _delete_expired(database, clock)
-    _forget_the_past(database, forget_before, clock)
-    with replica.saving, replica.lock, database.read() as connection:
-        repository = Repository(connection, clock())
-        head = repository.pulse().seq
-        replica.compact(repository, head)
-    _forget_the_deleted(database, head, replica.space.id, folder, clock)
+    expired = rows.delete_expired()
+    rows.forget_the_past(forget_before)
+    with replica.saving:
+        head = replica.compact(rows.reading)
+    rows.forget_the_deleted(head)
+    # Every other snapshot may hold what is forgotten; one of another space would be read only after
+    # a switch, and then be replayed from SQL.
+    discard_other_snapshots(folder, {replica.space.id})
     if not database.vacuum():
         warnings.warn(
             "another process reads an older state, so the write-ahead log still holds what was "
@@ -99,42 +104,88 @@ def compact(
     return CompactReport(tuple(dropped), expired, before, database.size_bytes())
 
 
-def _delete_expired(database: Database, clock: Callable[[], datetime]) -> int:
-    expired = 0
-    while True:
-        with database.write() as connection:
-            repository = Repository(connection, clock(), keep_history=False)
-            some = repository.delete_expired(_MEMORIES_A_TRANSACTION)
-        expired += some
-        if some < _MEMORIES_A_TRANSACTION:
-            return expired
+class _Rows:
+    """What of the rows nobody wants: found while others write, and deleted bit by bit."""
 
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
 
-def _forget_the_past(database: Database, before: int | None, clock: Callable[[], datetime]) -> None:
-    """Forget what deleted memories were, what others were long ago, and every word of both."""
-    steps: list[Callable[[History], int]] = [
-        lambda history: history.forget(_MEMORIES_A_TRANSACTION, before=before),
-        lambda history: history.forget_vectors(_MEMORIES_A_TRANSACTION),
-    ]
-    for step in steps:
-        some = _MEMORIES_A_TRANSACTION
-        while some == _MEMORIES_A_TRANSACTION:
-            with database.write() as connection:
-                some = step(Repository(connection, clock()).history)
-    with database.write() as connection:
-        Repository(connection, clock()).words.optimize()
+    @contextmanager
+    def reading(self) -> Iterator[Repository]:
+        """A transaction that reads."""
+        with self._database.read() as connection:
+            yield Repository(connection, self._clock())
 
+    @contextmanager
+    def _writing(self) -> Iterator[Repository]:
+        with self._database.write() as connection:
+            yield Repository(connection, self._clock(), keep_history=False)
 
-def _forget_the_deleted(
-    database: Database, seq: int, serving: int, folder: Path, clock: Callable[[], datetime]
-) -> None:
-    """Prune the tombstones up to a seq, and every snapshot that may hold what they stand for.
+    def delete_expired(self) -> int:
+        """Delete what has expired. Returns how many."""
+        with self.reading() as repository:
+            expired = repository.expired()
 
-    The snapshot of the space that serves is of that seq; one of another space would be read only
-    after a switch, and then be replayed from SQL.
-    """
-    with database.write() as connection:
-        spaces = Repository(connection, clock()).spaces
-        for space in spaces.all():
-            spaces.prune(space.id, seq)
-    discard_other_snapshots(folder, {serving})
+        def delete(keys: Keys) -> int:
+            with self._writing() as repository:
+                return repository.delete_expired(keys)
+
+        return in_parts(expired, delete)
+
+    def forget_the_past(self, before: int | None) -> None:
+        """Forget what deleted memories were, what others were long ago, and each word of both."""
+        with self.reading() as repository:
+            unwanted = repository.history.unwanted(before=before)
+
+        def forget(keys: Keys) -> int:
+            with self._writing() as repository:
+                repository.history.forget(keys.tolist())
+            return len(keys)
+
+        in_parts(unwanted, forget)
+        self._forget_vectors()
+        self._merge_words()
+        with self._writing() as repository:
+            if unwanted.size or repository.has_deletions():
+                repository.history.begin_anew()
+
+    def _forget_vectors(self) -> None:
+        after: PastVector = (0, b"")
+        turns = Turns()
+        while True:
+            with self.reading() as repository:
+                found = repository.history.unused_vectors(after, MEMORIES_A_TRANSACTION)
+            if not found:
+                return
+            with turns, self._writing() as repository:
+                repository.history.forget_vectors(found)
+            after = found[-1]
+
+    def _merge_words(self) -> None:
+        """Leave no word of a text that is gone, in steps that other writers hardly wait for."""
+        begins, turns = True, Turns()
+        while True:
+            with turns, self._writing() as repository:
+                if not repository.words.merge(begins=begins):
+                    return
+            begins = False
+
+    def forget_the_deleted(self, seq: int) -> None:
+        """Forget that memories are gone, for an index that is at a seq."""
+        with self.reading() as repository:
+            buried = {
+                space.id: repository.spaces.buried(space.id, seq)
+                for space in repository.spaces.all()
+            }
+        for space_id, keys in buried.items():
+            in_parts(keys, functools.partial(self._prune, space_id, seq))
+        forgotten, turns = MEMORIES_A_TRANSACTION, Turns()
+        while forgotten == MEMORIES_A_TRANSACTION:
+            with turns, self._writing() as repository:
+                forgotten = repository.forget_deletions(MEMORIES_A_TRANSACTION)
+
+    def _prune(self, space_id: int, seq: int, keys: Keys) -> int:
+        with self._writing() as repository:
+            repository.spaces.prune(space_id, seq, keys.tolist())
+        return len(keys)

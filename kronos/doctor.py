@@ -8,19 +8,22 @@ never touched.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from kronos.db import dialect, schema
+from kronos.db import dialect, schema, words
 from kronos.errors import CorruptStoreError
 from kronos.files import discard_parts, left_parts
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
+from kronos.pacing import gently
 from kronos.repository import Repository
 from kronos.search.fields import fields_of
 from kronos.types import Problem
@@ -30,9 +33,16 @@ if TYPE_CHECKING:
 
     from kronos.db.engine import Database
     from kronos.replica import Replica
+    from kronos.types import Space, VectorIndex
+
+    Transaction: TypeAlias = Callable[[], AbstractContextManager[Repository]]
+    """Begins a transaction: one that reads, or one that repairs; None: nothing is repaired."""
+    Sight: TypeAlias = Callable[[], AbstractContextManager[tuple[VectorIndex, Repository]]]
 
 _INDEXES_WAY_OUT = "Only SQLite's indexes are wrong: `kronos doctor --repair` makes them anew"
 _IDS_SHOWN = 20
+_ROWS_AT_ONCE = 200
+"""So many vectors are compared while searches wait."""
 _FREE_SHARE = 0.25
 """A disk with less room than this share of the database is short of it."""
 
@@ -143,51 +153,85 @@ def _parts_of(database: Path) -> tuple[Path, str]:
     return file.parent, f"{file.name}."
 
 
-def misfit_vectors(repository: Repository, *, repair: bool) -> Iterator[Problem]:
+def misfit_vectors(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
     """Find vectors that do not fit their space or their text; repaired, they are pending."""
-    for space in repository.spaces.all():
-        keys = repository.spaces.misfits(space)
-        if len(keys):
-            if repair:
+    with reading() as repository:
+        found = [(space, repository.spaces.misfits(space)) for space in repository.spaces.all()]
+    for space, keys in found:
+        if not keys.size:
+            continue
+        if writing is not None:
+            with writing() as repository:
                 repository.spaces.make_pending(space, keys)
-            yield Problem(
-                "vectors",
-                f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text, "
-                "their width or unit length; run `kronos reindex` to make them anew",
-                repaired=repair,
-            )
+        yield Problem(
+            "vectors",
+            f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text, "
+            "their width or unit length; run `kronos reindex` to make them anew",
+            repaired=writing is not None,
+        )
 
 
-def wrong_words(repository: Repository, *, repair: bool) -> Iterator[Problem]:
-    """Compare the word indexes with the texts; repaired, they are made anew."""
-    for detail in repository.words.problems():
-        yield Problem("words", detail, repaired=repair)
-        if repair:
+def wrong_counts(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
+    """Compare how many vectors each space has with what is noted; repaired, it is counted anew."""
+    with reading() as repository:
+        wrong = repository.spaces.miscounted()
+    for space, counted in wrong.items():
+        yield Problem(
+            "vectors",
+            f"space {space.id} ({space.model}) has {counted} vectors, and another number is noted",
+            repaired=writing is not None,
+        )
+    if wrong and writing is not None:
+        with writing() as repository:
+            repository.spaces.recount()
+
+
+def wrong_words(database: Database, writing: Transaction | None) -> Iterator[Problem]:
+    """Compare the word indexes with the texts; repaired, they are made anew.
+
+    To compare them is a write to SQLite. It is done to a copy, so that no other writer waits.
+    """
+    try:
+        with database.scratch() as connection:
+            words.copy_aside(connection)
+            found = words.problems(connection)
+    except CorruptStoreError as exc:
+        found = [str(exc)]
+    if found and writing is not None:
+        with writing() as repository:
             repository.words.rebuild()
-            return
+    for detail in found:
+        yield Problem("words", detail, repaired=writing is not None)
 
 
-def misread_texts(repository: Repository, *, repair: bool) -> Iterator[Problem]:
+def misread_texts(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
     """Find texts whose words are read otherwise than a question's; repaired, all are read anew."""
-    count = repository.words.misread()
+    with reading() as repository:
+        count = repository.words.misread()
     if not count:
         return
-    if repair:
-        repository.words.rebuild()
+    if writing is not None:
+        with writing() as repository:
+            repository.words.rebuild()
     yield Problem(
         "words",
         f"the words of {count} texts are not read as this Kronos reads a question's, so searches "
         "may miss them: an upgrade was stopped, or another version of Kronos or Python wrote them. "
         "`kronos doctor --repair` reads them anew",
-        repaired=repair,
+        repaired=writing is not None,
     )
 
 
-def missing_field_indexes(repository: Repository, *, repair: bool) -> Iterator[Problem]:
+def missing_field_indexes(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
     """Find metadata keys whose index is gone; repaired, it is made anew."""
-    fields = fields_of(repository)
-    for path in fields.ensure() if repair else fields.missing():
-        yield Problem("fields", f"the index of the metadata key {path!r} is missing", repair)
+    with reading() as repository:
+        missing = fields_of(repository).missing()
+    if missing and writing is not None:
+        with writing() as repository:
+            fields_of(repository).ensure()
+    for path in missing:
+        detail = f"the index of the metadata key {path!r} is missing"
+        yield Problem("fields", detail, repaired=writing is not None)
 
 
 def pending_memories(repository: Repository) -> Iterator[Problem]:
@@ -202,28 +246,43 @@ def pending_memories(repository: Repository) -> Iterator[Problem]:
         )
 
 
-def wrong_index(repository: Repository, replica: Replica, *, repair: bool) -> Iterator[Problem]:
-    """Compare this process's index with the rows at one seq; repaired, it is replayed."""
+def wrong_index(sight: Sight, replica: Replica, *, repair: bool) -> Iterator[Problem]:
+    """Compare this process's index with the rows; repaired, it is replayed.
+
+    Args:
+        sight: the index and the rows at one moment, for which searches wait.
+        replica: whose index it is.
+        repair: whether to.
+    """
     try:
-        difference = _difference(repository, replica)
+        difference = _difference(sight, replica.space)
     except CorruptStoreError as exc:
         yield Problem("index", f"the index cannot follow the database: {exc}")
         return
     if difference:
         if repair:
-            replica.discard()
-            replica.catch_up(repository, repository.pulse().seq)
+            with replica.saving, replica.lock:
+                replica.discard()
+            with sight():
+                pass
         yield Problem("index", difference, repaired=repair)
 
 
-def _difference(repository: Repository, replica: Replica) -> str | None:
-    index = replica.catch_up(repository, repository.pulse().seq)
-    held = index.keys()
-    seen = 0
-    for keys, rows in repository.spaces.vectors_since(replica.space, 0):
-        if not np.isin(keys, held).all():
-            return "the index misses vectors that the database holds"
-        if not np.array_equal(index.vectors_of(keys), rows):
-            return "the index holds other vectors than the database"
-        seen += len(keys)
-    return None if seen == len(held) else "the index holds vectors that the database does not"
+def _difference(sight: Sight, space: Space) -> str | None:
+    """What differs: looked at bit by bit, each at a moment of its own, so that searches go on."""
+    after = -1
+    for _ in gently(itertools.count()):
+        with sight() as (index, repository):
+            keys, rows = repository.spaces.vectors_behind(space, after, _ROWS_AT_ONCE)
+            if not keys.size:
+                count = repository.spaces.vector_count(space.id)
+                return None if len(index) == count else _EXTRA
+            if not index.held(keys).all():
+                return "the index misses vectors that the database holds"
+            if not np.array_equal(index.vectors_of(keys), rows):
+                return "the index holds other vectors than the database"
+            after = int(keys[-1])
+    return None
+
+
+_EXTRA = "the index holds vectors that the database does not"

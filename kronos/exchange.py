@@ -38,7 +38,8 @@ from kronos.files import FULL, publishing
 from kronos.types import NewMemory
 
 if TYPE_CHECKING:
-    from kronos.repository import Condition, Repository
+    from kronos.repository import Repository
+    from kronos.rows import Condition
     from kronos.types import Memory, Space
 
 _MARK = "kronos-export"

@@ -9,34 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
     Row,
+    SelectBase,
     Subquery,
-    and_,
     bindparam,
     case,
     delete,
     exists,
-    func,
     insert,
     null,
     select,
+    tuple_,
     union_all,
+    update,
 )
 
 from kronos.db import words
-from kronos.db.dialect import Prepared, listed
-from kronos.db.tables import memories, past_vectors, vectors, versions
+from kronos.db.dialect import Prepared, fetch, listed
+from kronos.db.numbers import read_numbers
+from kronos.db.tables import memories, past_vectors, store, vectors, versions
 from kronos.db.words import VERSION_WORDS
-from kronos.spaces import Spaces, checked_blobs, parts
+from kronos.spaces import Spaces, checked_blobs, next_seqs
 
 if TYPE_CHECKING:
-    from kronos.types import Space, Vectors
+    from kronos.types import Keys, Space, Vectors
+
+PastVector: TypeAlias = tuple[int, bytes]
+"""What a vector of a past text is known by: its space and the text's hash."""
 
 _KEPT = (
     "id",
@@ -58,11 +63,15 @@ def later_of(now: Any, column: ColumnElement[int]) -> ColumnElement[int]:
     return case((column > now, column), else_=now)
 
 
-def rows_at(moment: int) -> Subquery:
+def rows_at(moment: int, among: SelectBase | None = None) -> Subquery:
     """The memories as the store knew them at a moment, expired ones included.
+
+    Where the clock was put back between a delete and another memory of the same id, both were
+    there at once by the clock: only the later one counts.
 
     Args:
         moment: microseconds since 1970 UTC.
+        among: selects keys; these memories alone.
 
     Returns:
         A selectable with the columns of `memories` that a memory is read from, `key` among them,
@@ -71,23 +80,38 @@ def rows_at(moment: int) -> Subquery:
     present = select(
         memories.c.key, null().label("version_key"), *(memories.c[name] for name in _KEPT)
     ).where(memories.c.recorded_at <= moment)
+    later, later_past = memories.alias("later"), versions.alias("later_past")
     past = select(
         versions.c.memory_key.label("key"),
         versions.c.key.label("version_key"),
         *(versions.c[name] for name in _KEPT),
-    ).where(versions.c.recorded_at <= moment, versions.c.replaced_at > moment)
+    ).where(
+        versions.c.recorded_at <= moment,
+        versions.c.replaced_at > moment,
+        ~exists().where(
+            later.c.id == versions.c.id,
+            later.c.key > versions.c.memory_key,
+            later.c.recorded_at <= moment,
+        ),
+        ~exists().where(
+            later_past.c.id == versions.c.id,
+            later_past.c.memory_key > versions.c.memory_key,
+            later_past.c.recorded_at <= moment,
+            later_past.c.replaced_at > moment,
+        ),
+    )
+    if among is not None:
+        present = present.where(memories.c.key.in_(among))
+        past = past.where(versions.c.memory_key.in_(among))
     return union_all(present, past).subquery("known")
 
 
 @dataclass(frozen=True, slots=True)
 class PastText:
-    """A text that memories held, and its vector in some space, if it was ever made."""
+    """A text that a memory held."""
 
-    key: int
-    """The memory's key."""
     content_hash: bytes
     content: str
-    vector: bytes | None
 
 
 class History:
@@ -134,36 +158,16 @@ class History:
 
     def count(self) -> int:
         """How many earlier versions are kept."""
-        return int(
-            self._connection.execute(select(func.count()).select_from(versions)).scalar_one()
-        )
+        ((count,),) = fetch(self._connection, "SELECT count(*) FROM versions")
+        return int(count)
 
-    def key_of(self, id: str) -> int | None:
-        """The key of the last memory that had this id and is gone."""
-        found = select(versions.c.memory_key).where(versions.c.id == id)
-        return self._connection.execute(found.order_by(versions.c.key.desc()).limit(1)).scalar()
+    def vectors(self, space: Space, keys: list[int]) -> dict[int, bytes]:
+        """The vectors of the texts of versions, by the versions' keys; of those that were made."""
+        return dict(_VECTORS.fetch(self._connection, space=space.id, keys=keys))
 
-    def texts(
-        self, known: FromClause, conditions: Sequence[ColumnElement[bool]], space: Space
-    ) -> list[PastText]:
-        """Those texts of `rows_at` that their memories no longer hold.
-
-        Args:
-            known: what `rows_at` returned.
-            conditions: which of its rows.
-            space: whose vectors are wanted.
-        """
-        made = and_(
-            past_vectors.c.space_id == space.id,
-            past_vectors.c.content_hash == known.c.content_hash,
-        )
-        statement = (
-            select(known.c.key, known.c.content_hash, known.c.content, past_vectors.c.vector)
-            .select_from(known.outerjoin(past_vectors, made))
-            .where(known.c.version_key.is_not(None), ~_held(known), *conditions)
-            .order_by(known.c.key)
-        )
-        return [PastText(*row) for row in self._connection.execute(statement)]
+    def texts(self, keys: list[int]) -> list[PastText]:
+        """The texts of versions, by the versions' keys."""
+        return [PastText(*row) for row in _TEXTS.fetch(self._connection, keys=keys)]
 
     def add_vectors(self, space: Space, hashes: Sequence[bytes], rows: Vectors) -> None:
         """Keep the vectors of past texts, made after a model change; in a write transaction.
@@ -181,39 +185,59 @@ class History:
             ],
         )
 
-    def forget(self, limit: int, *, before: int | None = None) -> int:
-        """Forget some of what memories were: those that are gone, and what was before a moment.
+    def unwanted(self, *, before: int | None = None) -> Keys:
+        """Find what memories were that are gone, and what was before a moment; reads all versions.
 
         Returns:
-            How many versions.
+            (n,) int64 keys of versions.
         """
         unwanted = ~exists().where(memories.c.key == versions.c.memory_key)
         if before is not None:
             unwanted |= versions.c.replaced_at < before
-        found = select(versions.c.key).where(unwanted).limit(limit)
-        keys = self._connection.execute(found).scalars().all()
-        for part in parts(keys):
-            self._connection.execute(delete(versions).where(versions.c.key.in_(part)))
-        return len(keys)
+        return read_numbers(self._connection, select(versions.c.key).where(unwanted))[:, 0]
 
-    def forget_vectors(self, limit: int) -> int:
-        """Forget some vectors of texts that no version holds. Returns how many."""
+    def forget(self, keys: list[int]) -> None:
+        """Forget versions."""
+        _FORGET.run(self._connection, keys=keys)
+
+    def unused_vectors(self, after: PastVector, limit: int) -> list[PastVector]:
+        """Find the next vectors of texts that no version holds, behind one of them."""
+        place = tuple_(past_vectors.c.space_id, past_vectors.c.content_hash)
         unused = (
             select(past_vectors.c.space_id, past_vectors.c.content_hash)
-            .where(~exists().where(versions.c.content_hash == past_vectors.c.content_hash))
+            .where(place > tuple_(*after), ~_IN_USE)
+            .order_by(past_vectors.c.space_id, past_vectors.c.content_hash)
             .limit(limit)
         )
-        rows = self._connection.execute(unused).all()
-        for space_id, content_hash in rows:
+        return [(space_id, hash) for space_id, hash in self._connection.execute(unused)]
+
+    def forget_vectors(self, found: Sequence[PastVector]) -> None:
+        """Forget vectors of past texts, unless a version holds the text by now."""
+        for space_id, content_hash in found:
             self._connection.execute(
                 delete(past_vectors).where(
                     past_vectors.c.space_id == space_id,
                     past_vectors.c.content_hash == content_hash,
+                    ~_IN_USE,
                 )
             )
-        return len(rows)
+
+    def begin_anew(self) -> None:
+        """Have whoever follows the rows begin anew, as something was forgotten."""
+        (seq,) = next_seqs(self._connection, 1)
+        self._connection.execute(update(store).values(pruned_seq=seq))
 
 
+_IN_USE = exists().where(versions.c.content_hash == past_vectors.c.content_hash)
+_FORGET = Prepared(delete(versions).where(versions.c.key.in_(listed("keys"))))
+_VECTORS = Prepared(
+    select(versions.c.key, past_vectors.c.vector)
+    .join(past_vectors, past_vectors.c.content_hash == versions.c.content_hash)
+    .where(past_vectors.c.space_id == bindparam("space"), versions.c.key.in_(listed("keys")))
+)
+_TEXTS = Prepared(
+    select(versions.c.content_hash, versions.c.content).where(versions.c.key.in_(listed("keys")))
+)
 _THESE = memories.c.key.in_(listed("keys"))
 _KEEP = Prepared(
     insert(versions).from_select(

@@ -313,6 +313,7 @@ class KronosMemory:
         group_by: str | None = None,
         as_of: datetime | None = None,
         expand: int = 0,
+        expand_outside: bool = False,
         explain: bool = False,
     ) -> Hits:
         """Find the memories that match best; see `MemoryStore.search`."""
@@ -328,6 +329,7 @@ class KronosMemory:
             near=near,
             as_of=as_of,
             expand=expand,
+            expand_outside=expand_outside,
             explain=explain,
         )
         question = await threads.encode(store._ask, [query], wanted)
@@ -346,6 +348,7 @@ class KronosMemory:
         group_by: str | None = None,
         as_of: datetime | None = None,
         expand: int = 0,
+        expand_outside: bool = False,
         explain: bool = False,
     ) -> builtins.list[Hits]:
         """Answer many questions at once; see `MemoryStore.search_many`."""
@@ -361,6 +364,7 @@ class KronosMemory:
             near=None,
             as_of=as_of,
             expand=expand,
+            expand_outside=expand_outside,
             explain=explain,
         )
         asked = store._check_queries(queries)

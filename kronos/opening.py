@@ -18,7 +18,7 @@ from kronos import doctor
 from kronos.background import Background
 from kronos.combining import Combiner
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.engine import Database, FileId, file_of
 from kronos.embedding.checked import check_embedder
 from kronos.embedding.registry import DEFAULT_MODEL, KEPT_MODEL, absolute
 from kronos.embedding.service import EmbeddingService
@@ -31,7 +31,7 @@ from kronos.errors import (
 from kronos.forking import Lock
 from kronos.repository import Repository
 from kronos.search.fields import fields_of
-from kronos.search.plan import KeySets
+from kronos.search.kept import KeySets
 from kronos.serving import Serving, Settler
 from kronos.settings import Location, Settings
 from kronos.validation import check_limit, check_namespace, check_time
@@ -39,6 +39,7 @@ from kronos.writing import FOR_ALL, MOST_ROWS, Change, Write, write_together
 
 if TYPE_CHECKING:
     from kronos.embedding.reranking import Reranker
+    from kronos.rows import Rows
     from kronos.types import Embedder, OnModelChange, ProgressCallback
 
 
@@ -94,6 +95,8 @@ class Opened:
         self._found: dict[str, None] = {}
         """Ids of memories that reads found, and that no transaction has noted yet."""
         self._key_sets = KeySets()
+        self._file: FileId | None = None
+        """The database file that the key sets are of."""
         self._rerankers: dict[str, Reranker] = {}
         self._own: Embedder | None = None
         """The embedder that was asked for, once the store is open."""
@@ -281,17 +284,16 @@ class Opened:
     @contextmanager
     def _reader(self) -> Iterator[Repository]:
         with self._open_database.read() as connection:
+            if file_of(connection) != self._file:  # a copy of the store is in its place
+                self._key_sets, self._file = KeySets(), file_of(connection)
             yield self._repository(connection)
 
     @contextmanager
-    def _reader_of(self, as_of: datetime | None) -> Iterator[Repository]:
+    def _reader_of(self, as_of: datetime | None) -> Iterator[Rows]:
         """The same, of what the store knew at a moment."""
-        self._check_as_of(as_of)
+        moment = check_time(as_of, field="as_of")
         with self._reader() as repository:
-            yield repository if as_of is None else repository.as_of(as_of)
-
-    def _check_as_of(self, as_of: datetime | None) -> None:
-        check_time(as_of, field="as_of")
+            yield repository if moment is None else repository.as_of(moment)
 
     @contextmanager
     def _writer(self) -> Iterator[Repository]:

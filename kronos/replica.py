@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -322,25 +322,35 @@ class Replica:
             self._warn(f"no index snapshot was saved, so the next open is slower: {exc}")
             return False
 
-    def compact(self, repository: Repository, head: int) -> None:
+    def compact(self, reading: Callable[[], AbstractContextManager[Repository]]) -> int:
         """Give back the memory of deleted vectors, and leave no snapshot that holds one.
 
-        Called with `saving` held.
+        Called with `saving` held. Searches and writes go on meanwhile.
 
         Args:
-            repository: over a transaction.
-            head: the last seq that it sees.
+            reading: begins a transaction.
+
+        Returns:
+            The seq of what is left: whoever was deleted up to it is forgotten.
 
         Raises:
             StorageError: older snapshots cannot be deleted.
         """
-        self._index = self.catch_up(repository, head).compacted()
-        self._unsaved, self._built = 0, False
-        header = self._header(self._index, head)
+        with self.lock, reading() as repository:
+            head = repository.pulse().seq
+            index = self.catch_up(repository, head)
+            make = index.begin_compaction()
+        compacted = make()
+        header = self._header(compacted, head)
         if header.count < self._policy.changes or not self._publish(
-            header, self._index.to_buffers(), built=True
+            header, compacted.to_buffers(), built=True
         ):
             discard_snapshots(self._folder, self.space.id)
+        with self.lock:
+            if self._index is index:  # else it was forgotten, and is loaded anew
+                self._index, self._applied, self._sample = compacted, head, None
+                self._unsaved, self._built = 0, False
+        return head
 
     # -- Builds ----------------------------------------------------------------------------------
 

@@ -1,83 +1,41 @@
-"""The memories: how they are read, written, replaced and deleted, together with their vectors.
+"""The memories: how they are written, replaced and deleted, together with their vectors.
 
 A `Repository` speaks over one open transaction and never begins or ends it: who opened the
-transaction ends it. What is written whole (a batch, an edit, a delete) takes its seq here and
-leaves no vector of an older text in any space; the spaces are in `Repository.spaces`.
+transaction ends it. How memories are read is `Rows`, which it builds on. What is written whole (a
+batch, an edit, a delete) takes its seq here and leaves no vector of an older text in any space; the
+spaces are in `Repository.spaces`.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    FromClause,
-    Select,
-    and_,
-    bindparam,
-    delete,
-    exists,
-    func,
-    or_,
-    select,
-)
+from sqlalchemy import Connection, bindparam, delete, or_, select, tuple_
 
-from kronos.db.dialect import (
-    WAY_OUT_OF_DAMAGE,
-    Prepared,
-    fetch,
-    insert_rows,
-    listed,
-    savepoint,
-    update_rows,
-)
+from kronos.db.dialect import Prepared, fetch, insert_rows, listed, savepoint, update_rows
 from kronos.db.engine import FileId, file_of
-from kronos.db.tables import accesses, memories, store
-from kronos.errors import CorruptStoreError, DuplicateIdError, NotFoundError
-from kronos.history import History, PastText, rows_at, still_held
+from kronos.db.numbers import read_numbers
+from kronos.db.tables import accesses, deletions, memories, store
+from kronos.errors import DuplicateIdError, NotFoundError
+from kronos.history import History
 from kronos.jobs import Jobs
 from kronos.links import Links, Reached
-from kronos.spaces import Spaces, checked_blobs, next_seqs, parts
+from kronos.rows import COLUMNS, Condition, Rows, as_memory, these
+from kronos.spaces import Spaces, checked_blobs, next_seqs
 from kronos.types import DuplicateGroup, Memory, OnConflict, Space, Step, Version
-from kronos.validation import Record, hash_content, to_datetime, to_microseconds
+from kronos.validation import Record, to_datetime, to_microseconds
 from kronos.words import Words
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from kronos.duplicates import KeyGroup
     from kronos.types import Keys, Vectors
-
-    Floats: TypeAlias = NDArray[np.float64]
-
-_ROWS_A_FETCH = 500
-
-Condition: TypeAlias = Callable[[FromClause], ColumnElement[bool]]
-"""Makes a boolean SQL expression over rows such as those of `memories`: a filter, compiled."""
-
-_COLUMNS = (
-    "key",
-    "id",
-    "namespace",
-    "content",
-    "metadata",
-    "importance",
-    "parent_id",
-    "created_at",
-    "updated_at",
-    "expires_at",
-)
-_MEMORY = tuple(memories.c[name] for name in _COLUMNS)
 
 
 @dataclass(slots=True)
@@ -113,17 +71,6 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
-    """What a ranking asks of n memories."""
-
-    times: dict[str, Floats]
-    """By "created", "updated" and "accessed": (n,) microseconds since 1970 UTC."""
-    importance: Floats
-    """(n,) 0..1."""
-    namespaces: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class _Write:
     """One record on its way into the rows; `key` is None for a new memory."""
 
@@ -144,7 +91,7 @@ class _Edit:
     """The hash of its text and its vector; None leaves the vectors as they are."""
 
 
-class Repository:
+class Repository(Rows):
     """The rows, over one open transaction.
 
     Args:
@@ -163,22 +110,10 @@ class Repository:
         expired_by: datetime | None = None,
         keep_history: bool = True,
     ) -> None:
-        self._connection = connection
-        self._now = to_microseconds(now)
-        self._expired_by = self._now if expired_by is None else to_microseconds(expired_by)
+        known = to_microseconds(now)
+        gone = known if expired_by is None else to_microseconds(expired_by)
+        super().__init__(connection, known, gone)
         self._keep_history = keep_history
-        self._rows: FromClause = memories
-
-    def as_of(self, moment: datetime) -> Repository:
-        """The same store as it was known at a moment; for reading memories alone."""
-        past = Repository(self._connection, moment)
-        past._rows = rows_at(past._now)
-        return past
-
-    @property
-    def connection(self) -> Connection:
-        """The transaction, for what speaks over it beside the repository."""
-        return self._connection
 
     def savepoint(self) -> AbstractContextManager[None]:
         """A part of the transaction: an error undoes it, and leaves what was written before."""
@@ -229,18 +164,9 @@ class Repository:
 
     # -- Memories: reading ----------------------------------------------------------------------
 
-    def find(self, id: str) -> Memory | None:
-        """The live memory with this id."""
-        found = select(*self._memory()).where(self._rows.c.id == id, self._live())
-        row = self._connection.execute(found.order_by(self._rows.c.key.desc())).first()
-        return None if row is None else _memory(row)
-
-    def find_key(self, id: str) -> tuple[int, Memory] | None:
-        """The live memory with this id, and its key."""
-        row = self._connection.execute(
-            select(*_MEMORY).where(memories.c.id == id, self._live())
-        ).first()
-        return None if row is None else (int(row[0]), _memory(row))
+    def as_of(self, moment: int) -> Rows:
+        """The same store as it was known at a moment: microseconds since 1970 UTC."""
+        return Rows(self._connection, moment, moment, moment)
 
     def steps(self, reached: Sequence[Reached]) -> list[Step]:
         """What a walk over links came to, with the memories."""
@@ -261,20 +187,16 @@ class Repository:
             if len(keys) > 1
         ]
 
-    def by_keys(self, keys: Keys) -> dict[int, Memory]:
-        """The live memories among these keys."""
-        found: dict[int, Memory] = {}
-        for part in parts(keys.tolist()):
-            rows: Sequence[Any]
-            if self._rows is memories:
-                values = (*part, self._expired_by)
-                rows = fetch(self._connection, _by_keys(len(part)), values)
-            else:
-                past = select(*self._memory()).where(self._rows.c.key.in_(part), self._live())
-                rows = self._connection.execute(past).all()
-            for row in rows:
-                found[row[0]] = _memory(row)
-        return found
+    def versions(self, id: str) -> list[Version]:
+        """What the memories with an id were, and are, the oldest first."""
+        return [
+            Version(
+                as_memory([row._mapping[name] for name in COLUMNS]),
+                to_datetime(row.recorded_at),
+                None if row.replaced_at is None else to_datetime(row.replaced_at),
+            )
+            for row in self.history.of(id)
+        ]
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that a live memory has."""
@@ -283,175 +205,6 @@ class Repository:
 
     def _is_gone(self, expires_at: int | None) -> bool:
         return expires_at is not None and expires_at <= self._expired_by
-
-    def keys(
-        self, scope: str | None, condition: Condition | None, *, since: int | None = None
-    ) -> Keys:
-        """The keys of the live memories in a scope that meet a condition: (n,) int64, ascending.
-
-        Args:
-            scope: a namespace and all below it; None for every one.
-            condition: the filter.
-            since: of those alone that were written after this seq.
-        """
-        if condition is not None and self._rows is memories and self.is_whole_store(scope):
-            scope = None  # SQLite would go by the namespace, and not by the index of a field
-        statement = self._matching(select(self._rows.c.key), scope, condition)
-        if since is not None:
-            statement = statement.where(memories.c.seq > since)
-        found = self._connection.execute(statement).scalars().all()
-        return np.sort(np.fromiter(found, np.int64, len(found)))
-
-    def changed_since(self, seq: int) -> Keys:
-        """The keys of memories that were written after a seq: (n,) int64, ascending."""
-        statement = select(memories.c.key).where(memories.c.seq > seq)
-        found = self._connection.execute(statement).scalars().all()
-        return np.sort(np.fromiter(found, np.int64, len(found)))
-
-    def signals(self, keys: Keys) -> Signals:
-        """What a ranking asks of memories, in the order of their keys."""
-        found: dict[int, Sequence[Any]] = {}
-        rows = self._rows
-        columns = [rows.c[name] for name in ("key", "created_at", "updated_at", "importance")]
-        statement = select(
-            *columns, rows.c.namespace, func.coalesce(accesses.c.accessed_at, rows.c.created_at)
-        ).select_from(rows.outerjoin(accesses, accesses.c.memory_key == rows.c.key))
-        for part in parts(keys.tolist()):
-            for row in self._connection.execute(statement.where(rows.c.key.in_(part))):
-                found[row[0]] = row
-        ordered = [found.get(key, _NOBODY) for key in keys.tolist()]
-
-        def column(position: int) -> Floats:
-            return np.array([row[position] for row in ordered], np.float64)
-
-        times = {"created": column(1), "updated": column(2), "accessed": column(5)}
-        return Signals(times, column(3), [row[4] for row in ordered])
-
-    def known_then(
-        self, scope: str | None, condition: Condition | None
-    ) -> tuple[Keys, Keys, NDArray[np.bool_]]:
-        """Of a repository `as_of` a moment: what was live then, in a scope and under a condition.
-
-        Returns:
-            (n,) int64 keys, ascending; (n,) int64 keys of the versions, 0 where the row of today
-            held already; and (n,) whether the text is the one of today.
-        """
-        rows = self._rows
-        statement = self._matching(
-            select(rows.c.key, func.coalesce(rows.c.version_key, 0), still_held(rows)),
-            scope,
-            condition,
-        )
-        found = np.array(self._connection.execute(statement.order_by(rows.c.key)).all(), np.int64)
-        found = found.reshape(-1, 3)
-        return found[:, 0], found[:, 1], found[:, 2].astype(np.bool_)
-
-    def past_texts(
-        self, scope: str | None, condition: Condition | None, space: Space
-    ) -> list[PastText]:
-        """What of `known_then` has another text today: the texts, and their vectors in a space."""
-        return self.history.texts(self._rows, self._tests(scope, condition), space)
-
-    def page(
-        self, scope: str | None, condition: Condition | None, after: str | None, limit: int
-    ) -> list[Memory]:
-        """Live memories in the order in which they came, from behind `after` on.
-
-        Raises:
-            NotFoundError: no memory has the id `after`.
-        """
-        statement = self._matching(select(*self._memory()), scope, condition)
-        if after is not None:
-            statement = statement.where(self._rows.c.key > self._key_of(after))
-        rows = self._connection.execute(statement.order_by(self._rows.c.key).limit(limit))
-        return [_memory(row) for row in rows]
-
-    def behind(
-        self, key: int, scope: str | None, condition: Condition | None, limit: int
-    ) -> list[tuple[int, Memory]]:
-        """Live memories in a scope that meet a condition, with their keys, all above a key."""
-        statement = self._matching(select(*self._memory()), scope, condition)
-        statement = statement.where(self._rows.c.key > key).order_by(self._rows.c.key)
-        rows = self._connection.execute(statement.limit(limit))
-        return [(row[0], _memory(row)) for row in rows]
-
-    def walk(
-        self, scope: str | None, condition: Condition | None, limit: int
-    ) -> Iterator[list[tuple[int, Memory]]]:
-        """All live memories in a scope that meet a condition, with their keys, so many at once."""
-        after = -1
-        while found := self.behind(after, scope, condition, limit):
-            yield found
-            after = found[-1][0]
-
-    def versions(self, id: str) -> list[Version]:
-        """What the memories with an id were, and are, the oldest first."""
-        return [
-            Version(
-                _memory([row._mapping[name] for name in _COLUMNS]),
-                to_datetime(row.recorded_at),
-                None if row.replaced_at is None else to_datetime(row.replaced_at),
-            )
-            for row in self.history.of(id)
-        ]
-
-    def altered(self) -> Iterator[str]:
-        """The ids of memories whose text is not the one that was written; reads every row.
-
-        Raises:
-            CorruptStoreError: a row cannot be read at all.
-        """
-        statement = select(*_MEMORY, memories.c.content_hash).order_by(memories.c.key)
-        with self._connection.execute(statement) as rows:
-            for part in rows.partitions(_ROWS_A_FETCH):
-                for *row, content_hash in part:
-                    memory = _memory(row)
-                    if hash_content(memory.content.encode()) != content_hash:
-                        yield memory.id
-
-    def count(self, scope: str | None = None, condition: Condition | None = None) -> int:
-        """How many live memories in a scope meet a condition."""
-        statement = select(func.count()).select_from(self._rows)
-        statement = self._matching(statement, scope, condition)
-        return int(self._connection.execute(statement).scalar_one())
-
-    def is_whole_store(self, scope: str | None) -> bool:
-        """Whether no memory stands outside the scope; three probes of an index."""
-        if scope is None:
-            return True
-        first, last = _below(scope)
-        values = {"scope": scope, "first": first, "last": last}
-        return not self._connection.execute(_OUTSIDE, values).scalar_one()
-
-    def _matching(
-        self, statement: Select[Any], scope: str | None, condition: Condition | None
-    ) -> Select[Any]:
-        return statement.where(*self._tests(scope, condition))
-
-    def _tests(self, scope: str | None, condition: Condition | None) -> list[ColumnElement[bool]]:
-        tests = [self._live()]
-        if scope is not None:
-            first, last = _below(scope)
-            name = self._rows.c.namespace
-            tests.append(or_(name == scope, and_(name >= first, name < last)))
-        return tests if condition is None else [*tests, condition(self._rows)]
-
-    def _live(self) -> ColumnElement[bool]:
-        expires_at = self._rows.c.expires_at
-        return or_(expires_at.is_(None), expires_at > self._expired_by)
-
-    def _memory(self) -> list[ColumnElement[Any]]:
-        return [self._rows.c[name] for name in _COLUMNS]
-
-    def _key_of(self, id: str) -> int:
-        """The key of a memory, be it gone: a page may have ended with it."""
-        found = select(memories.c.key).where(memories.c.id == id)
-        key = self._connection.execute(found).scalar_one_or_none()
-        if key is None:
-            key = self.history.key_of(id)
-        if key is None:
-            raise _not_found(id)
-        return int(key)
 
     # -- Memories: writing ----------------------------------------------------------------------
 
@@ -588,8 +341,8 @@ class Repository:
         if "content" in values:
             values = {**values, "folded": self.words.folded(values["content"])}
         self._edit([*values], [_Edit(key, [*values.values()], same_text, made)], space)
-        changed = select(*_MEMORY).where(memories.c.key == key)
-        return _memory(self._connection.execute(changed).one())
+        changed = select(*(memories.c[name] for name in COLUMNS)).where(memories.c.key == key)
+        return as_memory(self._connection.execute(changed).one())
 
     def _edit(self, columns: Sequence[str], edits: Sequence[_Edit], space: Space | None) -> None:
         """Change some columns of memories, whose values stand in the edits in this order."""
@@ -626,14 +379,21 @@ class Repository:
         """Delete memories by id; unknown ids are passed over. Returns how many there were."""
         return self._delete([row[0] for row in _BY_IDS.fetch(self._connection, ids=[*ids])])
 
-    def delete_matching(self, scope: str | None, condition: Condition | None) -> int:
-        """Delete the live memories in a scope that meet a condition. Returns how many."""
-        return self._delete(self.keys(scope, condition).tolist())
+    def delete_keys(self, keys: Keys, scope: str | None, condition: Condition | None) -> int:
+        """Delete those of some memories that live in a scope and meet a condition; how many."""
+        return self._delete(self.keys(scope, condition, among=these(keys.tolist())).tolist())
 
-    def delete_expired(self, limit: int) -> int:
-        """Delete some of the memories that have expired. Returns how many."""
-        expired = select(memories.c.key).where(~self._live()).limit(limit)
-        return self._delete([*self._connection.execute(expired).scalars()])
+    def expired(self) -> Keys:
+        """The keys of the memories that have expired: (n,) int64, ascending."""
+        gone = select(memories.c.key).where(memories.c.expires_at <= self._expired_by)
+        return read_numbers(self._connection, gone)[:, 0]
+
+    def delete_expired(self, keys: Keys) -> int:
+        """Delete those of some memories that have expired. Returns how many."""
+        gone = select(memories.c.key).where(
+            memories.c.key.in_(these(keys.tolist())), memories.c.expires_at <= self._expired_by
+        )
+        return self._delete([*self._connection.execute(gone).scalars()])
 
     def _delete(self, keys: list[int]) -> int:
         if not keys:
@@ -642,8 +402,19 @@ class Repository:
             self.history.keep(keys, text_goes=True)
         (seq,) = next_seqs(self._connection, 1)
         self.spaces.forget_vectors(keys, seq)
+        insert_rows(
+            self._connection, "deletions", ("seq", "memory_key"), [(seq, key) for key in keys]
+        )
         _DELETE.run(self._connection, keys=keys)
         return len(keys)
+
+    def has_deletions(self) -> bool:
+        """Whether it is told which memories were deleted."""
+        return bool(fetch(self._connection, "SELECT 1 FROM deletions LIMIT 1"))
+
+    def forget_deletions(self, limit: int) -> int:
+        """Forget some of the deletions that nobody is told of any more. Returns how many."""
+        return _FORGET_DELETIONS.run(self._connection, limit=limit)
 
     def touch(self, ids: Sequence[str]) -> int:
         """Note that memories are made use of now. Returns how many live ones there were."""
@@ -655,24 +426,11 @@ class Repository:
         return len(keys)
 
 
-_JSON = json.JSONDecoder()
-_NOBODY = (0, 0, 0, 0.0, "", 0)
 # What every search asks, as text for the driver: through SQLAlchemy it takes three times as long.
 _PULSE = (
     "SELECT seq, uuid, spaces.id, fingerprint"
     " FROM store LEFT JOIN spaces ON spaces.state = 'active'"
 )
-
-
-@functools.lru_cache(maxsize=256)
-def _by_keys(count: int) -> str:
-    # S608: names of our own, and question marks.
-    return (
-        f"SELECT {', '.join(_COLUMNS)} FROM memories"  # noqa: S608
-        f" WHERE key IN ({', '.join('?' * count)}) AND (expires_at IS NULL OR expires_at > ?)"
-    )
-
-
 _BY_IDS = Prepared(
     select(memories.c.key, memories.c.id, memories.c.content_hash, memories.c.expires_at).where(
         memories.c.id.in_(listed("ids"))
@@ -689,18 +447,17 @@ _BY_TEXT = Prepared(
     .limit(1)
 )
 _DELETE = Prepared(delete(memories).where(memories.c.key.in_(listed("keys"))))
-_FORGET_ACCESSES = Prepared(delete(accesses).where(accesses.c.memory_key.in_(listed("keys"))))
-_OUTSIDE = select(
-    or_(
-        exists().where(memories.c.namespace < bindparam("scope")),
-        exists().where(
-            memories.c.namespace > bindparam("scope"), memories.c.namespace < bindparam("first")
-        ),
-        exists().where(memories.c.namespace >= bindparam("last")),
+_ONE_DELETION = tuple_(deletions.c.seq, deletions.c.memory_key)
+_FORGET_DELETIONS = Prepared(
+    delete(deletions).where(
+        _ONE_DELETION.in_(
+            select(deletions.c.seq, deletions.c.memory_key)
+            .where(deletions.c.seq <= select(store.c.pruned_seq).scalar_subquery())
+            .limit(bindparam("limit"))
+        )
     )
 )
-
-
+_FORGET_ACCESSES = Prepared(delete(accesses).where(accesses.c.memory_key.in_(listed("keys"))))
 _GIVEN = (
     "id",
     "namespace",
@@ -746,38 +503,3 @@ def _resolve(
         mine[record.id] = _Write(record, blob, key, content_hash == record.content_hash)
     writes.update(mine)
     return batch.ids
-
-
-def _below(scope: str) -> tuple[str, str]:
-    """The range of the namespaces below a scope: first (inclusive), last (exclusive)."""
-    return f"{scope}/", f"{scope}0"  # "0" comes right behind "/"
-
-
-def _memory(row: Sequence[Any]) -> Memory:
-    """A row as a memory; CorruptStoreError when it holds what Kronos never wrote."""
-    _, id, namespace, content, metadata, importance, parent_id, created, updated, expires = row
-    try:
-        if not type(id) is type(namespace) is type(content) is str:
-            raise TypeError("id, namespace and content must be texts")
-        created_at = to_datetime(created)
-        return Memory(
-            id,
-            namespace,
-            content,
-            _read_json(metadata),
-            importance,
-            created_at,
-            created_at if updated == created else to_datetime(updated),
-            parent_id,
-            None if expires is None else to_datetime(expires),
-        )
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise CorruptStoreError(
-            f"the row of the memory {row[1]!r} is damaged: {exc}. {WAY_OUT_OF_DAMAGE}"
-        ) from exc
-
-
-def _read_json(text: str) -> Any:
-    """As `json.loads`, which takes twice as long: it looks for spaces that Kronos never writes."""
-    value, end = _JSON.raw_decode(text)
-    return value if end == len(text) else json.loads(text)

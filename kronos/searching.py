@@ -1,8 +1,9 @@
 """A question's way: embedded, then answered in one read transaction; and whatever comes between.
 
 `Searching` embeds questions outside any transaction, lets the index catch up inside one, and has
-`kronos.search` rank what it finds. When another space became the active one meanwhile, or texts of
-another process wait to be embedded, it sees to that and asks again.
+`kronos.search` rank what it finds. What stands in the way of an answer (another space became the
+active one, texts of another process wait to be embedded, the keys of a filter are not known) is
+seen to outside of the transaction, and then it is asked again.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from kronos.embedding.registry import HASH_MODEL
-from kronos.embedding.reranking import Reranker, load_reranker
 from kronos.errors import (
     EmbedderMismatchError,
     InputError,
+    NoEmbedderError,
     NotFoundError,
     SpaceChangedError,
     StorageError,
     StoreBusyError,
 )
+from kronos.finding import Finding, Question, Wanted
 from kronos.jobs import JobOptions
+from kronos.judging import Judging
 from kronos.reindex import catch_up
 from kronos.search import engine
-from kronos.search.engine import Candidate, Query, Request, Search, Watch
-from kronos.search.plan import Found, Selection, nearest_of_each
+from kronos.search.engine import Candidate, Query, Request, Watch
+from kronos.search.kept import NotAtHand
+from kronos.search.past import NotEmbeddedError
+from kronos.search.plan import Selection
 from kronos.search.ranking import check_ranking
-from kronos.search.sources import Ahead, NotEmbeddedError, Past, Present, Source
-from kronos.types import Explanation, Hit, Hits, Memory
-from kronos.upkeep import Upkeep
+from kronos.types import Explanation, Hit, Hits
 from kronos.validation import (
     check_content,
     check_id,
@@ -49,14 +50,13 @@ from kronos.validation import (
 )
 
 if TYPE_CHECKING:
+    from kronos.finding import Held, Queried
     from kronos.history import PastText
     from kronos.repository import Pulse, Repository
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.serving import Serving
-    from kronos.types import Keys, SearchMode, Space, VectorIndex, Vectors
-
-    Asked: TypeAlias = str | Sequence[float] | Vectors
+    from kronos.types import SearchMode, Space, Vectors
 
 logger = logging.getLogger("kronos")
 
@@ -65,9 +65,6 @@ WORDS = "words"
 _TEXTS_IN_A_SEARCH = 64
 """So many texts that another process left pending are embedded by the search that finds them; more
 are left to a job in the background."""
-_READ_AHEAD = 20
-"""So many of what is nearest to each of many questions are read at once."""
-_MOST_EXPANDED = 1000
 _MOST_FOUND = 10_000
 """So many ids of found memories wait to be noted; of more, the first ones are given up."""
 _MOST_HOPS = 8
@@ -81,44 +78,18 @@ class _Behind(Exception):
         self.texts = texts
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a search is asked for, checked: a request, and what only the store knows."""
+@dataclass(slots=True)
+class _Answering:
+    """A question on its way, and what was seen to for it."""
 
-    request: Request
-    near: str | None
-    as_of: datetime | None
-    expand: int
-    explain: bool
-
-    @property
-    def at_hand(self) -> int:
-        """So many candidates must be at hand at the end."""
-        ranking = self.request.ranking
-        limit = self.request.limit
-        return limit if ranking.rerank is None else max(limit, ranking.rerank_top)
-
-    @property
-    def retrieval(self) -> Request:
-        """What is asked of the index: where candidates are reranked, all else comes after."""
-        ranking = self.request.ranking
-        if ranking.rerank is None:
-            return self.request
-        return replace(self.request, group_by=None, ranking=replace(ranking, diversity=0.0))
+    question: Question
+    held: Held
+    """What was learnt, by its name."""
+    waits: bool = True
+    """It has not waited yet for texts of another process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Queries, as they are to be answered by the space that served when they were embedded."""
-
-    asked: tuple[Asked, ...]
-    wanted: Wanted
-    mode: SearchMode
-    queries: tuple[Query, ...]
-    serving: Serving
-
-
-class Searching(Upkeep):
+class Searching(Judging):
     """How a store searches; `MemoryStore` is the class to use."""
 
     # -- What is asked ---------------------------------------------------------------------------
@@ -136,14 +107,20 @@ class Searching(Upkeep):
         near: str | None,
         as_of: datetime | None,
         expand: int,
+        expand_outside: bool = False,
         explain: bool,
     ) -> Wanted:
         if mode not in ("hybrid", "dense", "lexical"):
             raise InputError(
                 f'mode must be "hybrid", "dense" or "lexical", not {mode!r}', field="mode"
             )
+        if not isinstance(expand_outside, bool):  # what is meant as "no" must not be a yes
+            raise InputError(
+                f"expand_outside must be true or false, not {expand_outside!r}",
+                field="expand_outside",
+            )
         ranking = check_ranking(ranking)
-        check_time(as_of, field="as_of")
+        moment = check_time(as_of, field="as_of")
         now = ranking.now or as_of or self._clock()
         request = Request(
             selection=Selection.of(check_scope(namespace, self.namespace), where),
@@ -161,17 +138,25 @@ class Searching(Upkeep):
             request,
             None if near is None else check_id(near, field="near"),
             as_of,
+            moment,
             _check_hops(expand),
+            expand_outside,
             bool(explain),
         )
 
-    def _ask(self, asked: Sequence[Asked | None], wanted: Wanted) -> Question:
+    def _ask(self, asked: Sequence[Queried | None], wanted: Wanted) -> Question:
         """Embed questions; all are of one kind."""
         serving = self._serving
         if wanted.near is not None:
             if any(query is not None for query in asked):
                 raise InputError("search takes a query or near, not both", field="near")
             return self._ask_near(wanted.near, wanted, serving)
+        if any(query is None for query in asked):
+            raise InputError(
+                "search takes a query, which is a text or a vector, or near=, the id of a memory; "
+                "not None",
+                field="query",
+            )
         texts = [query for query in asked if isinstance(query, str)]
         for text in texts:
             check_content(text, self._settings.max_content_bytes, field="query")
@@ -194,7 +179,7 @@ class Searching(Upkeep):
         )
         return Question(tuple(asked), wanted, mode, queries, serving)  # type: ignore[arg-type]
 
-    def _check_queries(self, queries: object) -> list[Asked]:
+    def _check_queries(self, queries: object) -> list[Queried]:
         if isinstance(queries, str | bytes | dict) or not isinstance(queries, Iterable):
             raise InputError(
                 f"queries must be an iterable of texts or vectors, not {type(queries).__name__}; "
@@ -204,17 +189,27 @@ class Searching(Upkeep):
         return [*queries]
 
     def _ask_near(self, near: str, wanted: Wanted, serving: Serving) -> Question:
-        """Ask for what is like a memory: by its vector, or by its words."""
-        with self._reader() as repository:
-            found = repository.find_key(near)
-            if found is None:
-                raise NotFoundError(f"no memory has the id {near!r}")
-            key, memory = found
-            vector = repository.spaces.vector_of(serving.space, key)
+        """Ask for what is like a memory, as it is or was: by its vector, or by its words."""
         mode: SearchMode = "lexical" if wanted.request.mode == "lexical" else "dense"
+        with self._reader() as repository:
+            rows = repository if wanted.moment is None else repository.as_of(wanted.moment)
+            found = rows.entry(near)
+            if found is None:
+                then = "" if wanted.as_of is None else f" at {wanted.as_of}"
+                raise NotFoundError(f"no memory has the id {near!r}{then}")
+            made = {}
+            if mode == "dense":
+                made = repository.spaces.made_before(serving.space, [found.content_hash])
+        vector = made.get(found.content_hash)
         if mode == "dense" and vector is None:
-            (vector,) = serving.embed([memory.content])
-        query = Query(memory.content, vector, _is_lexical(serving), excluded=key)
+            if serving.embedder is None:
+                raise NoEmbedderError(
+                    f"the memory {near!r} has no vector of {serving.space.model} yet, and this "
+                    "store was opened without an embedder: open it with the model, or search by "
+                    'words (mode="lexical")'
+                )
+            (vector,) = serving.embed([found.memory.content])
+        query = Query(found.memory.content, vector, _is_lexical(serving), excluded=found.key)
         return Question((), wanted, mode, (query,), serving)
 
     def _ask_anew(self, question: Question) -> Question:
@@ -232,18 +227,18 @@ class Searching(Upkeep):
 
     def _search(self, question: Question) -> list[Hits]:
         """Answer questions, embedded by `_ask`: hits for each."""
-        wait = True
+        answering = _Answering(question, {})
+        obstacle: Exception | None = None
         while True:
             try:
-                found = self._find(question, complete=wait)
+                # Inside: what stood in the way may be followed by something else that does.
+                if obstacle is not None:
+                    self._see_to(obstacle, answering)
+                found = self._find(answering)
                 break
-            except SpaceChangedError:
-                question = self._ask_anew(question)
-            except _Behind as behind:
-                self._catch_up(question.serving, behind.texts)
-                wait = False  # whatever came of it: this search has waited enough
-            except NotEmbeddedError as missing:
-                self._embed_the_past(question.serving, missing.texts)
+            except (SpaceChangedError, _Behind, NotEmbeddedError, NotAtHand) as exc:
+                obstacle = exc
+        question = answering.question
         self._keep_index_up(question)
         hits = [
             self._finish(question, query, candidates, watch)
@@ -253,73 +248,40 @@ class Searching(Upkeep):
             self._note_access([hit.id for each in hits for hit in each])
         return hits
 
-    def _find(self, question: Question, *, complete: bool) -> list[tuple[list[Candidate], Watch]]:
+    def _see_to(self, obstacle: Exception, answering: _Answering) -> None:
+        """Do what an answer lacks; it may be stopped by another obstacle."""
+        serving = answering.question.serving
+        if isinstance(obstacle, SpaceChangedError):
+            answering.question = self._ask_anew(answering.question)
+        elif isinstance(obstacle, _Behind):
+            answering.waits = False  # whatever comes of it: this search has waited enough
+            self._catch_up(serving, obstacle.texts)
+        elif isinstance(obstacle, NotEmbeddedError):
+            self._embed_the_past(serving, obstacle.texts)
+            self._key_sets.forget(obstacle.asked)
+            answering.held.pop(obstacle.asked.name, None)
+        elif isinstance(obstacle, NotAtHand):
+            answering.held[obstacle.asked.name] = self._learn(obstacle.asked)
+
+    def _find(self, answering: _Answering) -> list[tuple[list[Candidate], Watch]]:
         """The candidates of each question, in one transaction."""
+        question = answering.question
         wanted, serving = question.wanted, question.serving
         request = wanted.retrieval
         if request.mode != question.mode:
             request = replace(request, mode=question.mode)
         replica = serving.replica
-        needed = request.asks_vectors
+        needed = request.asks_vectors or wanted.compares_later
         with replica.lock if needed else nullcontext(), self._reader() as repository:
             pulse = repository.pulse()
             if not serving.is_current(repository, pulse):
                 raise SpaceChangedError
             index = replica.catch_up(repository, pulse.seq) if needed else None
-            if index is not None and complete and not wanted.as_of:
+            if index is not None and answering.waits and not wanted.as_of:
                 self._check_complete(serving, repository, pulse)
-            return self._find_each(question, request, index, repository, pulse)
-
-    def _find_each(
-        self,
-        question: Question,
-        request: Request,
-        index: VectorIndex | None,
-        repository: Repository,
-        pulse: Pulse,
-    ) -> list[tuple[list[Candidate], Watch]]:
-        wanted = question.wanted
-        rows = repository if wanted.as_of is None else repository.as_of(wanted.as_of)
-        shared = Watch(is_told=wanted.explain)
-        source = self._source(question, request, index, repository, pulse, shared)
-        ahead = _ahead(source, request, question.queries)
-        read = rows.by_keys(_found_ahead(ahead)) if len(ahead) > 1 else {}
-        found = []
-        for query, own in zip(question.queries, ahead, strict=True):
-            watch = shared.copy()
-            candidates = Search(rows, own, request, query, watch, read).run(wanted.at_hand)
-            found.append((candidates, watch))
-        return found
-
-    def _source(
-        self,
-        question: Question,
-        request: Request,
-        index: VectorIndex | None,
-        repository: Repository,
-        pulse: Pulse,
-        watch: Watch,
-    ) -> Source:
-        as_of, serving = question.wanted.as_of, question.serving
-        with watch.step("filter") as note:
-            if as_of is None:
-                allowed = self._key_sets.find(repository, pulse, request.selection)
-                note.detail = "every memory may be found" if allowed is None else "keys that match"
-                if allowed is not None:
-                    note.count = allowed.size
-                elif index is not None:
-                    note.count = len(index)
-                return Present(repository, index, allowed, serving.replica.sample)
-            past = Past(
-                repository.as_of(as_of),
-                repository,
-                index,
-                request.selection,
-                serving.replica,
-                embeds=serving.embedder is not None,
-            )
-            note.detail, note.count = f"as the store knew them at {as_of}", len(past)
-            return past
+            return Finding(
+                question, request, index, repository, pulse.seq, self._key_sets, answering.held
+            ).run()
 
     def _finish(
         self, question: Question, query: Query, candidates: list[Candidate], watch: Watch
@@ -339,61 +301,6 @@ class Searching(Upkeep):
         if not wanted.explain:
             return Hits(hits)
         return Hits(hits, Explanation(question.mode, name, tuple(watch.steps)))
-
-    # -- The slow judge, and linked memories -----------------------------------------------------
-
-    def _rerank(
-        self, query: Query, candidates: list[Candidate], wanted: Wanted, watch: Watch
-    ) -> list[Candidate]:
-        ranking, request = wanted.request.ranking, wanted.request
-        assert ranking.rerank is not None
-        with watch.step("rerank") as note:
-            reranker = self._reranker(ranking.rerank)
-            few = candidates[: ranking.rerank_top]
-            judged = reranker.judge(query.text or "", [each.memory.content for each in few])
-            note.detail, note.count = ranking.rerank, len(few)
-        ranked = [
-            each.judged(ranking.similarity * float(verdict))
-            for each, verdict in zip(few, judged, strict=True)
-        ]
-        ranked.sort(key=lambda each: (-each.score, each.key))
-        ranked = engine.one_of_each_group(ranked, request.group_by)
-        if ranking.diversity:
-            vectors = self._serving.embed([each.memory.content for each in ranked])
-            ranked = engine.diversified(ranked, vectors, request.limit, ranking.diversity)
-        return [each for each in ranked if each.score >= request.min_score]
-
-    def _reranker(self, name: str) -> Reranker:
-        with self._settling:
-            if name not in self._rerankers:
-                self._rerankers[name] = load_reranker(
-                    name,
-                    device=self._device,
-                    cache_dir=self.location.models,
-                    settings=self._settings,
-                )
-            return self._rerankers[name]
-
-    def _linked(
-        self, hits: Sequence[Hit], candidates: Sequence[Candidate], wanted: Wanted, name: str
-    ) -> list[Hit]:
-        """Memories that links or lineage join to hits, each below the hit that leads to it."""
-        by_key = {each.key: hit for each, hit in zip(candidates, hits, strict=False)}
-        with self._reader() as repository:
-            rows = repository if wanted.as_of is None else repository.as_of(wanted.as_of)
-            joined = repository.links.neighbours([*by_key], wanted.expand, limit=_MOST_EXPANDED)
-            memories = rows.by_keys(np.array([each.key for each in joined], np.int64))
-        found: list[tuple[float, int, Memory, str]] = []
-        for each in joined:
-            if each.key in memories and each.key not in by_key:
-                hit = by_key[each.seed]
-                score = hit.score * each.weight / (1 + each.hops)
-                found.append((score, each.key, memories[each.key], hit.id))
-        found.sort(key=lambda each: (-each[0], each[1]))
-        return [
-            Hit(memory, score, name, len(hits) + rank, None, via)
-            for rank, (score, _, memory, via) in enumerate(found[: wanted.request.limit])
-        ]
 
     # -- What comes between ----------------------------------------------------------------------
 
@@ -496,21 +403,3 @@ def _check_hops(expand: int) -> int:
 
 def _is_lexical(serving: Serving) -> bool:
     return serving.space.model == HASH_MODEL
-
-
-def _ahead(source: Source, request: Request, queries: Sequence[Query]) -> list[Source]:
-    """The source for each of some questions; many ask the index in one scan."""
-    vectors = [query.vector for query in queries]
-    if len(queries) == 1 or not isinstance(source, Present) or request.mode == "lexical":
-        return [source] * len(queries)
-    assert source.index is not None
-    asked = engine.first_size(request, request.limit)
-    rows = np.array(vectors, np.float32)
-    found: list[Found] = nearest_of_each(source.index, rows, asked, source.allowed)
-    return [Ahead(source, each, asked) for each in found]
-
-
-def _found_ahead(sources: Sequence[Source]) -> Keys:
-    """What the index found for many questions, each key once: most will be hits."""
-    found = [each.found.keys[:_READ_AHEAD] for each in sources if isinstance(each, Ahead)]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))

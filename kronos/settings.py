@@ -47,6 +47,18 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _NO_FILE = "{url!r} names no file, and a store must outlive its process: give a folder"
+_LEAST = {"keep_spaces": 0}
+_MOST_OF_ALL = 2**31 - 1
+_MOST = {
+    "encode_threads": 1024,
+    # Of the two SQLite keeps a thousand million bytes in one row.
+    "max_content_bytes": 2**28,
+    "max_metadata_bytes": 2**28,
+    # Python's JSON goes down 1000 levels, less those of who calls it.
+    "max_metadata_depth": 500,
+}
+_MOST_SECONDS = 1_000_000
+"""Eleven days: what waits for longer is no timeout, and sockets take no more than twice that."""
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -112,15 +124,7 @@ class Settings:
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.name in _CHOICES:
-                fits, expected = value in _CHOICES[option.name], _said(_CHOICES[option.name])
-            elif option.name == "index":
-                fits, expected = _is_index(value), _INDEXES
-            elif isinstance(option.default, bool):
-                fits, expected = isinstance(value, bool), "true or false"
-            else:
-                fits, expected = _is_positive_number(value), "a positive number"
-                fits = fits or (option.name == "keep_spaces" and value == 0 and value is not False)
+            fits, expected = _judged(option.name, type(option.default), value)
             if not fits:
                 raise ConfigurationError(
                     f"{option.name} must be {expected}, not {value!r}", field=option.name
@@ -255,8 +259,23 @@ def _is_index(value: object) -> bool:
     return lists is not None and int(lists[1]) >= 1
 
 
-def _is_positive_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _judged(name: str, kind: type, value: object) -> tuple[bool, str]:
+    """Whether a value fits an option of a kind, and what would."""
+    if name in _CHOICES:
+        # A list is no choice, and cannot be looked up as one.
+        return isinstance(value, str) and value in _CHOICES[name], _said(_CHOICES[name])
+    if name == "index":
+        return _is_index(value), _INDEXES
+    if kind is bool:
+        return isinstance(value, bool), "true or false"
+    if kind is int:
+        least, most = _LEAST.get(name, 1), _MOST.get(name, _MOST_OF_ALL)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = is_whole and least <= value <= most  # type: ignore[operator]
+        return fits, f"a whole number from {least} to {most}"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = is_number and 0 < value <= _MOST_SECONDS  # type: ignore[operator]
+    return fits, f"a number of seconds above 0, and at most {_MOST_SECONDS}"
 
 
 def _parse(name: str, text: str, kind: type) -> Any:

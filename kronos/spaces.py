@@ -9,7 +9,8 @@ text, known by its hash: memories with equal texts get their vectors together.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from sqlalchemy import (
 )
 
 from kronos.db.dialect import Prepared, fetch, fill_in_vectors, insert_rows, listed
+from kronos.db.numbers import read_numbers
 from kronos.db.tables import (
     failures,
     jobs,
@@ -43,6 +45,7 @@ from kronos.db.tables import (
 )
 from kronos.db.vectors import from_rows, to_bytes
 from kronos.errors import DimensionMismatchError, SpaceChangedError, VectorError
+from kronos.pacing import gently
 from kronos.types import Failure, Space, SpaceStats
 from kronos.validation import not_unit, to_datetime
 
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 # SQLite binds at most 32,766 values to a statement; smaller lists compile faster.
 _IDS_A_STATEMENT = 1000
 _ROWS_A_FETCH = 10_000
+_ROWS_A_LOOK = 100
 _TEXTS_A_FETCH = 500
 # Texts of 16 MiB each must not fill the memory.
 _CHARS_AT_ONCE = 2**25
@@ -213,18 +217,19 @@ class Spaces:
         return retired[keep:] + [s for s in idle if leftovers and s.activated_seq is None]
 
     def drop_some(self, space: Space, limit: int) -> bool:
-        """Delete some vectors of a space, and with the last of them the space; True when it is."""
-        some = select(vectors.c.memory_key).where(vectors.c.space_id == space.id).limit(limit)
-        gone = self._connection.execute(
-            delete(vectors).where(
-                vectors.c.space_id == space.id, vectors.c.memory_key.in_(some.scalar_subquery())
-            )
-        )
-        if gone.rowcount == limit:
-            return False
+        """Delete some rows of a space, and after the last of them the space; True when it is."""
+        parts = (vectors.c.memory_key, past_vectors.c.content_hash, tombstones.c.memory_key)
+        for column in parts:
+            its = column.table.c.space_id == space.id
+            some = select(column).where(its).limit(limit).scalar_subquery()
+            gone = self._connection.execute(delete(column.table).where(its, column.in_(some)))
+            if column.table is vectors:
+                self._count(space.id, -gone.rowcount)
+            if gone.rowcount == limit:
+                return False
         its_jobs = select(jobs.c.id).where(jobs.c.space_id == space.id).scalar_subquery()
         self._connection.execute(delete(leases).where(leases.c.job_id.in_(its_jobs)))
-        for table in (jobs, failures, tombstones, past_vectors):
+        for table in (jobs, failures):
             self._connection.execute(delete(table).where(table.c.space_id == space.id))
         self._connection.execute(delete(spaces).where(spaces.c.id == space.id))
         return True
@@ -259,32 +264,38 @@ class Spaces:
         found = self._connection.execute(_PRUNED, {"space": space_id}).scalar()
         return 0 if found is None else int(found)
 
-    def prune(self, space_id: int, seq: int) -> int:
-        """Forget which memories are gone, for an index that is at a seq; older ones start anew.
+    def buried(self, space_id: int, seq: int) -> Keys:
+        """The keys of memories that are gone, and whose tombstones have a seq up to this one.
 
-        A tombstone of a memory that still lives stays: it says that its vector is pending.
+        A tombstone of a memory that still lives says that its vector is pending.
 
         Returns:
-            How many tombstones went.
+            (n,) int64, ascending.
         """
         living = exists().where(memories.c.key == tombstones.c.memory_key)
-        gone = self._connection.execute(
-            delete(tombstones).where(
-                tombstones.c.space_id == space_id, tombstones.c.seq <= seq, ~living
-            )
+        gone = select(tombstones.c.memory_key).where(
+            tombstones.c.space_id == space_id, tombstones.c.seq <= seq, ~living
         )
-        if gone.rowcount:
-            self._connection.execute(
-                update(spaces)
-                .where(spaces.c.id == space_id, spaces.c.pruned_seq < seq)
-                .values(pruned_seq=seq)
-            )
-        return gone.rowcount
+        return read_numbers(self._connection, gone)[:, 0]
+
+    def prune(self, space_id: int, seq: int, keys: list[int]) -> None:
+        """Forget that memories are gone, for an index that is at a seq; older ones start anew."""
+        _PRUNE.run(self._connection, space=space_id, keys=keys, seq=seq)
+        self._connection.execute(
+            update(spaces)
+            .where(spaces.c.id == space_id, spaces.c.pruned_seq < seq)
+            .values(pruned_seq=seq)
+        )
 
     def vector_count(self, space_id: int) -> int:
-        """How many memories have a vector of their current text in a space."""
-        statement = select(func.count()).where(vectors.c.space_id == space_id)
-        return int(self._connection.execute(statement).scalar_one())
+        """How many memories have a vector of their current text in a space; 0 where it is gone."""
+        rows = fetch(self._connection, _VECTORS, (space_id,))
+        return int(rows[0][0]) if rows else 0
+
+    def _count(self, space_id: int, change: int) -> None:
+        """Note that a space has so many vectors more."""
+        if change:
+            _COUNT.run(self._connection, space=space_id, change=change)
 
     def pending_count(self, space_id: int) -> int:
         """How many memories are pending in a space.
@@ -292,7 +303,7 @@ class Spaces:
         A vector stands in `vectors` only while its memory does and its text is unchanged, so the
         difference of two counts is the answer.
         """
-        total = self._connection.execute(select(func.count()).select_from(memories)).scalar_one()
+        ((total,),) = fetch(self._connection, _MEMORIES)
         return int(total) - self.vector_count(space_id)
 
     def pending_texts(self, space_id: int, *, limit: int, after: bytes = b"") -> list[PendingText]:
@@ -306,6 +317,8 @@ class Spaces:
         Returns:
             Fewer than `limit` also when the texts are very long.
         """
+        if self.pending_count(space_id) == self.failed_count(space_id):
+            return []  # to find that out by the hashes takes a look at every memory
         hashes = memories.c.content_hash
         statement = (
             select(hashes, memories.c.content)
@@ -326,6 +339,8 @@ class Spaces:
 
     def pending_text_count(self, space_id: int) -> int:
         """How many distinct texts are pending in a space, without those that failed."""
+        if self.pending_count(space_id) == self.failed_count(space_id):
+            return 0
         statement = select(func.count(func.distinct(memories.c.content_hash))).where(
             ~_has_vector(space_id), ~_has_failed(space_id)
         )
@@ -370,6 +385,7 @@ class Spaces:
         (seq,) = next_seqs(self._connection, 1)
         rows_made = [(text.content_hash, blob) for text, blob in zip(made, blobs, strict=True)]
         stored = fill_in_vectors(self._connection, space.id, seq, rows_made)
+        self._count(space.id, stored)
         self._connection.execute(_FORGET_TOMBSTONES, {"space": space.id, "seq": seq})
         return stored
 
@@ -444,7 +460,7 @@ class Spaces:
         unfit = held.with_only_columns(vectors.c.memory_key).where(~(is_wide & is_current))
         found = [np.fromiter(self._connection.execute(unfit).scalars(), np.int64)]
         rows = self._connection.execute(held.where(is_wide, is_current))
-        for part in rows.partitions(_ROWS_A_FETCH):
+        for part in gently(rows.partitions(_ROWS_A_LOOK)):
             keys, blobs = zip(*part, strict=True)
             found.append(np.array(keys, np.int64)[not_unit(from_rows(blobs, space.dim))])
         return np.concatenate(found)
@@ -481,6 +497,40 @@ class Spaces:
             keys, blobs = zip(*rows, strict=True)
             yield np.array(keys, np.int64), from_rows(blobs, space.dim)
 
+    def vectors_behind(self, space: Space, key: int, limit: int) -> tuple[Keys, Vectors]:
+        """Some vectors of a space, of memories above a key.
+
+        Returns:
+            (n,) int64 keys, ascending, and (n, dim) float32 vectors.
+
+        Raises:
+            CorruptStoreError: a stored vector has another width than its space.
+        """
+        rows = fetch(self._connection, _BEHIND, (space.id, key, limit))
+        keys = np.array([key for key, _ in rows], np.int64)
+        return keys, from_rows([blob for _, blob in rows], space.dim)
+
+    def miscounted(self) -> dict[Space, int]:
+        """The spaces whose number of vectors is not the one that is noted, and what it is."""
+        counted = {space.id: count for space, count in self._counted()}
+        return {
+            space: counted[space.id]
+            for space in self.all()
+            if counted[space.id] != self.vector_count(space.id)
+        }
+
+    def _counted(self) -> list[tuple[Space, int]]:
+        statement = "SELECT count(*) FROM vectors WHERE space_id = ?"
+        return [
+            (space, int(fetch(self._connection, statement, (space.id,))[0][0]))
+            for space in self.all()
+        ]
+
+    def recount(self) -> None:
+        """Count the vectors of each space anew; in a write transaction."""
+        for space, count in self._counted():
+            self._set(space, vectors=count)
+
     def blobs(self, space_id: int, keys: Sequence[int]) -> dict[int, bytes]:
         """The vectors of keys in a space, as float32 little-endian bytes; pending ones are not."""
         found: dict[int, bytes] = {}
@@ -491,10 +541,11 @@ class Spaces:
             found.update((key, blob) for key, blob in self._connection.execute(statement))
         return found
 
-    def insert_vectors(self, space: Space, rows: Iterable[tuple[int, bytes, bytes, int]]) -> None:
+    def insert_vectors(self, space: Space, rows: Sequence[tuple[int, bytes, bytes, int]]) -> None:
         """Insert (key, content hash, vector, seq) rows, which must not stand there."""
         columns = ("space_id", "memory_key", "content_hash", "vector", "seq")
         insert_rows(self._connection, "vectors", columns, ((space.id, *row) for row in rows))
+        self._count(space.id, len(rows))
 
     def forget_vectors(self, keys: list[int], seq: int, space_id: int | None = None) -> None:
         """Turn the vectors of these keys into tombstones, in one space or in every one."""
@@ -502,7 +553,12 @@ class Spaces:
             return
         of = {"keys": keys, "space": space_id}
         _BURY.run(self._connection, **of, buried=seq)
-        _FORGET.run(self._connection, **of)
+        self._forget(keys, space_id)
+
+    def _forget(self, keys: list[int], space_id: int | None) -> None:
+        gone = Counter(id for (id,) in _FORGET.fetch(self._connection, keys=keys, space=space_id))
+        for id, count in gone.items():
+            self._count(id, -count)
 
     def await_vectors(self, keys: list[int], seq: int) -> None:
         """Let the memories of these keys, whose texts changed, be pending in every space.
@@ -513,15 +569,15 @@ class Spaces:
         if not keys:
             return
         _AWAIT.run(self._connection, keys=keys, seq=seq)
-        _FORGET.run(self._connection, keys=keys, space=None)
+        self._forget(keys, None)
 
     def replace_vectors(self, space: Space, rows: Sequence[tuple[int, bytes, bytes, int]]) -> None:
         """Put (key, content hash, vector, seq) rows in the place of vectors and tombstones."""
         if not rows:
             return
-        of = {"keys": [row[0] for row in rows], "space": space.id}
-        _FORGET.run(self._connection, **of)
-        _UNBURY.run(self._connection, **of)
+        keys = [row[0] for row in rows]
+        self._forget(keys, space.id)
+        _UNBURY.run(self._connection, keys=keys, space=space.id)
         self.insert_vectors(space, rows)
 
 
@@ -536,7 +592,6 @@ _BURY = Prepared(
         select(vectors.c.space_id, vectors.c.memory_key, bindparam("buried")).where(_THESE),
     )
 )
-_FORGET = Prepared(delete(vectors).where(_THESE))
 _AWAIT = Prepared(
     insert(tombstones)
     .prefix_with("OR REPLACE")
@@ -545,6 +600,26 @@ _AWAIT = Prepared(
         select(spaces.c.id, memories.c.key, bindparam("seq")).where(
             memories.c.key.in_(listed("keys"))
         ),
+    )
+)
+_FORGET = Prepared(delete(vectors).where(_THESE).returning(vectors.c.space_id))
+_COUNT = Prepared(
+    update(spaces)
+    .where(spaces.c.id == bindparam("space"))
+    .values(vectors=spaces.c.vectors + bindparam("change"))
+)
+_BEHIND = (
+    "SELECT memory_key, vector FROM vectors"
+    " WHERE space_id = ? AND memory_key > ? ORDER BY memory_key LIMIT ?"
+)
+_VECTORS = "SELECT vectors FROM spaces WHERE id = ?"
+# Without WHERE SQLite counts the pages of the narrowest index: .1 ms for a million.
+_MEMORIES = "SELECT count(*) FROM memories"
+_PRUNE = Prepared(
+    delete(tombstones).where(
+        tombstones.c.space_id == bindparam("space"),
+        tombstones.c.memory_key.in_(listed("keys")),
+        tombstones.c.seq <= bindparam("seq"),
     )
 )
 _UNBURY = Prepared(

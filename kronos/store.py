@@ -41,7 +41,7 @@ from kronos.validation import (
     check_time,
     hash_content,
 )
-from kronos.writing import MOST_ROWS, Addition
+from kronos.writing import Addition
 
 if TYPE_CHECKING:
     from kronos.links import Direction
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     )
 
 _MEMORIES_A_FETCH = 500
+_VECTORS_A_COPY = 2000
+"""So many are copied while searches wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,9 +356,7 @@ class MemoryStore(Searching):
         """
         selection = self._selection(where, namespace)
         after = None if after is None else check_id(after, field="after")
-        limit = check_limit(limit)
-        with self._reader_of(as_of) as repository:
-            return repository.page(selection.scope, selection.condition, after, limit)
+        return self._list(selection, check_time(as_of, field="as_of"), after, check_limit(limit))
 
     def iterate(
         self,
@@ -370,7 +370,7 @@ class MemoryStore(Searching):
         They are fetched bit by bit, so any number of them needs little memory and holds up nobody.
         """
         selection = self._selection(where, namespace)
-        self._check_as_of(as_of)
+        check_time(as_of, field="as_of")
         return self._iterate(selection, as_of)
 
     def _iterate(self, selection: Selection, as_of: datetime | None) -> Iterator[Memory]:
@@ -382,9 +382,7 @@ class MemoryStore(Searching):
     def _fetch(
         self, selection: Selection, as_of: datetime | None, key: int
     ) -> builtins.list[tuple[int, Memory]]:
-        with self._reader_of(as_of) as repository:
-            scope, condition = selection.scope, selection.condition
-            return repository.behind(key, scope, condition, _MEMORIES_A_FETCH)
+        return self._page(selection, check_time(as_of, field="as_of"), key, _MEMORIES_A_FETCH)
 
     def count(
         self,
@@ -395,8 +393,7 @@ class MemoryStore(Searching):
     ) -> int:
         """Count memories; arguments as for `list`."""
         selection = self._selection(where, namespace)
-        with self._reader_of(as_of) as repository:
-            return repository.count(selection.scope, selection.condition)
+        return self._count(selection, check_time(as_of, field="as_of"))
 
     def history(self, id: str) -> builtins.list[Version]:
         """What a memory was, and is, the oldest first.
@@ -433,6 +430,7 @@ class MemoryStore(Searching):
         group_by: str | None = None,
         as_of: datetime | None = None,
         expand: int = 0,
+        expand_outside: bool = False,
         explain: bool = False,
     ) -> Hits:
         """Find the memories that match best.
@@ -445,13 +443,16 @@ class MemoryStore(Searching):
             mode: "hybrid": by meaning and by words; "dense": by the cosine of the vectors;
                 "lexical": by words alone, which needs no model. A vector has no words, and a store
                 without an embedder asks for words alone.
-            min_score: leave out hits that score lower.
-            near: the id of a memory, in the place of a query: find what is like it.
+            min_score: leave out hits that score lower; where a reranker judges, by its score.
+            near: the id of a memory, instead of a query: find what is like it; with `as_of`, like
+                what it was then.
             ranking: what a score is made of; None is how well a memory matches, alone.
             group_by: a metadata key, "namespace" or "parent_id": only the best hit of each group.
             as_of: search what the store knew at this moment, timezone-aware.
             expand: bring in memories that are so many links or parents away from a hit, at most
-                `limit` of them, behind the hits; each names the hit that leads to it.
+                `limit` of them, behind the hits; each names the hit that leads to it, and scores
+                below it. They too stand in the namespace, meet the filter and reach `min_score`.
+            expand_outside: bring in linked memories wherever they stand and whatever they are.
             explain: say how the search was answered, and what each signal adds to a score.
 
         Returns:
@@ -475,6 +476,7 @@ class MemoryStore(Searching):
             near=near,
             as_of=as_of,
             expand=expand,
+            expand_outside=expand_outside,
             explain=explain,
         )
         return self._search(self._ask([query], wanted))[0]
@@ -492,6 +494,7 @@ class MemoryStore(Searching):
         group_by: str | None = None,
         as_of: datetime | None = None,
         expand: int = 0,
+        expand_outside: bool = False,
         explain: bool = False,
     ) -> builtins.list[Hits]:
         """Answer many questions at once: they are embedded together, and the index is read once.
@@ -507,6 +510,7 @@ class MemoryStore(Searching):
             group_by: as for `search`.
             as_of: as for `search`.
             expand: as for `search`.
+            expand_outside: as for `search`.
             explain: as for `search`.
 
         Returns:
@@ -526,6 +530,7 @@ class MemoryStore(Searching):
             near=None,
             as_of=as_of,
             expand=expand,
+            expand_outside=expand_outside,
             explain=explain,
         )
         asked = self._check_queries(queries)
@@ -562,19 +567,19 @@ class MemoryStore(Searching):
 
     def _copied_index(self, selection: Selection) -> ExactIndex:
         """The vectors of some memories, so that what takes minutes holds up no search."""
+        keys = self._keys_of(selection)
         while True:
             serving = self._serving
-            replica = serving.replica
-            with replica.lock, self._reader() as repository:
-                pulse = repository.pulse()
-                if serving.is_current(repository, pulse):
-                    index = replica.catch_up(repository, pulse.seq)
-                    keys = repository.keys(selection.scope, selection.condition)
-                    keys = keys[index.held(keys)]
-                    copied = ExactIndex(index.dim)
-                    copied.upsert(keys, index.vectors_of(keys))
-                    return copied
-            self._follow(serving)
+            copied = ExactIndex(serving.space.dim)
+            try:
+                for start in range(0, keys.size, _VECTORS_A_COPY):
+                    with self._sight(serving) as (index, _):
+                        part = keys[start : start + _VECTORS_A_COPY]
+                        part = part[index.held(part)]
+                        copied.upsert(part, index.vectors_of(part))
+                return copied
+            except SpaceChangedError:
+                self._follow(serving)
 
     # -- Links and lineage ----------------------------------------------------------------------
 
@@ -717,6 +722,10 @@ class MemoryStore(Searching):
     ) -> int:
         """Delete memories, by id or by what they match.
 
+        Many are deleted in parts of some hundreds, so that other writers need not wait: what ends
+        it before its end (an error, a kill) leaves each memory whole or gone, and some may be gone.
+        By a filter, those go that match when it begins and still match when their turn comes.
+
         Args:
             ids: one id or several, anywhere in the store; unknown ones are passed over.
             where: a filter, a dict or built with `F`.
@@ -736,13 +745,8 @@ class MemoryStore(Searching):
                 field="ids",
             )
         if ids is not None:
-            named = [*dict.fromkeys(check_id(id) for id in _listed(ids))]
-            return self._write(lambda repository: repository.delete_ids(named), rows=len(named))
-        selection = self._selection(where, namespace)
-        return self._write(
-            lambda repository: repository.delete_matching(selection.scope, selection.condition),
-            rows=MOST_ROWS,
-        )
+            return self._delete_ids([*dict.fromkeys(check_id(id) for id in _listed(ids))])
+        return self._delete_matching(self._selection(where, namespace))
 
     def touch(self, ids: str | Iterable[str]) -> int:
         """Note that memories are made use of now, for a ranking by last access.

@@ -7,6 +7,7 @@ joins, and no rule stands here.
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,13 @@ from kronos.db import backup, schema
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL, absolute
 from kronos.embedding.service import EmbeddingService
-from kronos.errors import InputError, ModelLoadError, StorageError, StoreClosedError
+from kronos.errors import (
+    InputError,
+    ModelLoadError,
+    SpaceChangedError,
+    StorageError,
+    StoreClosedError,
+)
 from kronos.estimate import estimate
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
@@ -49,7 +56,7 @@ from kronos.validation import check_limit, check_number, check_time
 if TYPE_CHECKING:
     from kronos.repository import Repository
     from kronos.serving import Serving
-    from kronos.types import Embedder, ProgressCallback
+    from kronos.types import Embedder, ProgressCallback, VectorIndex
 
 
 class Upkeep(Opened):
@@ -344,10 +351,11 @@ class Upkeep(Opened):
             )
 
     def stats(self) -> Stats:
-        """Count what the store holds, and say who answers."""
+        """Say what the store holds, and who answers; no search waits for it."""
         serving = self._serving
-        with serving.replica.lock, self._reader() as repository:
-            index = serving.replica.state()
+        with serving.replica.lock:
+            index, indexed = serving.replica.state(), len(serving.replica)
+        with self._reader() as repository:
             return Stats(
                 store_id=repository.store_id(),
                 path=str(self.location.database),
@@ -359,7 +367,7 @@ class Upkeep(Opened):
                 max_tokens=getattr(serving.embedder, "max_tokens", None),
                 spaces=tuple(repository.spaces.stats()),
                 jobs=tuple(repository.jobs.all(unfinished=True)),
-                index_size=len(serving.replica),
+                index_size=indexed,
                 index_kind=index.kind,
                 database_bytes=self._open_database.size_bytes(),
                 schema=schema.current(self._open_database) or "",
@@ -372,7 +380,7 @@ class Upkeep(Opened):
             )
 
     def check(self, *, repair: bool = False) -> Report:
-        """Compare everything that must agree.
+        """Compare everything that must agree; others read and write meanwhile.
 
         Args:
             repair: mend what can be derived from the texts: the index, vectors that do not fit, the
@@ -391,23 +399,48 @@ class Upkeep(Opened):
         if any(problem.kind == "database" and not problem.repaired for problem in problems):
             return Report(tuple(problems), tuple(advice))  # no row can be believed
         problems += doctor.wrong_schema(database)
-        with self._writer() if repair else self._reader() as repository:
-            problems += doctor.misfit_vectors(repository, repair=repair)
+        writing = self._writer if repair else None
+        problems += doctor.misfit_vectors(self._reader, writing)
+        problems += doctor.wrong_counts(self._reader, writing)
+        problems += doctor.missing_field_indexes(self._reader, writing)
+        problems += doctor.misread_texts(self._reader, writing)
+        with self._reader() as repository:
             problems += doctor.pending_memories(repository)
-            problems += doctor.missing_field_indexes(repository, repair=repair)
-            problems += doctor.misread_texts(repository, repair=repair)
             if repair:
                 doctor.remove_orphans(location.database, location.index, repository)
             advice += doctor.orphaned_files(location.database, location.index, repository)
         try:
-            with self._writer() as repository:  # comparing words is a write to SQLite
-                problems += doctor.wrong_words(repository, repair=repair)
+            problems += doctor.wrong_words(database, writing)
         except StorageError as exc:
             advice.append(Problem("words", f"the words could not be compared: {exc}"))
-        with self._current_index() as (serving, repository):
-            problems += doctor.wrong_index(repository, serving.replica, repair=repair)
+        serving, difference = self._compared_index(repair=repair)
+        problems += difference
+        with serving.replica.lock:
             index = serving.replica.state()
         return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
+
+    def _compared_index(self, *, repair: bool) -> tuple[Serving, builtins.list[Problem]]:
+        """Who answers, and where its index and the rows do not agree."""
+        while True:
+            serving = self._serving
+            sight = functools.partial(self._sight, serving)
+            try:
+                return serving, [*doctor.wrong_index(sight, serving.replica, repair=repair)]
+            except SpaceChangedError:
+                self._follow(serving)
+
+    @contextmanager
+    def _sight(self, serving: Serving) -> Iterator[tuple[VectorIndex, Repository]]:
+        """The index of who serves, and the rows at the same moment; searches wait meanwhile.
+
+        Raises:
+            SpaceChangedError: another space serves now.
+        """
+        with serving.replica.lock, self._reader() as repository:
+            pulse = repository.pulse()
+            if not serving.is_current(repository, pulse):
+                raise SpaceChangedError
+            yield serving.replica.catch_up(repository, pulse.seq), repository
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))

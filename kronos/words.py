@@ -105,9 +105,9 @@ class Words:
         """Make the indexes anew from the texts; None keeps how they are cut into words."""
         words.rebuild(self._connection, tokenizer or self.tokenizer)
 
-    def optimize(self) -> None:
-        """Leave no word of a text that is gone."""
-        words.optimize(self._connection)
+    def merge(self, *, begins: bool) -> bool:
+        """Do a step of a merge that leaves no word of a text that is gone; see `db.words.merge`."""
+        return words.merge(self._connection, begins=begins)
 
     def misread(self) -> int:
         """How many texts are not folded as this Kronos folds them; reads every one."""

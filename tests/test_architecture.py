@@ -21,6 +21,7 @@ HOMES = {
     "sqlalchemy": [
         "db/",
         "repository.py",
+        "rows.py",
         "history.py",
         "jobs.py",
         "links.py",

@@ -419,6 +419,36 @@ def test_a_search_explains_itself(inside: Inside) -> None:
     assert "via " in shown, "what was brought in names its hit"
 
 
+def test_linked_memories_are_held_to_the_search_unless_asked_otherwise(inside: Inside) -> None:
+    inside("add", "of another place", "--id", "else", "--namespace", "else")
+    inside("link", "boats", "else", "mentions")
+    words = ("search", "boats", "--mode", "lexical", "--expand", "1", "--where", '{"k": 1}')
+    assert ids(inside.json(*words)) == ["boats"]
+    assert {"else", "ketch"} <= {*ids(inside.json(*words, "--expand-outside"))}
+
+
+def test_near_a_memory_no_model_is_loaded(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    open_ = MemoryStore.open.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(options["embedding_model"])
+        return open_(cls, *arguments, **options)
+
+    monkeypatch.setattr(MemoryStore, "open", classmethod(noted))
+    assert ids(inside.json("search", "--near", "ketch", "-l", "1")) == ["again"]
+    assert set(asked) == {None}
+    # Where texts wait to be embedded, they are.
+    store = MemoryStore.open(inside.folder / ".kronos", embedding_model=None)
+    with store, store._writer() as repository:
+        entry = repository.entry("ketch")
+        assert entry is not None
+        repository.spaces.make_pending(store._serving.space, np.array([entry.key]))
+    asked.clear()
+    assert ids(inside.json("search", "--near", "ketch", "-l", "1")) == ["again"]
+    assert asked[-1] == "keep"
+
+
 def test_a_reranker_that_cannot_be_had_is_an_error(inside: Inside) -> None:
     error = inside.error("search", "masts", "--rerank", "no-such/judge", code=1)
     assert "no-such/judge" in error

@@ -138,8 +138,9 @@ def test_commands_on_a_store_of_an_embedder_that_they_lack_say_so_and_go_on(tmp_
         with store._reader() as repository:
             space = repository.spaces.active()
             assert space is not None
-            key, _ = repository.find_key("more") or (0, None)
-            row = repository.spaces.vector_of(space, key)
+            entry = repository.entry("more")
+            assert entry is not None
+            row = repository.spaces.vector_of(space, entry.key)
         assert row is not None
         assert np.allclose(row, own.one("more bees"), atol=1e-6)
 

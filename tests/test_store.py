@@ -437,7 +437,7 @@ def test_a_text_that_was_embedded_before_is_not_embedded_again(
     with store._reader() as repository:
         space = store._serving.space
         vectors = {
-            id: repository.spaces.vector_of(space, repository.find_key(id)[0])  # type: ignore[index]
+            id: repository.spaces.vector_of(space, repository.entry(id).key)  # type: ignore[union-attr]
             for id in (first, second, third, fourth)
         }
     # Bit by bit the same: of the memory that holds it, and of the one that held it once.

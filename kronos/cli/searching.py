@@ -52,6 +52,13 @@ def search(
     expand: Annotated[
         int, typer.Option(help="Bring in memories so many links or parents away from a hit.")
     ] = 0,
+    expand_outside: Annotated[
+        bool,
+        typer.Option(
+            "--expand-outside",
+            help="Also linked memories of other namespaces, and such as the filter leaves out.",
+        ),
+    ] = False,
     recency: Annotated[float, typer.Option(help="Weight of how new a memory is.")] = 0.0,
     half_life: Annotated[
         str, typer.Option(metavar="TIME", help="For --recency: 30m, 12h, 7d, 4w.")
@@ -83,6 +90,8 @@ def search(
     )
     # Diversity compares vectors, some of which may have to be made first.
     embeds = mode in ("hybrid", "dense") or diversity > 0
+    if near is not None and moment is None and _all_is_embedded(store):
+        embeds = False  # the vector that is asked with is there
     with open_store(store, embeds=embeds) as memories:
         hits = memories.search(
             query,
@@ -96,12 +105,20 @@ def search(
             group_by=group_by,
             as_of=moment,
             expand=expand,
+            expand_outside=expand_outside,
             explain=explain,
         )
     if as_json:
         _print_as_json(hits)
     else:
         _show_hits(hits)
+
+
+def _all_is_embedded(store: str | None) -> bool:
+    """Whether every memory has its vector in the active space."""
+    with open_store(store, embeds=False) as memories:
+        spaces = memories.stats().spaces
+    return not any(each.pending for each in spaces if each.space.state == "active")
 
 
 # -- Printing -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy import Connection, Table, func, insert, select, update
 
 from kronos import files
 from kronos.db import schema, words
@@ -414,7 +414,8 @@ class _Salvage:
                 known = {"uuid": row["uuid"], "created_at": row["created_at"]}
         seq = self._highest + _A_LOST_SEQ
         self._connection.execute(update(store).values(seq=seq, **known))
-        self._connection.execute(update(spaces).values(pruned_seq=seq))
+        its = select(func.count()).where(vectors.c.space_id == spaces.c.id).scalar_subquery()
+        self._connection.execute(update(spaces).values(pruned_seq=seq, vectors=its))
 
     def _is_store(self, row: dict[str, Any]) -> bool:
         self._saw(row["seq"])

@@ -24,14 +24,17 @@ from sqlalchemy import (
     ClauseElement,
     ColumnElement,
     Connection,
+    FromClause,
     Select,
     Text,
+    UnaryExpression,
     bindparam,
     func,
     literal_column,
     select,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql import operators
 
 from kronos.errors import (
     ConfigurationError,
@@ -660,6 +663,17 @@ def json_value(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnEleme
     return func.json_extract(column, _json_path(path))
 
 
+def json_text(column: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[Any]:
+    """What stands at a path of a JSON column as a text, twice; see `json_type`.
+
+    Two texts are equal where type and value are: "[1,1]", "[1.0,1.0]", "[true,true]" and
+    '["1","1"]' are four. What is missing reads as null.
+    """
+    # With two paths `json_extract` gives an array, in which the types can be told apart.
+    place = _json_path(path)
+    return func.json_extract(column, place, place)
+
+
 def has_element(
     column: ColumnElement[Any],
     path: tuple[str, ...],
@@ -683,6 +697,30 @@ def json_list(values: Sequence[float | str]) -> Select[Any]:
     """The values as rows, for `IN`: however many, they are one parameter."""
     text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     return select(func.json_each(text).table_valued("value").c.value)
+
+
+class _Unindexed:
+    """The columns of a table, as expressions that no index serves."""
+
+    def __init__(self, rows: FromClause, but: str) -> None:
+        self._rows = rows
+        self._but = but
+
+    @property
+    def c(self) -> _Unindexed:
+        """The columns, by name."""
+        return self
+
+    def __getitem__(self, name: str) -> ColumnElement[Any]:
+        column = self._rows.c[name]
+        return column if name == self._but else UnaryExpression(column, operator=_PLUS)
+
+    __getattr__ = __getitem__
+
+
+def unindexed(rows: FromClause, *, but: str) -> FromClause:
+    """The same columns, which no index but that of one is used for: so rows come in its order."""
+    return _Unindexed(rows, but)  # type: ignore[return-value]  # has what a condition asks for
 
 
 def holds_text(text: ColumnElement[Any], part: str) -> ColumnElement[bool]:
@@ -732,6 +770,9 @@ _FILL_IN = """
         SELECT 1 FROM vectors WHERE vectors.space_id = ? AND vectors.memory_key = memories.key
     )
 """
+
+
+_PLUS: Any = operators.custom_op("+")
 
 
 def _json_path(path: tuple[str, ...]) -> ColumnElement[str]:

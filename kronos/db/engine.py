@@ -144,6 +144,13 @@ class Database:
         """
         return self._transaction(self.dialect.begin_migration, kept=False, writes=True)
 
+    def scratch(self) -> AbstractContextManager[Connection]:
+        """A transaction that reads, on a connection of its own: temporary tables go with it.
+
+        Raises as `read`.
+        """
+        return self._transaction(self.dialect.begin_read, kept=False)
+
     @contextmanager
     def _transaction(
         self, begin: Callable[[Connection], None], *, kept: bool = True, writes: bool = False

@@ -12,6 +12,10 @@ Laws of the rows, kept by `kronos.repository`:
   space may still hold the key and must forget it.
 - At most one space is active. A space's `id` is the seq of its creation, so a dropped space's id
   never comes back; `activated_seq` is the seq of its last activation, null before the first.
+  A space's `vectors` is how many rows of `vectors` it has.
+- A row of `deletions` says at which seq a memory was deleted. Those up to `store.pruned_seq` are
+  gone, and so may be versions that were there at that seq: whoever follows the rows and is older
+  begins anew.
 - A row of `versions` is what a memory was from `recorded_at` until `replaced_at`, when it was
   changed or deleted; its `key` is the seq that the memory had then. `memories.recorded_at` is when
   the store learnt what stands there now. The vectors of texts that no longer stand are kept in
@@ -71,6 +75,7 @@ store = Table(
     Column("seq", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("words_cursor", BigInteger),
+    Column("pruned_seq", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id"),
     CheckConstraint("id = 1", name="one_row"),
 )
@@ -100,13 +105,23 @@ memories = Table(
     # What is kept of a filter's matches follows the changes.
     Index("ix_memories_seq", "seq"),
     Index("ix_memories_parent_id", "parent_id"),
-    # Few memories expire; who looks for them need not read the others.
     Index(
         "ix_memories_expires_at",
         "expires_at",
         sqlite_where=text("expires_at IS NOT NULL"),
         postgresql_where=text("expires_at IS NOT NULL"),
     ),
+    # What the store held at a moment is what it holds now, but for what was changed since.
+    Index("ix_memories_recorded_at", "recorded_at"),
+)
+
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("seq", BigInteger, nullable=False),
+    Column("memory_key", BigInteger, nullable=False),
+    PrimaryKeyConstraint("seq", "memory_key"),
+    sqlite_with_rowid=False,
 )
 
 versions = Table(
@@ -131,6 +146,7 @@ versions = Table(
     Index("ix_versions_id_key", "id", "key"),
     Index("ix_versions_memory_key", "memory_key"),
     Index("ix_versions_content_hash", "content_hash"),
+    Index("ix_versions_replaced_at", "replaced_at"),
 )
 
 spaces = Table(
@@ -146,6 +162,7 @@ spaces = Table(
     Column("pruned_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("revision", Text),
     Column("activated_seq", BigInteger),
+    Column("vectors", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("fingerprint"),
     CheckConstraint("state IN ('building', 'active', 'retired')", name="state"),

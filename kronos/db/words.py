@@ -64,6 +64,10 @@ WHEN coalesce(old.folded, old.content) IS NOT coalesce(new.folded, new.content) 
     INSERT INTO {words} (rowid, content) VALUES (new.key, coalesce(new.folded, new.content));
 END""",
 }
+_PAGES_A_STEP = 100
+"""Of 4 kB: a step takes some hundredths of a second."""
+_CONTENT = re.compile(r"content='([^']+)'")
+_PARTS = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name GLOB ?"
 _TOKENIZE = re.compile(r"tokenize='([^']*)'")
 _ROWS_A_BATCH = 1000
 _LAST_KEY = 2**63 - 1
@@ -202,14 +206,55 @@ def text_of(table: FromClause) -> ColumnElement[str]:
     return func.coalesce(table.c.folded, table.c.content)
 
 
-def optimize(connection: Connection) -> None:
-    """Merge the indexes, so that no word of a text that is gone is left in them."""
+def merge(connection: Connection, *, begins: bool) -> bool:
+    """Do a step of a merge of the indexes: after the last no word of a text that is gone is left.
+
+    Args:
+        connection: in a write transaction.
+        begins: with the first step, which says that all is to be merged.
+
+    Returns:
+        Whether there was something to do.
+    """
+    pages = -_PAGES_A_STEP if begins else _PAGES_A_STEP
+    before = _changes(connection)
     for words in _TABLES:
-        _command(connection, words, "optimize")
+        fetch(connection, f"INSERT INTO {words} ({words}, rank) VALUES ('merge', {pages})")  # noqa: S608
+    # A command that finds nothing to do counts as one change, any other as more.
+    return _changes(connection) - before > len(_TABLES)
+
+
+def _changes(connection: Connection) -> int:
+    ((count,),) = fetch(connection, "SELECT total_changes()")
+    return int(count)
+
+
+def copy_aside(connection: Connection) -> None:
+    """Let the indexes' names mean copies, in SQLite's temporary database.
+
+    To compare an index with its texts is a write to FTS5: to a copy it takes no lock that another
+    connection needs. The texts are not copied.
+
+    Args:
+        connection: one that is closed afterwards, in a transaction that reads.
+    """
+    run = connection.exec_driver_sql
+    for words in _TABLES:
+        ((sql,),) = fetch(connection, "SELECT sql FROM main.sqlite_master WHERE name = ?", (words,))
+        texts = _CONTENT.search(sql)
+        if texts:
+            run(f"CREATE TEMP VIEW {texts[1]} AS SELECT * FROM main.{texts[1]}")  # noqa: S608
+        run(sql.replace("CREATE VIRTUAL TABLE ", "CREATE VIRTUAL TABLE temp.", 1))
+        for (part,) in fetch(connection, _PARTS, (f"{words}_*",)):
+            run(f"DELETE FROM temp.{part}")  # noqa: S608
+            run(f"INSERT INTO temp.{part} SELECT * FROM main.{part}")  # noqa: S608
 
 
 def problems(connection: Connection) -> list[str]:
-    """What is wrong with the indexes, compared with the rows; in a write transaction."""
+    """What is wrong with the indexes, compared with the rows; in a write transaction.
+
+    So that no other writer waits, it may be asked of copies: see `copy_aside`.
+    """
     found = []
     for words, name in _TABLES.items():
         try:

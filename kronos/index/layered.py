@@ -20,6 +20,8 @@ there is no graph: all is tail, and exact.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -233,13 +235,17 @@ class LayeredIndex:
 
     def begin_build(self) -> Build:
         """Freeze the tail, and say what a new main part is to be made of."""
+        self._freeze_tail()
+        return Build(self.dim, self.policy, self._parts, self._gpus_in_use)
+
+    def _freeze_tail(self) -> None:
+        """Make a part of the tail, which changes no more."""
         if len(self._tail):
             tail = self._tail
             if isinstance(tail, TorchIndex):  # its GPU failed
                 tail, self._device = tail.on_cpu(), "cpu"
             self._parts.append(Part(*tail.freeze()))
             self._tail = self._new_tail()
-        return Build(self.dim, self.policy, self._parts, self._gpus_in_use)
 
     def finish_build(self, build: Build) -> bool:
         """Put what was built in the place of what it was made of; False when that is gone."""
@@ -271,6 +277,25 @@ class LayeredIndex:
         """Search as hard as was found to be enough."""
         self.tuned = tuned
         self.policy = replace(self.policy, search_effort=tuned.effort)
+
+    def begin_compaction(self) -> Callable[[], LayeredIndex]:
+        """Say what a compacted copy is to be made of, as it is now; what is returned makes it."""
+        if self._all_is_tail:
+            copy = self.compacted()
+            return lambda: copy
+        self._freeze_tail()
+        frozen = [(part.keys, part.rows, part.alive.copy()) for part in self._parts]
+        return functools.partial(self._compacted_of, frozen, self.tuned)
+
+    def _compacted_of(
+        self, frozen: list[tuple[Keys, Rows, NDArray[np.bool_]]], tuned: Tuned | None
+    ) -> LayeredIndex:
+        whole = LayeredIndex(
+            self.dim, device=self._device, policy=self.policy, library=self._library
+        )
+        whole.tuned = tuned
+        whole._parts = [Part(*each) for each in frozen]
+        return whole.compacted()
 
     def compacted(self) -> LayeredIndex:
         """A copy that holds no vector of a removed key, and takes no memory for them.

@@ -2,7 +2,9 @@
 
 The promise is the one of the store: k hits come back when k live memories match. Candidates are
 taken in a growing pool, the best matches first, until no memory outside of it can score higher than
-the last hit for its time, importance or place, or `MOST_CANDIDATES` were looked at.
+the last hit for its time, importance or place, or `MOST_CANDIDATES` were looked at. Where a pool
+holds too few that live, or too few groups, it is asked who lives and in which group (`Everyone`):
+then those alone are looked for that are still missing, and no row is read that is no hit.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from kronos.errors import FilterError
 from kronos.folding import has_letters
 from kronos.index.base import best, locate
+from kronos.rows import as_memory
 from kronos.search.filters import parse_path
 from kronos.search.fusion import Fusion
 from kronos.search.lexical import names_something
@@ -28,13 +32,15 @@ from kronos.types import PlanStep
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.repository import Repository
+    from kronos.rows import Rows
+    from kronos.search.kept import KeySet
     from kronos.search.plan import Selection
     from kronos.search.ranking import Ranking
     from kronos.search.sources import Source
     from kronos.types import Keys, Memory, SearchMode, Vectors
 
     Floats: TypeAlias = NDArray[np.float64]
+    Everyone: TypeAlias = Callable[[], KeySet]
 
 CANDIDATES = 100
 """So many are taken from each of vectors and words, and more when more hits are wanted."""
@@ -93,6 +99,8 @@ class Candidate:
     score: float
     shares: Mapping[str, float]
     """Of each signal; empty where nobody asks."""
+    vector: Vectors | None = None
+    """(dim,) float32, for who compares candidates later; zeros where it has none."""
 
     def judged(self, verdict: float) -> Candidate:
         """The same with another verdict on how well it matches."""
@@ -112,6 +120,14 @@ class _Pool:
     """No memory outside matches better."""
     is_all: bool
     """Nothing that matches is outside."""
+
+    def joined(self, others: _Pool) -> _Pool:
+        """With others, none of which is in it."""
+        shares = {
+            name: np.concatenate([share, others.shares[name]])
+            for name, share in self.shares.items()
+        }
+        return replace(self, keys=np.concatenate([self.keys, others.keys]), shares=shares)
 
 
 @dataclass(slots=True)
@@ -169,39 +185,51 @@ class Search:
     """One search.
 
     Args:
-        repository: over the transaction.
+        rows: the memories, over the transaction.
         source: where candidates come from.
         request: what is asked for.
         query: what is looked for.
         watch: notes the steps.
-        read: live memories that were read already in this transaction, by key.
+        everyone: all that may be found and lives, by their groups if any are wanted; asked only
+            where a search needs it.
+        known: what is known of them before; None: nothing.
+        read: rows of live memories that were read already in this transaction, by key.
     """
 
     def __init__(
         self,
-        repository: Repository,
+        rows: Rows,
         source: Source,
         request: Request,
         query: Query,
         watch: Watch,
-        read: Mapping[int, Memory] = MappingProxyType({}),
+        everyone: Everyone,
+        *,
+        known: KeySet | None = None,
+        read: Mapping[int, Sequence[Any]] = MappingProxyType({}),
     ) -> None:
-        self._repository = repository
+        self._rows = rows
         self._source = source
         self._request = request
         self._query = query
         self._watch = watch
+        self._ask_everyone = everyone
         self._read = read
+        self._everyone = known
+        self._are_in_the_way = False
+        """Candidates that do not live, or are of a group that has a better one."""
         self._words: tuple[Keys, Floats] | None = None
+        self._heads: Keys | None = None
+        self._seen: dict[int, Sequence[Any]] = {}
+        """The signals that were read."""
 
     def run(self, wanted: int) -> list[Candidate]:
         """Find the best candidates, at most so many, the best first."""
         ranking = self._request.ranking
-        size = first_size(self._request, wanted)
+        first = size = first_size(self._request, wanted)
+        pool = self._pool(size)
         while True:
-            pool = self._pool(size)
-            order, scores, shares = self._rank(pool)
-            chosen = self._choose(pool.keys, order, scores, shares, wanted)
+            chosen = self._choose(pool, wanted)
             # The best that can still be found outside; without more than similarity to count, what
             # was found is in its final order.
             beyond = ranking.similarity * pool.unseen + ranking.most_gain
@@ -214,61 +242,88 @@ class Search:
             ):
                 return chosen
             size *= _GROWTH
+            is_early = size <= _GROWTH * first and self._everyone is None
+            if len(chosen) >= wanted or is_early or not self._are_in_the_way:
+                pool = self._pool(size)
+                continue
+            pool, is_more = self._beyond(pool, size)
+            if not is_more:
+                if not chosen or not ranking.needs_signals:
+                    return chosen
+                wanted = len(chosen)
+
+    def _beyond(self, pool: _Pool, size: int) -> tuple[_Pool, bool]:
+        """A pool with candidates that it has none like, and whether there are such."""
+        if self._everyone is None:
+            with self._watch.step("groups" if self._request.group_by else "living") as note:
+                self._everyone = self._ask_everyone()
+                note.count = self._everyone.count
+        others = self._everyone.others(pool.keys)
+        if self._everyone.groups is None:  # what has expired is in the way
+            return self._pool(size, others), True
+        more = self._pool(size, others) if others.size else None
+        return (pool, False) if more is None or not more.keys.size else (pool.joined(more), True)
 
     # -- Candidates ------------------------------------------------------------------------------
 
-    def _pool(self, size: int) -> _Pool:
+    def _pool(self, size: int, among: Keys | None = None) -> _Pool:
+        """The best so many matches, of some memories alone where any are named."""
         if self._query.excluded is not None:
             size += 1
         pool = {"dense": self._dense, "lexical": self._lexical, "hybrid": self._hybrid}[
             self._request.mode
-        ](size)
+        ](size, among)
         if self._query.excluded is None:
             return pool
         kept = pool.keys != self._query.excluded
         shares = {name: share[kept] for name, share in pool.shares.items()}
         return _Pool(pool.keys[kept], shares, pool.unseen, pool.is_all)
 
-    def _dense(self, size: int) -> _Pool:
+    def _dense(self, size: int, among: Keys | None) -> _Pool:
         assert self._query.vector is not None
         with self._watch.step("vectors") as note:
-            found = self._source.nearest(self._query.vector, size)
+            found = self._source.nearest(self._query.vector, size, among)
             note.detail, note.count = found.plan, found.keys.size
         scores = found.scores.astype(np.float64)
         unseen = float(scores[-1]) if scores.size else -math.inf
         return _Pool(found.keys, {"vectors": scores}, unseen, found.keys.size < size)
 
-    def _lexical(self, size: int) -> _Pool:
-        keys, scores = self._all_words()
+    def _lexical(self, size: int, among: Keys | None) -> _Pool:
+        keys, scores = self._some_words(among)
         near = best(scores, size)
         unseen = float(scores[near[-1]]) if near.size else -math.inf
         shares = {"words": scores[near]}
         return _Pool(keys[near], shares, unseen, keys.size <= size)
 
-    def _hybrid(self, size: int) -> _Pool:
+    def _hybrid(self, size: int, among: Keys | None) -> _Pool:
         if self._words_know_more():
-            return self._lexical(size)
-        near = self._dense(size)
-        keys, scores = self._all_words()
+            return self._lexical(size, among)
+        near = self._dense(size, among)
+        keys, scores = self._some_words(among)
         said = best(scores, size)
         with self._watch.step("fusion") as note:
-            union = np.union1d(near.keys, keys[said])
+            wanted = union = np.union1d(near.keys, keys[said])
+            if self._heads is None:
+                # The same bets however many hits are wanted, and whoever is looked for, so that
+                # scores do not depend on it.
+                self._heads = np.concatenate([near.keys[:CANDIDATES], keys[said[:CANDIDATES]]])
+            if among is not None:
+                union = np.union1d(wanted, self._heads)
             cosines = self._cosines(near, union)
-            words = np.zeros(union.size)
-            positions, known = locate(keys, union)
-            words[known] = scores[positions]
-            # The same bets however many hits are wanted, so that scores do not depend on it.
-            heads = np.concatenate([near.keys[:CANDIDATES], keys[said[:CANDIDATES]]])
+            words = self._word_scores(union)
             # Whoever is outside is no nearer than the last, and holds no more of the words. Not
             # even among all that have a vector, it has none, and a cosine of 0.
             cosines = np.append(cosines, 0.0 if near.is_all else near.unseen)
             words = np.append(words, scores[said[-1]] if keys.size > size else 0.0)
-            head = np.append(np.isin(union, heads), not union.size)
+            head = np.append(np.isin(union, self._heads), not union.size)
             fused = self._fusion().shares(cosines, words, head)
-            note.count = union.size
+            note.count = wanted.size
         unseen = float(sum(share[-1] for share in fused.values()))
         shares = {name: share[:-1] for name, share in fused.items()}
-        return _Pool(union, shares, unseen, near.is_all and keys.size <= size)
+        if wanted.size != union.size:
+            asked = locate(wanted, union)[1]
+            shares = {name: share[asked] for name, share in shares.items()}
+        return _Pool(wanted, shares, unseen, near.is_all and keys.size <= size)
 
     def _words_know_more(self) -> bool:
         """Of emoji and signs alone vectors know little, and the hash embedder's nothing."""
@@ -296,6 +351,21 @@ class Search:
         found[others] = self._source.cosines(self._query.vector, union[others])
         return found
 
+    def _some_words(self, among: Keys | None) -> tuple[Keys, Floats]:
+        keys, scores = self._all_words()
+        if among is None:
+            return keys, scores
+        known = locate(among, keys)[1]
+        return keys[known], scores[known]
+
+    def _word_scores(self, wanted: Keys) -> Floats:
+        """What the words say of some memories; 0 for those that hold none."""
+        keys, scores = self._all_words()
+        said = np.zeros(wanted.size)
+        positions, known = locate(keys, wanted)
+        said[known] = scores[positions]
+        return said
+
     def _all_words(self) -> tuple[Keys, Floats]:
         if self._words is None:
             with self._watch.step("words") as note:
@@ -313,7 +383,7 @@ class Search:
             shares = {name: ranking.similarity * share for name, share in shares.items()}
         if ranking.needs_signals and pool.keys.size:
             with self._watch.step("signals") as note:
-                signals = self._repository.signals(pool.keys)
+                signals = self._rows.signals(pool.keys, self._seen)
                 shares = shares | ranking.shares(signals, self._request.now)
                 note.count = pool.keys.size
         if shares.keys() == {"vectors"} and ranking.similarity:  # an index gives them in order
@@ -321,17 +391,14 @@ class Search:
         scores = sum(shares.values(), np.zeros(pool.keys.size))
         return np.lexsort((pool.keys, -scores)), scores, shares
 
-    def _choose(
-        self,
-        keys: Keys,
-        order: NDArray[np.intp],
-        scores: Floats,
-        shares: dict[str, Floats],
-        wanted: int,
-    ) -> list[Candidate]:
+    def _choose(self, pool: _Pool, wanted: int) -> list[Candidate]:
         """The best candidates that live, one a group, unlike each other where that is wished."""
         request, diversity = self._request, self._request.ranking.diversity
+        keys, (order, scores, shares) = pool.keys, self._rank(pool)
         order = order[scores[order] >= request.min_score]
+        found = order.size
+        if self._everyone is not None:
+            order = order[self._everyone.leading(keys[order])]
         shares = shares if request.tells_shares else {}
         enough = wanted * _DIVERSE if diversity else wanted
         chosen: list[Candidate] = []
@@ -342,38 +409,40 @@ class Search:
                 alive = self._candidates(keys[part], scores[part], told)
                 note.count += len(alive)
                 chosen += alive
-                chosen = one_of_each_group(chosen, request.group_by)
+                if self._everyone is None:
+                    chosen = one_of_each_group(chosen, request.group_by)
                 if len(chosen) >= enough:
                     break
+        self._are_in_the_way = len(chosen) < min(found, enough)
         if not diversity:
             return chosen[:wanted]
         with self._watch.step("diversity") as note:
             note.count = len(chosen)
-            found = np.array([each.key for each in chosen], np.int64)
-            return diversified(chosen, self._source.vectors(found), wanted, diversity)
+            chosen_keys = np.array([each.key for each in chosen], np.int64)
+            return diversified(chosen, self._source.vectors(chosen_keys), wanted, diversity)
 
     def _candidates(self, keys: Keys, scores: Floats, shares: dict[str, Floats]) -> list[Candidate]:
         """Those that live."""
-        memories = self._memories(keys)
+        rows = self._live_rows(keys)
         found = zip(keys.tolist(), scores.tolist(), strict=True)
         if not shares:
             return [
-                Candidate(key, memories[key], score, _UNTOLD)
+                Candidate(key, as_memory(rows[key]), score, _UNTOLD)
                 for key, score in found
-                if key in memories
+                if key in rows
             ]
         told = zip(*(share.tolist() for share in shares.values()), strict=True)
         return [
-            Candidate(key, memories[key], score, dict(zip(shares, values, strict=True)))
+            Candidate(key, as_memory(rows[key]), score, dict(zip(shares, values, strict=True)))
             for (key, score), values in zip(found, told, strict=True)
-            if key in memories
+            if key in rows
         ]
 
-    def _memories(self, keys: Keys) -> Mapping[int, Memory]:
-        """The live memories among these keys, and maybe others."""
+    def _live_rows(self, keys: Keys) -> Mapping[int, Sequence[Any]]:
+        """The rows of the live memories among these keys, and maybe others."""
         if self._read and all(key in self._read for key in keys.tolist()):
             return self._read
-        return self._repository.by_keys(keys)
+        return self._rows.rows_of(keys)
 
 
 def first_size(request: Request, wanted: int) -> int:
@@ -383,13 +452,22 @@ def first_size(request: Request, wanted: int) -> int:
     return max(wanted * 2, CANDIDATES)
 
 
-def group_path(key: str) -> tuple[str, ...]:
-    """Where a memory's group stands: the path of a metadata key, or of a field of its own.
+def group_path(key: object) -> tuple[str, ...]:
+    """Where a memory's group stands: the path of a metadata key, or ("", a field of its own).
 
     Raises:
         FilterError: the key is no path.
     """
-    return _OWN_GROUPS.get(key) or parse_path(key)
+    if isinstance(key, str) and key in _OWN_GROUPS:
+        return _OWN_GROUPS[key]
+    try:
+        return parse_path(key)
+    except FilterError as exc:
+        raise FilterError(
+            'group_by must be a metadata key, with dots to go down, "namespace" or "parent_id", '
+            f"not {key!r}",
+            field="group_by",
+        ) from exc
 
 
 def one_of_each_group(candidates: list[Candidate], path: tuple[str, ...] | None) -> list[Candidate]:

@@ -1,32 +1,22 @@
-"""How a filtered search is answered: which memories may be found, and how they are gone through.
+"""What a search is about: which memories it means, and what an index finds among them.
 
 Filtering after the top k returns too few, so the filter comes first: SQL names the keys that may be
-found. They are kept, and follow the changes by seq as an index does, so that a filter that is used
-again costs nothing. A few are compared one by one; of many the index is asked, for those alone.
+found (`kronos.search.kept` keeps them). A few are compared one by one; of many the index is asked,
+for those alone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from kronos.forking import Lock
-from kronos.index.base import locate
 from kronos.search.filters import canonical, compile_filter, parse
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, FromClause
 
-    from kronos.repository import Pulse, Repository
     from kronos.search.filters import Filter, Where
     from kronos.types import Keys, VectorIndex, Vectors
-
-_MOST_SETS = 64
-_MOST_KEYS = 8_000_000
-"""So many sets, and keys in them all (64 MB), are kept; those used last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,82 +53,8 @@ class Selection:
         return self.scope, "" if self.filter is None else canonical(self.filter)
 
 
-@dataclass(slots=True)
-class _KeySet:
-    keys: Keys | None
-    """Ascending, and never changed; None: every memory may be found."""
-    seq: int
-
-    @property
-    def size(self) -> int:
-        """How many keys there are to keep."""
-        return 0 if self.keys is None else self.keys.size
-
-    def __post_init__(self) -> None:
-        if self.keys is not None:
-            self.keys.flags.writeable = False  # an index remembers where the keys of one set lie
-
-
-class KeySets:
-    """The keys that selections stand for, kept from search to search. Threads may share it."""
-
-    def __init__(self) -> None:
-        self._sets: OrderedDict[tuple[str | None, str], _KeySet] = OrderedDict()
-        self._lock = Lock()
-
-    def find(self, repository: Repository, pulse: Pulse, selection: Selection) -> Keys | None:
-        """Find the keys that a search may return.
-
-        Args:
-            repository: over the transaction of the search.
-            pulse: of that transaction.
-            selection: what may be found.
-
-        Returns:
-            (n,) int64, ascending, of memories some of which may have expired since; None when
-            every memory may be found.
-        """
-        if selection.scope is None and selection.filter is None:
-            return None
-        with self._lock:
-            name = selection.name
-            known = self._sets.get(name)
-            if known is None or known.seq != pulse.seq:
-                known = _KeySet(self._follow(repository, pulse, selection, known), pulse.seq)
-                self._sets.pop(name, None)
-                self._sets[name] = known
-                self._evict()
-            else:
-                self._sets.move_to_end(name)
-            return known.keys
-
-    def _follow(
-        self, repository: Repository, pulse: Pulse, selection: Selection, known: _KeySet | None
-    ) -> Keys | None:
-        if selection.filter is None and repository.is_whole_store(selection.scope):
-            return None
-        scope, condition = selection.scope, selection.condition
-        # A database that was put back has other rows at the seqs that were seen.
-        if (
-            known is None
-            or known.keys is None
-            or known.seq > pulse.seq
-            or known.seq < repository.spaces.pruned_seq(pulse.active_space or 0)
-        ):
-            return repository.keys(scope, condition)
-        changed = repository.changed_since(known.seq)
-        matching = repository.keys(scope, condition, since=known.seq)
-        gone = locate(changed, known.keys)[1]
-        if not matching.size and not gone.any():
-            return known.keys
-        kept = known.keys[~gone]
-        # None of them is kept: a union would sort them all, 217 ms for half a million.
-        return np.insert(kept, np.searchsorted(kept, matching), matching)
-
-    def _evict(self) -> None:
-        size = sum(each.size for each in self._sets.values())
-        while len(self._sets) > 1 and (len(self._sets) > _MOST_SETS or size > _MOST_KEYS):
-            size -= self._sets.popitem(last=False)[1].size
+EVERY_MEMORY = Selection(None, None)
+"""Whatever its namespace."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ it stands. Equal scores are ordered by key, the memory that was added first comi
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,7 +20,7 @@ from kronos.validation import check_limit, check_namespace, check_number, check_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.repository import Signals
+    from kronos.rows import Signals
     from kronos.types import Vectors
 
     Floats: TypeAlias = NDArray[np.float64]
@@ -29,12 +28,15 @@ if TYPE_CHECKING:
 RecencyOf: TypeAlias = Literal["created", "updated", "accessed"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_MOST_WEIGHT = 1e6
+"""So far weights go: sums of them lose no digit that tells two memories apart."""
+_LEAST_HALF_LIFE_S, _MOST_HALF_LIFE_S = 1e-6, 1e15
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """What a score is made of. Weights are from 0 on; the default is how well a memory matches.
+    """What a score is made of. Weights are from 0 to 1e6; the default is how well a memory matches.
 
     Raises:
         InputError: a field is refused; the error's `field` names it.
@@ -51,7 +53,8 @@ class Ranking:
     importance: float = 0.0
     """Weight of its importance."""
     namespaces: Mapping[str, float] = field(default_factory=dict)
-    """What memories gain in a namespace or below it; of several that hold one, the longest path."""
+    """What memories gain in a namespace or below it, from -1e6 to 1e6; of several that hold one,
+    the longest path."""
     diversity: float = 0.0
     """From 0 to 1: how much a hit loses for being like hits before it (maximal marginal relevance:
     Carbonell and Goldstein, 1998)."""
@@ -59,16 +62,15 @@ class Ranking:
     """A cross-encoder's name or folder: it reads the question beside each of the best candidates,
     and its verdict, from 0 to 1, takes the place of the similarity."""
     rerank_top: int = 50
-    """So many candidates it reads."""
+    """So many candidates it reads, and never fewer than hits are wanted; with `group_by` the best
+    of as many groups too."""
     now: datetime | None = None
     """The moment that recency is counted from; None is when the search runs."""
 
     def __post_init__(self) -> None:
-        for name in ("similarity", "recency", "importance", "diversity"):
-            if check_number(getattr(self, name), field=f"ranking.{name}") < 0:
-                raise _refused(name, "a number from 0 on", getattr(self, name))
-        if self.diversity > 1:
-            raise _refused("diversity", "a number from 0 to 1", self.diversity)
+        for name in ("similarity", "recency", "importance"):
+            _check_between(name, getattr(self, name), 0, _MOST_WEIGHT)
+        _check_between("diversity", self.diversity, 0, 1)
         if self.recency_of not in ("created", "updated", "accessed"):
             raise _refused("recency_of", '"created", "updated" or "accessed"', self.recency_of)
         if self.rerank is not None and (not isinstance(self.rerank, str) or not self.rerank):
@@ -77,7 +79,7 @@ class Ranking:
             raise _refused("namespaces", "a dict of namespaces to numbers", self.namespaces)
         for namespace, gain in self.namespaces.items():
             check_namespace(namespace, field="ranking.namespaces")
-            check_number(gain, field=f"ranking.namespaces.{namespace}")
+            _check_between(f"namespaces.{namespace}", gain, -_MOST_WEIGHT, _MOST_WEIGHT)
         check_limit(self.rerank_top, field="ranking.rerank_top")
         check_time(self.now, field="ranking.now")
         _ = self.half_life_s
@@ -93,8 +95,13 @@ class Ranking:
             seconds = found.total_seconds()
         else:
             seconds = check_number(found, field="ranking.half_life")
-        if not 0 < seconds < math.inf:
-            raise _refused("half_life", 'a time such as "7d", "12h" or 3600 seconds', found)
+        if not _LEAST_HALF_LIFE_S <= seconds <= _MOST_HALF_LIFE_S:
+            raise _refused(
+                "half_life",
+                'a time such as "7d", "12h" or 3600 seconds, from a microsecond to '
+                f"{_MOST_HALF_LIFE_S:g} seconds",
+                found,
+            )
         return seconds
 
     @property
@@ -169,8 +176,13 @@ def check_ranking(ranking: object) -> Ranking:
     return ranking
 
 
-_DEFAULT = Ranking()
+def _check_between(name: str, value: object, least: float, most: float) -> None:
+    if not least <= check_number(value, field=f"ranking.{name}") <= most:
+        raise _refused(name, f"a number from {least:g} to {most:g}", value)
 
 
 def _refused(name: str, expected: str, found: Any) -> InputError:
     return InputError(f"ranking.{name} must be {expected}, not {found!r}", field=f"ranking.{name}")
+
+
+_DEFAULT = Ranking()

@@ -132,6 +132,11 @@ SINCE_0003: dict[str, list[dict[str, Any]]] = {
 """What is there beside `ROWS` since revision 0003."""
 
 
+COUNT_VECTORS = """
+    UPDATE spaces SET vectors = (SELECT count(*) FROM vectors WHERE vectors.space_id = spaces.id)
+"""
+
+
 def fill(database: Database) -> None:
     """Put `ROWS`, and what came later, into a database at head that holds nothing."""
     with database.write() as connection:
@@ -141,6 +146,7 @@ def fill(database: Database) -> None:
             values = ", ".join(f":{name}" for name in rows[0])
             connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), rows)
         words.rebuild(connection, "porter")
+        connection.execute(text(COUNT_VECTORS))
 
 
 def contents(

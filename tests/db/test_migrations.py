@@ -90,6 +90,9 @@ def test_an_old_store_is_upgraded_and_goes_on(tmp_path: Path, revision: str) -> 
         assert contents(database, SINCE_0003) == SINCE_0003
     assert _with_the_word(database, "memory") == [1]
     assert database.problems() == []
+    with database.read() as connection:
+        noted = connection.execute(text("SELECT id, vectors FROM spaces ORDER BY id")).all()
+    assert noted == [(1, 2), (2, 4), (3, 0)]
     _write_something_new(database)
     with database.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM memories")).scalar_one() == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_hits_are_ordered_by_the_reranker_s_verdict(open_store: Opener, judge: P
     assert hits.explanation is not None
     assert hits.explanation.steps[-1].name == "rerank"
     # Only the best candidates are read, and what else counts is added to the verdict.
-    few = store.search(query, ranking=Ranking(rerank=str(judge), rerank_top=2))
+    few = store.search(query, ranking=Ranking(rerank=str(judge), rerank_top=2), limit=2)
     assert {hit.content for hit in few} == {hit.content for hit in store.search(query, limit=2)}
     gained = store.search(query, ranking=Ranking(rerank=str(judge), importance=0.4), limit=5)
     assert [hit.score for hit in gained] == pytest.approx(
@@ -85,6 +86,47 @@ def test_groups_and_variety_come_after_the_reranker(open_store: Opener, judge: P
     assert len(diverse) == 3
     with pytest.raises(InputError, match="no words"):
         store.search([1.0] * 64, ranking=ranking)
+
+
+def test_as_many_hits_come_as_are_wanted_however_few_are_read_at_least(
+    open_store: Opener, judge: Path
+) -> None:
+    store = open_store()
+    store.add_many({"content": f"apple pie {n}", "metadata": {"g": n % 20}} for n in range(120))
+    for limit, top in ((100, 50), (10, 5), (120, 1), (200, 50)):
+        ranking = Ranking(rerank=str(judge), rerank_top=top)
+        hits = store.search("apple pie", limit=limit, ranking=ranking)
+        assert len(hits) == min(limit, 120)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    ranking = Ranking(rerank=str(judge), rerank_top=10)
+    modes: list[Any] = ["hybrid", "lexical", "dense"]
+    for mode in modes:
+        hits = store.search("apple pie", limit=20, ranking=ranking, group_by="g", mode=mode)
+        assert {hit.memory.metadata["g"] for hit in hits} == {*range(20)}
+        assert len(hits) == 20
+
+
+def test_the_least_score_is_that_of_the_judge(open_store: Opener, judge: Path) -> None:
+    store = open_store()
+    store.add_many(f"the cat and the stone {n}" for n in range(30))
+    ranking = Ranking(rerank=str(judge), similarity=0.5, importance=0.2)
+    every = store.search("no such words", ranking=ranking, limit=30)
+    assert len(every) == 30
+    floor = every[12].score
+    cut = store.search("no such words", ranking=ranking, limit=30, min_score=floor)
+    assert [hit.id for hit in cut] == [hit.id for hit in every if hit.score >= floor]
+
+
+def test_variety_after_the_judge_needs_no_embedder(open_store: Opener, judge: Path) -> None:
+    from kronos import NewMemory
+
+    store = open_store(embedding_model=None, embedding_dim=4)
+    rows = [[1, 0, 0, 0.0], [1, 0.01, 0, 0.0], [0, 1, 0, 0.0], [0, 0.99, 0.1, 0.0]]
+    store.add_many(
+        NewMemory(f"the cat {n}", id=f"m{n}", embedding=row) for n, row in enumerate(rows)
+    )
+    hits = store.search("cat", ranking=Ranking(rerank=str(judge), diversity=0.99), limit=2)
+    assert len({int(hit.id[1:]) // 2 for hit in hits}) == 2
 
 
 def test_a_reranker_that_cannot_be_had_is_named(store: MemoryStore, tmp_path: Path) -> None:
