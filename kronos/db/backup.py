@@ -57,6 +57,7 @@ _A_LOST_SEQ = 10**12
 _NO_SEQ = 2**62
 """No store gets so far: a number from there on is damage."""
 _ROWS_AT_ONCE = 500
+_BYTES_AT_ONCE = 2**20
 _HASH = 32
 """Bytes of a text's hash."""
 
@@ -294,9 +295,16 @@ def _with_log(database: Path) -> tuple[Path, Path]:
 
 
 def _copy_files(database: Path, copy: Path) -> None:
+    """Copy a database and its log byte by byte; a descriptor of each stays open.
+
+    To close any descriptor of a file drops every lock that this process has on it, and with them
+    those of SQLite, whoever in this process has it open: others would then take the log away.
+    """
     for old, new in zip(_with_log(database), _with_log(copy), strict=True):
         if old.exists():
-            shutil.copyfile(old, new)
+            descriptor = os.open(old, os.O_RDONLY)
+            with open(descriptor, "rb", closefd=False) as source, new.open("wb") as target:
+                shutil.copyfileobj(source, target, _BYTES_AT_ONCE)
 
 
 def _give_second_name(old: Path, new: Path) -> None:

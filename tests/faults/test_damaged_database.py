@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
 
 
 def contents(store: MemoryStore) -> dict[str, str]:
-    return {memory.id: memory.content for memory in store.list(limit=1000)}
+    return {memory.id: memory.content for memory in store.list(limit=1000, namespace="*")}
 
 
 def attempt(call: Callable[[], Any], errors: list[str]) -> Any:
