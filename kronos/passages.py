@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 MAX_TOKENS = 240
 """Estimated tokens of a passage: 256, less the model's own marks and some air."""
-_TOKENS = re.compile(r"(?P<letters>[A-Za-z]+)(?![0-9])|(?P<mixed>[A-Za-z0-9]+)|\S")
+_TOKENS = re.compile(
+    r"(?P<letters>[A-Za-z]+)(?![0-9])|(?P<digits>[0-9]+)(?![A-Za-z])|(?P<mixed>[A-Za-z0-9]+)|\S"
+)
 _HEADING = re.compile(r"#{1,6} ")
 _WORDS = re.compile(r"\S+\s*")
 
@@ -39,16 +41,18 @@ class _Piece:
 def estimate_tokens(text: str) -> int:
     """Estimate how many tokens a WordPiece or BPE model makes of a text.
 
-    A token is four letters, two digits or letters mixed with them, or one character of any other
-    kind.
+    A token is four letters, two digits, or one character of any other kind, also where letters and
+    digits are mixed: a tokenizer cuts `\\u00c0` or a hash into single ones.
     """
     tokens = 0
     for match in _TOKENS.finditer(text):
         length = match.end() - match.start()
         if match["letters"]:
             tokens += -(-length // 4)
-        else:
+        elif match["digits"]:
             tokens += -(-length // 2)
+        else:
+            tokens += length
     return tokens
 
 

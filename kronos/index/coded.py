@@ -119,7 +119,7 @@ class CodedRows(MainRows):
             _, near = self._index.search(queries, wanted, params=params)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        if is_graph and near.min() < 0:
+        if is_graph and (near < 0).any():
             return scores, rows  # its links do not lead everywhere: then nothing is sure
         for number, query in enumerate(queries):
             candidates = near[number][near[number] >= 0]
