@@ -26,6 +26,11 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What it says when a file must not be written."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` put in full; as it is where the process has no such home folder."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of a file or a folder that exists: False when somebody else has it.

@@ -26,6 +26,7 @@ from kronos.errors import (
     InputError,
     NotFoundError,
     StorageError,
+    TransientEmbeddingError,
 )
 from kronos.jobs import JobOptions
 from kronos.reindex import ReindexJob, catch_up
@@ -210,7 +211,7 @@ class Searching(Upkeep):
             vector = repository.spaces.vector_of(serving.space, key)
         mode: SearchMode = "lexical" if wanted.request.mode == "lexical" else "dense"
         if mode == "dense" and vector is None:
-            (vector,) = serving.embed([memory.content])
+            (vector,) = serving.embed([memory.content], in_search=True)
         query = Query(memory.content, vector, _is_lexical(serving), excluded=key)
         return Question((), wanted, mode, (query,), serving)
 
@@ -356,7 +357,8 @@ class Searching(Upkeep):
         ranked.sort(key=lambda each: (-each.score, each.key))
         ranked = engine.one_of_each_group(ranked, request.group_by)
         if ranking.diversity:
-            vectors = self._serving.embed([each.memory.content for each in ranked])
+            texts = [each.memory.content for each in ranked]
+            vectors = self._serving.embed(texts, in_search=True)
             ranked = engine.diversified(ranked, vectors, request.limit, ranking.diversity)
         return [each for each in ranked if each.score >= request.min_score]
 
@@ -436,8 +438,10 @@ class Searching(Upkeep):
                 serving.require_embedder("open it with the model that it has"),
                 batch_size=self._settings.batch_size,
                 clock=self._clock,
+                patience=self._for_questions,
             )
-        except StorageError as exc:  # busy, full, read-only: a search never fails for that
+        # Busy, full, read-only, a quota: a search never fails for that.
+        except (StorageError, TransientEmbeddingError) as exc:
             logger.warning("texts of another process wait to be embedded: %s", exc)
 
     def _catch_up_job(self, serving: Serving, stop: threading.Event) -> ReindexJob:
@@ -451,7 +455,7 @@ class Searching(Upkeep):
         size = self._settings.batch_size
         for start in range(0, len(distinct), size):
             part = [*distinct.items()][start : start + size]
-            rows = serving.embed([content for _, content in part])
+            rows = serving.embed([content for _, content in part], in_search=True)
             hashes = [content_hash for content_hash, _ in part]
             self._write(
                 functools.partial(_keep_past_vectors, serving.space, hashes, rows),

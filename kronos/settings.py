@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from kronos.errors import ConfigurationError
+from kronos.files import expanded
 from kronos.types import Durability, Tokenizer
 
 Engine: TypeAlias = Literal["auto", "sentence-transformers", "onnx"]
@@ -39,6 +40,7 @@ _INDEXES = (
     '",SQ4", ",SQ6", ",SQ8", ",SQfp16" or ",SQbf16" behind either keeps rows in fewer bits, and '
     '",RaBitQ" those of lists'
 )
+_MAY_BE_ZERO = frozenset({"keep_spaces", "embed_retry_s", "search_retry_s"})
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -67,6 +69,12 @@ class Settings:
     those of float32 about .9999): they are a space of their own."""
     encode_threads: int = _THREADS
     """Threads with which ONNX Runtime computes: half of the cores, 4 at most."""
+    embed_retry_s: float = 120.0
+    """How long to wait, in all, for an embedder that fails in passing (a quota, a timeout, a lost
+    connection) before a text that is stored, or a batch of a reindex, fails with
+    `TransientEmbeddingError`; 0: not at all."""
+    search_retry_s: float = 10.0
+    """The same for a question, whose asker is waiting."""
     lease_s: float = 60.0
     """How long the texts that a reindex worker has in hand stay its own after it was last heard of.
     A worker renews them three times as often."""
@@ -112,7 +120,8 @@ class Settings:
                 fits, expected = isinstance(value, bool), "true or false"
             else:
                 fits, expected = _is_positive_number(value), "a positive number"
-                fits = fits or (option.name == "keep_spaces" and value == 0 and value is not False)
+                if option.name in _MAY_BE_ZERO:
+                    fits, expected = fits or (value == 0 and value is not False), f"{expected} or 0"
             if not fits:
                 raise ConfigurationError(
                     f"{option.name} must be {expected}, not {value!r}", field=option.name
@@ -175,7 +184,14 @@ class Location:
             )
         if "://" in text:
             return cls._of_url(text)
-        folder = Path(text).expanduser().absolute()
+        folder = expanded(text)
+        if text.startswith("~") and folder == Path(text):
+            raise ConfigurationError(
+                f"{text!r} lies in a home folder that this process does not have: name the folder "
+                "without ~",
+                field="storage_path",
+            )
+        folder = folder.absolute()
         return cls(database=folder / "kronos.db", folder=folder)
 
     @classmethod
@@ -202,10 +218,26 @@ def default_store(environ: Mapping[str, str] | None = None) -> str:
     return environ.get(_PREFIX + "STORE") or DEFAULT_STORE
 
 
-def user_cache(environ: Mapping[str, str] | None = None) -> Path:
-    """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule."""
+def user_cache(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule.
+
+    None where the process has no home folder and names no cache.
+    """
     environ = os.environ if environ is None else environ
-    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kronos"
+    named = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = expanded(named)
+    return None if named.startswith("~") and cache == Path(named) else cache.absolute() / "kronos"
+
+
+def model_homes(environ: Mapping[str, str] | None = None) -> list[Path]:
+    """Folders of models that the environment names beside the Hugging Face cache.
+
+    `SENTENCE_TRANSFORMERS_HOME` comes first; `TRANSFORMERS_CACHE` is what older versions of
+    transformers read.
+    """
+    environ = os.environ if environ is None else environ
+    named = [environ.get(name) for name in ("SENTENCE_TRANSFORMERS_HOME", "TRANSFORMERS_CACHE")]
+    return [expanded(name).absolute() for name in named if name]
 
 
 def _is_index(value: object) -> bool:

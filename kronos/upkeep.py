@@ -24,6 +24,7 @@ from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import InputError, ModelLoadError, StorageError, StoreClosedError
 from kronos.estimate import estimate
+from kronos.files import expanded
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
@@ -163,7 +164,7 @@ class Upkeep(Opened):
             NoEmbedderError: no model is named, and the store has no embedder.
         """
         embedder, _ = self._target(model)
-        return estimate(self._open_database, embedder, clock=self._clock)
+        return estimate(self._open_database, embedder, clock=self._clock, patience=self._for_texts)
 
     def resume_reindex(
         self,
@@ -424,7 +425,7 @@ class Upkeep(Opened):
             InputError: the file exists, or its folder does not.
             StorageError: the copy could not be written; no part of it is left.
         """
-        target = Path(path).expanduser().absolute()
+        target = expanded(path).absolute()
         if target.is_dir():
             target = backup.beside(target / self.location.database.name, "backup")
         if target.exists() or not target.parent.is_dir():
@@ -456,7 +457,7 @@ class Upkeep(Opened):
             StorageError: the store is busy, or the disk failed.
         """
         location = Location.of(storage_path)
-        source = Path(path).expanduser().absolute()
+        source = expanded(path).absolute()
         aside = backup.restore(source, location, settings or Settings.from_env())
         discard_other_snapshots(location.index, ())
         return aside

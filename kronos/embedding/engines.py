@@ -48,8 +48,7 @@ class Asked:
 
 def export_places(cache_dir: Path | None) -> list[Path]:
     """Where exports lie: in one place for all stores; in the store's where that cannot be."""
-    own = [] if cache_dir is None else [cache_dir / _EXPORTS]
-    return [user_cache() / _EXPORTS, *own]
+    return [place / _EXPORTS for place in (user_cache(), cache_dir) if place is not None]
 
 
 def why_not_fast(

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from kronos.embedding.fingerprint import file_sha256
 from kronos.embedding.registry import EMBEDDING_MODELS, OfflinePackage
 from kronos.errors import KronosError, ModelLoadError
+from kronos.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
         ValueError: the name can be no model's.
     """
     preset = EMBEDDING_MODELS.get(model)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if preset is None and folder.is_dir():
         return [lambda: folder.absolute()]
     if preset is None and _is_path(model):

@@ -29,6 +29,7 @@ from kronos.embedding.onnx import import_ahead
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
 from kronos.errors import DeviceError, ModelLoadError
+from kronos.files import expanded
 from kronos.forking import Lock
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _is_installed(name: str) -> bool:
 def _name(model: str, folder: Path) -> str:
     if model in EMBEDDING_MODELS:
         return EMBEDDING_MODELS[model].name
-    return str(folder) if Path(model).expanduser().is_dir() else model
+    return str(folder) if expanded(model).is_dir() else model
 
 
 def _load_on_some_device(

@@ -378,4 +378,7 @@ def is_out_of_memory(exc: BaseException | None) -> bool:
     # torch has an error of its own for CUDA; on a CPU and on MPS it is a bare RuntimeError.
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(exc, RuntimeError) and any(sign in str(exc) for sign in _MEMORY_SIGNS)
+    if not isinstance(exc, RuntimeError):
+        return False
+    message = str(exc).lower()
+    return any(sign in message for sign in _MEMORY_SIGNS)

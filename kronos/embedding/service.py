@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.devices import AUTO, split_devices
@@ -28,6 +27,7 @@ from kronos.errors import (
     MissingDependencyError,
     ModelLoadError,
 )
+from kronos.files import expanded
 from kronos.forking import Lock
 from kronos.settings import Settings
 
@@ -113,7 +113,7 @@ class EmbeddingService:
     def _open(self, model: str) -> SentenceEmbedder | HashEmbedder:
         if model == HASH_MODEL:
             return HashEmbedder(self._hash_dim)
-        cache_dir = None if self._cache_dir is None else Path(self._cache_dir).expanduser()
+        cache_dir = None if self._cache_dir is None else expanded(self._cache_dir)
         return load_model(model, device=self._device, cache_dir=cache_dir, settings=self._settings)
 
     def close(self) -> None:
