@@ -157,6 +157,7 @@ class Opened:
                     progress=progress,
                 )
             except BaseException:
+                self._own = None
                 database.close()
                 raise
             self._database = database

@@ -22,6 +22,10 @@ Precision: TypeAlias = Literal["float32", "bfloat16"]
 GpuStorage: TypeAlias = Literal["float32", "float16"]
 
 DEFAULT_STORE = "./.kronos"
+SENTENCE_TRANSFORMERS_HOME = "SENTENCE_TRANSFORMERS_HOME"
+"""Where sentence-transformers keeps its models."""
+TRANSFORMERS_CACHE = "TRANSFORMERS_CACHE"
+"""Where older versions of transformers kept theirs."""
 _PREFIX = "KRONOS_"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "durability": ("full", "normal"),
@@ -229,15 +233,11 @@ def user_cache(environ: Mapping[str, str] | None = None) -> Path | None:
     return None if named.startswith("~") and cache == Path(named) else cache.absolute() / "kronos"
 
 
-def model_homes(environ: Mapping[str, str] | None = None) -> list[Path]:
-    """Folders of models that the environment names beside the Hugging Face cache.
-
-    `SENTENCE_TRANSFORMERS_HOME` comes first; `TRANSFORMERS_CACHE` is what older versions of
-    transformers read.
-    """
+def model_homes(environ: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Folders of models beside the Hugging Face cache, by the variables that name them."""
     environ = os.environ if environ is None else environ
-    named = [environ.get(name) for name in ("SENTENCE_TRANSFORMERS_HOME", "TRANSFORMERS_CACHE")]
-    return [expanded(name).absolute() for name in named if name]
+    named = {name: environ.get(name) for name in (SENTENCE_TRANSFORMERS_HOME, TRANSFORMERS_CACHE)}
+    return {name: expanded(path).absolute() for name, path in named.items() if path}
 
 
 def _is_index(value: object) -> bool:
