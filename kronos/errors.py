@@ -16,6 +16,7 @@ default message, so the two cannot drift apart.
     ├── DuplicateIdError                 a memory with this id exists
     ├── StoreClosedError                 the store is not open
     ├── EmbeddingError                   an embedder failed on a text
+    │   ├── TransientEmbeddingError      it failed in passing: a quota, a timeout, a lost connection
     │   ├── ModelLoadError               a model cannot be had, and `strict` forbids the fallback
     │   ├── DeviceError                  the device asked for is absent
     │   ├── EmbedderMismatchError        the store's vectors were made by another embedder
@@ -39,12 +40,17 @@ default message, so the two cannot drift apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
 
 class KronosError(Exception):
     """Kronos failed."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip())
+        super().__init__(message or _summary(type(self)))
+        self.stored_ids: list[str] = []
+        """The ids that `add_many` or `import_from` had stored before this error, in order."""
 
 
 class InputError(KronosError, ValueError):
@@ -98,6 +104,23 @@ class StoreClosedError(KronosError):
 
 class EmbeddingError(KronosError):
     """The embedder failed."""
+
+
+class TransientEmbeddingError(EmbeddingError):
+    """The embedder failed in passing; the same call may succeed later.
+
+    Kronos waits and tries again before it raises this. An embedder of your own may raise it too, to
+    say that a failure is of that kind.
+
+    Args:
+        message: what failed.
+        retry_after_s: how many seconds to wait at least before the next try; None: not known.
+    """
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """How many seconds to wait at least before the next try; None: not known."""
 
 
 class ModelLoadError(EmbeddingError):
@@ -170,3 +193,45 @@ class SnapshotError(StorageError):
 
 class KronosWarning(UserWarning):
     """Kronos goes on, but not as it was asked to."""
+
+
+@contextmanager
+def naming_stored(ids: Sequence[str]) -> Iterator[None]:
+    """Let an error that leaves the block name what was stored before it, as `stored_ids`.
+
+    Args:
+        ids: grows while the block stores memories.
+    """
+    try:
+        yield
+    except KronosError as exc:
+        if not ids:
+            raise
+        raise _with_ids(exc, ids) from (exc.__cause__ or exc.__context__)
+    except BaseException as exc:  # of the caller's own iterable: it stays what it is
+        with suppress(Exception):
+            exc.stored_ids = [*ids]  # type: ignore[attr-defined]
+        _add_note(exc, ids)
+        raise
+
+
+def _with_ids(exc: KronosError, ids: Sequence[str]) -> KronosError:
+    """A copy that names ids: calls that share a transaction share its error, and not their ids."""
+    own = type(exc).__new__(type(exc))
+    own.args = exc.args
+    own.__dict__.update(exc.__dict__)
+    if notes := [*getattr(exc, "__notes__", ())]:
+        own.__dict__["__notes__"] = notes
+    own.stored_ids = [*ids]
+    _add_note(own, ids)
+    return own.with_traceback(exc.__traceback__)
+
+
+def _add_note(exc: BaseException, ids: Sequence[str]) -> None:
+    if ids and hasattr(exc, "add_note"):  # Python 3.10 has no notes
+        exc.add_note(f"{len(ids)} memories of this call are stored; `stored_ids` names them")
+
+
+def _summary(kind: type) -> str:
+    """The first line of a class docstring."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.engine import Database
+    from kronos.embedding.patience import Patience
     from kronos.types import Embedder
 
 _SAMPLE_TEXTS = 256
@@ -21,7 +22,11 @@ _SAMPLE_SECONDS = 3.0
 
 
 def estimate(
-    database: Database, embedder: Embedder, *, clock: Callable[[], datetime]
+    database: Database,
+    embedder: Embedder,
+    *,
+    clock: Callable[[], datetime],
+    patience: Patience,
 ) -> ReindexPlan:
     """Say what a reindex would do; a sample is embedded, and nothing is written.
 
@@ -36,29 +41,32 @@ def estimate(
         texts = spaces.pending_text_count(space_id)
         sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
         page_bytes = database.dialect.page_bytes()
-    seconds, seen = _time_sample(embedder, sample)
+    dim = int(embedder.dim)
+    seconds, seen = _time_sample(embedder, sample, patience)
     count = getattr(embedder, "count_tokens", None)
     tokens = count(sample) if callable(count) else None
     return ReindexPlan(
         model=embedder.model_id,
-        dim=embedder.dim,
+        dim=dim,
         memories=memories,
         texts=texts,
         tokens=None if tokens is None else round(tokens / max(1, len(sample)) * texts),
         seconds=seconds / max(1, seen) * texts,
-        disk_bytes=memories * _row_bytes(embedder.dim, page_bytes),
+        disk_bytes=memories * _row_bytes(dim, page_bytes),
     )
 
 
-def _time_sample(embedder: Embedder, sample: Sequence[str]) -> tuple[float, int]:
+def _time_sample(
+    embedder: Embedder, sample: Sequence[str], patience: Patience
+) -> tuple[float, int]:
     """Embed a sample in growing parts until it says enough: seconds, and for how many texts."""
     started, seen = time.perf_counter(), 0
     if sample:
-        embed_each(embedder, sample[:1])  # the first call of a model is slow
+        embed_each(embedder, sample[:1], patience)  # the first call of a model is slow
         started = time.perf_counter()
     part = 8
     while seen < len(sample) and time.perf_counter() - started < _SAMPLE_SECONDS:
-        embed_each(embedder, sample[seen : seen + part])
+        embed_each(embedder, sample[seen : seen + part], patience)
         seen, part = min(seen + part, len(sample)), 2 * part
     return time.perf_counter() - started, seen
 

@@ -41,6 +41,11 @@ _RETRY_S = 0.01
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` put in full; as it is where the process has no such home folder."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def publishing(path: Path, *, mode: int | None = None, replace: bool = True) -> Iterator[Path]:
     """Make a file, whole or not at all; it is on the disk when this ends.

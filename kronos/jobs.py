@@ -173,8 +173,8 @@ class Jobs:
         values: dict[str, Any] = {} if error is None else {"last_error": error}
         self._set(job_id, state=state, finished_at=self._now, heartbeat_at=self._now, **values)
 
-    def note_error(self, job_id: int, error: str) -> None:
-        """Remember what stopped a worker; the job stays open."""
+    def note_error(self, job_id: int, error: str | None) -> None:
+        """Remember what stopped a worker or what it waits for; the job stays open."""
         self._set(job_id, last_error=error, heartbeat_at=self._now)
 
     def _set(self, job_id: int, **values: Any) -> None:

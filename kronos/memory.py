@@ -20,7 +20,7 @@ from datetime import datetime
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from kronos.errors import StoreClosedError
+from kronos.errors import StoreClosedError, naming_stored
 from kronos.forking import follow_forks
 from kronos.store import MemoryStore
 from kronos.types import (
@@ -224,14 +224,15 @@ class KronosMemory:
         ids: builtins.list[str] = []
         batches = self._store._batches(items, on_conflict)
         is_short = isinstance(items, list | tuple) and len(items) <= _FEW
-        while True:
-            # A few are checked sooner than a thread takes them up.
-            batch = _next(batches) if is_short else await threads.work(_next, batches)
-            if batch is None:
-                return ids
-            ids += await adding.add(batch)
-            if progress is not None:
-                progress(Progress(len(ids), None))
+        with naming_stored(ids):
+            while True:
+                # A few are checked sooner than a thread takes them up.
+                batch = _next(batches) if is_short else await threads.work(_next, batches)
+                if batch is None:
+                    return ids
+                ids += await adding.add(batch)
+                if progress is not None:
+                    progress(Progress(len(ids), None))
 
     async def upsert(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from kronos.combining import Combiner
 from kronos.db import schema
 from kronos.db.engine import Database, FileId, file_of
 from kronos.embedding.checked import check_embedder
+from kronos.embedding.patience import Patience
 from kronos.embedding.registry import DEFAULT_MODEL, KEPT_MODEL, absolute
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from kronos.rows import Rows
     from kronos.types import Embedder, OnModelChange, ProgressCallback
 
-
+_LOOKS_UP_S = 0.05
+"""So often whoever waits for an embedder looks whether the store was closed."""
 Store = TypeVar("Store", bound="Opened")
 T = TypeVar("T")
 
@@ -98,6 +101,13 @@ class Opened:
         self._file: FileId | None = None
         """The database file that the key sets are of."""
         self._rerankers: dict[str, Reranker] = {}
+        self._closed = False
+        """`close` was called: nobody waits any longer for an embedder."""
+        # A pause for a quota that texts have spent is none of the questions': they ask themselves.
+        self._for_texts, self._for_questions = (
+            Patience(getattr(self._settings, name), name, sleep=self._wait)
+            for name in ("embed_retry_s", "search_retry_s")
+        )
         self._own: Embedder | None = None
         """The embedder that was asked for, once the store is open."""
         # The writers of one process queue here, which is fairer than SQLite's own waiting.
@@ -140,6 +150,7 @@ class Opened:
         with self._settling:
             if self._database is not None:
                 return
+            self._closed = False
             database = Database(self.location.database, self._settings)
             try:
                 with suppress(StorageError):
@@ -151,6 +162,7 @@ class Opened:
                 self._mend_field_indexes(database)
                 self._current, job = self._settle(self._settler(database), progress)
             except BaseException:
+                self._own = None
                 database.close()
                 raise
             self._database = database
@@ -192,6 +204,14 @@ class Opened:
             with suppress(StorageError), database.write() as connection:
                 fields_of(self._repository(connection)).ensure()
 
+    def _wait(self, seconds: float) -> None:
+        """Wait for an embedder; StoreClosedError once the store is closed."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._closed:
+                raise StoreClosedError
+            time.sleep(min(left, _LOOKS_UP_S))
+
     def _load(self, model: str, *, strict: bool, dim: int | None = None) -> EmbeddingService:
         service = EmbeddingService(
             model,
@@ -219,19 +239,25 @@ class Opened:
             load=lambda model, dim: self._load(model, strict=True, dim=dim),
             embedding_dim=self._embedding_dim,
             strict=self._strict,
+            for_texts=self._for_texts,
+            for_questions=self._for_questions,
         )
 
     def close(self) -> None:
         """Save the index and close; does nothing when the store is closed.
 
-        A job in the background finishes its batch; it goes on when the store is opened again.
+        A job in the background finishes its batch; it goes on when the store is opened again. A
+        call that waits for an embedder ends with StoreClosedError. The models that the store loaded
+        are given back, unless another one uses them.
         """
+        self._closed = True
         self._jobs.stop()
         self._snapshots.stop()
         with self._settling, self._writing:
             database, self._database = self._database, None
             serving, self._current = self._current, None
             self._own = None
+            self._rerankers.clear()
             if database is None or serving is None:
                 return
             try:

@@ -42,7 +42,7 @@ def estimate_tokens(text: str) -> int:
     """Estimate how many tokens a WordPiece or BPE model makes of a text.
 
     A token is four letters, two digits, or one character of any other kind, also where letters and
-    digits are mixed: a tokenizer cuts `\\u00c0` or a hash into single ones.
+    digits are mixed: a tokenizer cuts escapes of a string, or a hash, into single ones.
     """
     tokens = 0
     for match in _TOKENS.finditer(text):

@@ -6,6 +6,9 @@ by compare-and-set on the texts' hashes and commits it together with its lease, 
 costs its batch and no more, and an edit during a job is never overwritten. Any number of workers
 share a job, in this process and in others (`kronos.jobs` says how). The active space changes in the
 transaction that sees nothing pending.
+
+An embedder that fails in passing is waited for; no text is blamed for that. No write transaction is
+held while an embedder works, but for a few last texts, and then for `_LOCKED_S` at most.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kronos.compaction import drop_spaces
 from kronos.embedding.checked import Embedded, embed_each
+from kronos.embedding.patience import Patience
 from kronos.errors import KronosError, StorageError, StoreBusyError
 from kronos.jobs import Advance, Position
 from kronos.owners import new_owner
@@ -39,8 +44,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The last texts are embedded inside the write transaction, so that steady writers cannot keep a job
-# from its end; so few, that a writer waits well under its busy timeout.
+# from its end: so many at most, and only if that takes, by the pace so far, no longer than this and
+# than this share of the busy timeout. Whatever the embedder does, the transaction ends by then.
 _LAST_TEXTS = 16
+_LOCKED_S = 0.5
+_LOCKED_SHARE = 0.25
 # A part takes about so long, whatever the embedder: who is asked to stop stops soon.
 _SECONDS_A_PART = 5.0
 _FIRST_PART = 64
@@ -52,6 +60,8 @@ _PARTS_A_CLAIM = 8
 _SHARE_A_CLAIM = 4
 _PIECE = re.compile(r"[^\W\d_]{1,6}|\d{1,3}|[^\w\s]|_")
 _LONGEST_PAUSE_S = 0.5
+# So often whoever waits for an embedder looks whether to stop.
+_LOOKS_UP_S = 0.05
 _PATIENCE_S = 60.0
 
 
@@ -71,6 +81,8 @@ class Work:
     """How long texts in hand stay a worker's own after it was last heard of."""
     keep_spaces: int = 1
     """Retired spaces to keep after a switch."""
+    locked_s: float = _LOCKED_S
+    """How long other writers may be kept waiting while the last texts are embedded."""
 
     @classmethod
     def of(cls, settings: Settings, **options: Any) -> Work:
@@ -80,6 +92,7 @@ class Work:
             "batch_size": 2 * settings.batch_size,  # one is embedded while the other is stored
             "lease_s": settings.lease_s,
             "keep_spaces": settings.keep_spaces,
+            "locked_s": min(_LOCKED_S, _LOCKED_SHARE * settings.busy_timeout_s),
         }
         return cls(**{**defaults, **given})
 
@@ -133,6 +146,14 @@ class _Made:
     embedded: Embedded
 
 
+class _Stopped(Exception):
+    """Somebody wants the job to stop, while an embedder is waited for."""
+
+
+class _TooSlow(Exception):
+    """The last texts take longer than other writers may be kept waiting, or fail."""
+
+
 class ReindexJob:
     """One process's share in a job.
 
@@ -143,6 +164,7 @@ class ReindexJob:
         embedder: gives the space's embedder; called when there is something to embed.
         work: how to work.
         clock: the time, UTC.
+        patience: with an embedder that fails in passing.
         stop: set by somebody who wants the job to stop soon; it can be resumed.
     """
 
@@ -155,6 +177,7 @@ class ReindexJob:
         work: Work,
         *,
         clock: Callable[[], datetime],
+        patience: Patience,
         stop: threading.Event | None = None,
     ) -> None:
         self.database = database
@@ -169,6 +192,8 @@ class ReindexJob:
         self._source = embedder
         self._loading = threading.Lock()
         self._clock = clock
+        self._patience = patience
+        self._has_told = False
         self._stop = stop or threading.Event()
         self._halt = threading.Event()
         self._started = time.monotonic()
@@ -182,8 +207,9 @@ class ReindexJob:
             progress: called after every committed batch, in the thread that stored it.
 
         Raises:
-            EmbeddingError: the embedder fails on any text; what was stored is kept, and the job can
-                be resumed.
+            TransientEmbeddingError: the embedder still failed in passing when the patience was
+                over; what was stored is kept, and the job can be resumed.
+            EmbeddingError: the embedder fails on any text; likewise.
             StorageError: the database failed; likewise.
         """
         self._progress = progress
@@ -213,11 +239,13 @@ class ReindexJob:
             raise
 
     def _note(self, error: KronosError) -> None:
-        try:
-            with self.writing() as repository:
-                repository.jobs.note_error(self.id, str(error))
-        except KronosError:  # what went wrong first is what matters
-            pass
+        self._tell(str(error))
+
+    def _tell(self, what: str) -> None:
+        """Let the job's row say what it waits for, or what stopped it."""
+        self._has_told = True
+        with suppress(KronosError), self.writing() as repository:
+            repository.jobs.note_error(self.id, what)
 
     def _report(self) -> ReindexReport:
         with self.reading() as repository:
@@ -250,6 +278,11 @@ class ReindexJob:
         """Do nothing for a while, or until somebody wants to stop."""
         self._stop.wait(min(seconds, _LONGEST_PAUSE_S))
 
+    def patience(self) -> tuple[Patience, _Waits]:
+        """How a worker waits for an embedder; the job's row says so meanwhile."""
+        waits = _Waits(self, self._patience.sleep)
+        return self._patience.waiting_by(waits, self._tell), waits
+
     def reading(self) -> AbstractContextManager[Repository]:
         """A transaction that reads the rows."""
         return _repository(self.database.read(), self._clock)
@@ -262,6 +295,9 @@ class ReindexJob:
         self, repository: Repository, texts: Sequence[PendingText], embedded: Embedded
     ) -> Advance:
         """Store what became of texts, inside a transaction."""
+        if self._has_told:
+            self._has_told = False
+            repository.jobs.note_error(self.id, None)
         stored = _store(repository.spaces, self.space, texts, embedded)
         return repository.jobs.advance(self.id, done=stored, embedded=len(embedded.positions))
 
@@ -272,35 +308,68 @@ class ReindexJob:
             if self._progress is not None:
                 self._progress(Progress(advance.done, advance.total))
 
-    def finish(self) -> JobState:
+    def finish(self, pace: _Pace) -> JobState:
         """Embed the few last texts, switch, and end the job, in one transaction.
 
+        Args:
+            pace: how fast the embedder is, as far as it is known.
+
         Returns:
-            The job's state: still "open" when others hold texts, or many are pending.
+            The job's state: still "open" when others hold texts, or some are pending that take
+            longer than other writers may be kept waiting.
         """
         with self.reading() as repository:
             if repository.jobs.owners(self.id):
                 return repository.jobs.position(self.id).state
-            some = repository.spaces.pending_texts(self.space.id, limit=1)
-        embedder = self.embedder() if some else None  # loading may take long
+            some = not _is_complete(repository.spaces, self.space)
+        if some:
+            self.embedder()  # loading may take long
+        # Left after the transaction: what is too slow comes to its end without it.
+        with ThreadPoolExecutor(1, thread_name_prefix="kronos-reindex-last") as aside:
+            try:
+                return self._finish(pace, aside)
+            except _TooSlow:  # the next sweep embeds them, and holds up nobody
+                pass
+        with self.writing() as repository:
+            repository.jobs.sweep_again(self.id)
+            return repository.jobs.position(self.id).state
+
+    def _finish(self, pace: _Pace, aside: ThreadPoolExecutor) -> JobState:
+        made = 0
         with self.writing() as repository:
             jobs = repository.jobs
-            state = jobs.position(self.id).state
-            if state != "open" or jobs.live_leases(self.id):
-                return state
-            texts = repository.spaces.pending_texts(self.space.id, limit=_LAST_TEXTS + 1)
-            if len(texts) > _LAST_TEXTS or (texts and embedder is None):
-                jobs.sweep_again(self.id)
-                return "open"
-            advance, made = None, 0
-            if texts and embedder is not None:
-                embedded = embed_each(embedder, [text.content for text in texts])
+            if jobs.position(self.id).state != "open" or jobs.live_leases(self.id):
+                return jobs.position(self.id).state
+            advance = None
+            if last := self._last_texts(repository, pace):
+                embedded = self._embed_in_time([text.content for text in last], aside)
                 made = len(embedded.positions)
-                advance = self.store(repository, texts, embedded)
-            state = self._end(repository)
+                advance = self.store(repository, last, embedded)
+            # Asked anew: very long texts are not all among the last ones.
+            if _is_complete(repository.spaces, self.space):
+                state = self._end(repository)
+            else:
+                state = "open"
+                jobs.sweep_again(self.id)
         if advance is not None:
             self.report(made, advance)
         return state
+
+    def _last_texts(self, repository: Repository, pace: _Pace) -> list[PendingText]:
+        """What is pending, if it is so little that it can be embedded while writers wait."""
+        if not self.loaded:
+            return []
+        texts = repository.spaces.pending_texts(self.space.id, limit=_LAST_TEXTS + 1)
+        fits = len(texts) <= _LAST_TEXTS and pace.fits(len(texts), self.work.locked_s)
+        return texts if fits else []
+
+    def _embed_in_time(self, texts: Sequence[str], aside: ThreadPoolExecutor) -> Embedded:
+        """Embed texts; _TooSlow when that fails, or is not done in the time that writers have."""
+        making = aside.submit(embed_each, self.embedder(), texts)
+        try:
+            return making.result(self.work.locked_s)
+        except (FutureTimeoutError, KronosError) as exc:
+            raise _TooSlow from exc
 
     def _end(self, repository: Repository) -> JobState:
         spaces, wanted = repository.spaces, repository.jobs.options(self.id)
@@ -345,7 +414,7 @@ class _Worker:
                 worked = self._sweep()
                 if self._job.stopping:
                     break
-                state = _patiently(self._job.finish)
+                state = _patiently(functools.partial(self._job.finish, self._pace))
                 if state != "open":
                     if state == "done":
                         self._job.drop_retired()
@@ -384,6 +453,8 @@ class _Worker:
                 upcoming = hands.submit(self._claim, self._look())
             made = self._embed(part)
             storing.result()
+            if made is None:
+                return None, None
         return None if upcoming is None else upcoming.result(), made
 
     def _look(self) -> _Sight | None:
@@ -401,11 +472,18 @@ class _Worker:
             )
         return _Sight(position, _Claim(texts)) if texts else None
 
-    def _embed(self, part: _Part) -> _Made:
+    def _embed(self, part: _Part) -> _Made | None:
+        """Embed a part; None when somebody wants to stop while the embedder is waited for."""
         self._job.pause.before(len(part.texts), self._job)
+        patience, waits = self._job.patience()
+        texts = [text.content for text in part.texts]
         started = time.perf_counter()
-        embedded = embed_each(self._job.embedder(), [text.content for text in part.texts])
-        self._pace.took(len(part.texts), time.perf_counter() - started, embedded.fits)
+        try:
+            embedded = embed_each(self._job.embedder(), texts, patience)
+        except _Stopped:
+            return None
+        seconds = time.perf_counter() - started - waits.seconds
+        self._pace.took(len(part.texts), seconds, embedded.fits)
         return _Made(part, embedded)
 
     def _claim(self, sight: _Sight | None) -> _Claim | None:
@@ -494,10 +572,29 @@ def _pieces(text: str) -> int:
     return len(_PIECE.findall(text))
 
 
+class _Waits:
+    """How a worker waits for an embedder: until it is to stop, which raises `_Stopped`."""
+
+    def __init__(self, job: ReindexJob, sleep: Callable[[float], object]) -> None:
+        self._job = job
+        self._sleep = sleep
+        self.seconds = 0.0
+        """How long it waited in all, which says nothing of the embedder's pace."""
+
+    def __call__(self, seconds: float) -> None:
+        started = time.perf_counter()
+        while (left := started + seconds - time.perf_counter()) > 0:
+            if self._job.stopping:
+                raise _Stopped
+            self._sleep(min(left, _LOOKS_UP_S))
+        self.seconds += time.perf_counter() - started
+
+
 class _Pace:
     """How many texts to embed at once: so many as take a few seconds, and fit the memory."""
 
     def __init__(self, most: int, rate: float | None) -> None:
+        self._seconds_a_text: float | None = None
         self._most = most if rate is None else max(1, min(most, int(rate)))
         self.size = min(self._most, _FIRST_PART)
 
@@ -505,8 +602,13 @@ class _Pace:
         """How many texts to claim."""
         return max(self.size, min(_PARTS_A_CLAIM * self.size, remaining // _SHARE_A_CLAIM))
 
+    def fits(self, texts: int, seconds: float) -> bool:
+        """Whether so many texts take, as far as is known, no longer than that."""
+        return self._seconds_a_text is not None and texts * self._seconds_a_text <= seconds
+
     def took(self, texts: int, seconds: float, fits: int | None) -> None:
         """Learn from a part."""
+        self._seconds_a_text = seconds / texts
         if fits is not None:
             self._most = max(1, min(self._most, fits))
         if seconds > 0 and texts >= self.size // 2:
@@ -554,6 +656,7 @@ def catch_up(
     *,
     batch_size: int,
     clock: Callable[[], datetime],
+    patience: Patience,
     progress: ProgressCallback | None = None,
     wait: bool = True,
 ) -> None:
@@ -565,6 +668,7 @@ def catch_up(
     With `wait` False it raises StoreBusyError as soon as another writer is in the way.
 
     Raises:
+        TransientEmbeddingError: the embedder still failed in passing when the patience was over.
         EmbeddingError: the embedder fails on any text.
         SpaceChangedError: the space is gone.
         StorageError: the database failed.
@@ -575,11 +679,17 @@ def catch_up(
             texts = repository.spaces.pending_texts(space.id, limit=batch_size)
         if not texts:
             return
-        embedded = embed_each(embedder, [text.content for text in texts])
+        embedded = embed_each(embedder, [text.content for text in texts], patience)
         with _repository(database.write(wait=wait), clock) as repository:
             done += _store(repository.spaces, space, texts, embedded)
         if progress is not None:
             progress(Progress(done, None))
+
+
+def _is_complete(spaces: Spaces, space: Space) -> bool:
+    """Whether nothing is pending in a space, but for texts that cannot be embedded."""
+    # To count is cheap; only where something is pending, the texts are looked at.
+    return not spaces.pending_count(space.id) or not spaces.pending_texts(space.id, limit=1)
 
 
 def _store(spaces: Spaces, space: Space, texts: Sequence[PendingText], embedded: Embedded) -> int:

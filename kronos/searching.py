@@ -27,6 +27,7 @@ from kronos.errors import (
     SpaceChangedError,
     StorageError,
     StoreBusyError,
+    TransientEmbeddingError,
 )
 from kronos.finding import Finding, Question, Wanted
 from kronos.jobs import JobOptions
@@ -208,7 +209,7 @@ class Searching(Judging):
                     "store was opened without an embedder: open it with the model, or search by "
                     'words (mode="lexical")'
                 )
-            (vector,) = serving.embed([found.memory.content])
+            (vector,) = serving.embed([found.memory.content], in_search=True)
         query = Query(found.memory.content, vector, _is_lexical(serving), excluded=found.key)
         return Question((), wanted, mode, (query,), serving)
 
@@ -363,9 +364,11 @@ class Searching(Judging):
                 serving.require_embedder("open it with the model that it has"),
                 batch_size=self._settings.batch_size,
                 clock=self._clock,
+                patience=self._for_questions,
                 wait=False,
             )
-        except StorageError as exc:  # busy, full, read-only: a search never fails for that
+        # Busy, full, read-only, a quota: a search never fails for that.
+        except (StorageError, TransientEmbeddingError) as exc:
             logger.warning("texts of another process wait to be embedded: %s", exc)
 
     def _catch_up_behind(self, serving: Serving, stop: threading.Event) -> None:
@@ -379,7 +382,7 @@ class Searching(Judging):
         size = self._settings.batch_size
         for start in range(0, len(distinct), size):
             part = [*distinct.items()][start : start + size]
-            rows = serving.embed([content for _, content in part])
+            rows = serving.embed([content for _, content in part], in_search=True)
             hashes = [content_hash for content_hash, _ in part]
             self._write(
                 functools.partial(_keep_past_vectors, serving.space, hashes, rows),

@@ -21,6 +21,7 @@ import numpy as np
 from kronos.combining import Combiner
 from kronos.embedding.checked import embed_documents, embed_queries
 from kronos.embedding.hashing import HashEmbedder
+from kronos.embedding.patience import ONCE, Patience
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
@@ -32,6 +33,7 @@ from kronos.errors import (
     ReadOnlyStoreError,
     ReindexError,
     SpaceChangedError,
+    TransientEmbeddingError,
 )
 from kronos.index.policy import IndexPolicy
 from kronos.index.snapshot import newest_seq
@@ -77,6 +79,10 @@ class Serving:
     """Why a fallback answers in the place of the model that was asked for."""
     ask: Combiner[str, Vectors] | None = None
     """What embeds questions; None when nothing does."""
+    for_texts: Patience = ONCE
+    """With an embedder that fails in passing, where texts are stored."""
+    for_questions: Patience = ONCE
+    """The same, where somebody waits for an answer."""
 
     @property
     def is_slow(self) -> bool:
@@ -116,11 +122,23 @@ class Serving:
             batch.vectors = np.array(rows, np.float32).reshape(len(rows), self.space.dim)
             batch.space = self.space
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts to be stored: (n, dim) float32 unit rows. Raises as `encode` does."""
+    def embed(self, texts: Sequence[str], *, in_search: bool = False) -> Vectors:
+        """Embed texts as those that are stored: (n, dim) float32 unit rows.
+
+        Args:
+            texts: any.
+            in_search: somebody waits for an answer, so an embedder that fails in passing is not
+                waited for as long as when texts are stored.
+
+        Raises:
+            NoEmbedderError: the store has no embedder.
+            EmbeddingError: the embedder failed.
+        """
         if not texts:
             return np.empty((0, self.space.dim), np.float32)
-        return embed_documents(self.require_embedder("add items with an `embedding`"), texts)
+        embedder = self.require_embedder("add items with an `embedding`")
+        patience = self.for_questions if in_search else self.for_texts
+        return embed_documents(embedder, texts, patience)
 
     def query_vectors(self, texts: Sequence[str]) -> Vectors:
         """Questions as vectors: (n, dim) float32 unit rows.
@@ -200,6 +218,10 @@ class Settler:
     """The width of hash vectors, and of a new store without an embedder."""
     strict: bool
     """Raise where a fallback would take over."""
+    for_texts: Patience
+    """With an embedder that fails in passing, where texts are stored and in jobs."""
+    for_questions: Patience
+    """The same, where somebody waits for an answer."""
 
     def settle(
         self,
@@ -288,7 +310,7 @@ class Settler:
             fingerprint=embedder.fingerprint,
             model=embedder.model_id,
             alias=alias,
-            dim=embedder.dim,
+            dim=int(embedder.dim),  # NumPy's integers are none to a database
             revision=getattr(embedder, "revision", None),
         )
 
@@ -308,10 +330,13 @@ class Settler:
         alias: str | None,
         progress: ProgressCallback | None,
     ) -> Space:
-        """Embed what is pending; a store that can only be read answers without."""
+        """Embed what is pending; without that answers a store that can only be read.
+
+        So does one whose embedder is out of reach for now: its words can be searched.
+        """
         try:
             return self._rebuild(embedder, alias, progress)
-        except ReadOnlyStoreError as exc:
+        except (ReadOnlyStoreError, TransientEmbeddingError) as exc:
             warnings.warn(
                 f"some memories have no vector yet, and searches miss them: {exc}",
                 KronosWarning,
@@ -324,9 +349,7 @@ class Settler:
     ) -> Serving:
         """Let hash vectors answer beside the active space, which waits for its model."""
         while True:
-            with self.database.write() as connection:
-                spaces = Repository(connection, self.clock()).spaces
-                space = self._find_or_create(spaces, embedder, HASH_MODEL)
+            space = self._space_of(embedder, HASH_MODEL)
             try:
                 catch_up(
                     self.database,
@@ -334,11 +357,17 @@ class Settler:
                     embedder,
                     batch_size=self.settings.batch_size,
                     clock=self.clock,
+                    patience=self.for_texts,
                     progress=progress,
                 )
             except SpaceChangedError:  # a `compact` of another process dropped it meanwhile
                 continue
             return self._serve(space, embedder, active=active, degraded=reason)
+
+    def _space_of(self, embedder: Embedder, alias: str | None) -> Space:
+        with self.database.write() as connection:
+            spaces = Repository(connection, self.clock()).spaces
+            return self._find_or_create(spaces, embedder, alias)
 
     def job(
         self,
@@ -400,6 +429,7 @@ class Settler:
             embedder,
             work or Work.of(self.settings),
             clock=self.clock,
+            patience=self.for_texts,
             stop=stop,
         )
 
@@ -488,8 +518,23 @@ class Settler:
             replica.discard_beyond(pulse.seq)
         ask = None
         if embedder is not None:
-            ask = Combiner(functools.partial(embed_queries, embedder), most=MOST_TEXTS)
-        return Serving(space, embedder, replica, active or space, pulse.file, degraded, ask)
+            ask = Combiner(
+                functools.partial(embed_queries, embedder, patience=self.for_questions),
+                most=MOST_TEXTS,
+                # Who shared a batch has waited: each alone would wait as long again.
+                for_all=(TransientEmbeddingError,),
+            )
+        return Serving(
+            space,
+            embedder,
+            replica,
+            active or space,
+            pulse.file,
+            degraded,
+            ask,
+            self.for_texts,
+            self.for_questions,
+        )
 
 
 def _not_all_made(report: ReindexReport) -> ReindexError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from kronos.errors import ConfigurationError
+from kronos.files import expanded
 from kronos.types import Durability, Tokenizer
 
 Engine: TypeAlias = Literal["auto", "sentence-transformers", "onnx"]
@@ -21,6 +22,10 @@ Precision: TypeAlias = Literal["float32", "bfloat16"]
 GpuStorage: TypeAlias = Literal["float32", "float16"]
 
 DEFAULT_STORE = "./.kronos"
+SENTENCE_TRANSFORMERS_HOME = "SENTENCE_TRANSFORMERS_HOME"
+"""Where sentence-transformers keeps its models."""
+TRANSFORMERS_CACHE = "TRANSFORMERS_CACHE"
+"""Where older versions of transformers kept theirs."""
 _PREFIX = "KRONOS_"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "durability": ("full", "normal"),
@@ -48,6 +53,7 @@ _URL = re.compile(
 )
 _NO_FILE = "{url!r} names no file, and a store must outlive its process: give a folder"
 _LEAST = {"keep_spaces": 0}
+_MAY_BE_ZERO = frozenset({"embed_retry_s", "search_retry_s"})
 _MOST_OF_ALL = 2**31 - 1
 _MOST = {
     "encode_threads": 1024,
@@ -87,6 +93,12 @@ class Settings:
     those of float32 about .9999): they are a space of their own."""
     encode_threads: int = _THREADS
     """Threads with which ONNX Runtime computes: half of the cores, 4 at most."""
+    embed_retry_s: float = 120.0
+    """How long to wait, in all, for an embedder that fails in passing (a quota, a timeout, a lost
+    connection) before a text that is stored, or a batch of a reindex, fails with
+    `TransientEmbeddingError`; 0: not at all."""
+    search_retry_s: float = 10.0
+    """The same for a question, whose asker is waiting."""
     lease_s: float = 60.0
     """How long the texts that a reindex worker has in hand stay its own after it was last heard of.
     A worker renews them three times as often."""
@@ -185,7 +197,13 @@ class Location:
             raise _no_place(f"must be a folder or a SQLAlchemy URL, not {storage_path!r}")
         if _URL.match(text):
             return cls._of_url(text)
-        folder = _expanded(text)
+        folder = expanded(text)
+        if text.startswith("~") and folder == Path(text):
+            raise _no_place(
+                f"{text!r} lies in a home folder that this process does not have: name the folder "
+                "without ~"
+            )
+        folder = _absolute(folder)
         if folder.is_file():
             raise _no_place(f"{text!r} is a file: give its folder, or the URL sqlite:///{text}")
         return cls(database=folder / "kronos.db", folder=folder)
@@ -222,15 +240,15 @@ class Location:
             )
         if not found.database or _IN_MEMORY in found.database or found.database[:5] == "file:":
             raise _no_place(_NO_FILE.format(url=url))
-        database = _expanded(found.database)
+        database = _absolute(expanded(found.database))
         return cls(database=database, folder=database.with_name(database.name + "-kronos"))
 
 
-def _expanded(path: str) -> Path:
+def _absolute(path: Path) -> Path:
     try:
-        return Path(path).expanduser().absolute()
-    except (RuntimeError, OSError) as exc:  # no home folder, or no working directory
-        raise _no_place(f"{path!r} cannot be made absolute: {exc}") from exc
+        return path.absolute()
+    except OSError as exc:  # no working directory
+        raise _no_place(f"{str(path)!r} cannot be made absolute: {exc}") from exc
 
 
 def _no_place(why: str) -> ConfigurationError:
@@ -243,10 +261,22 @@ def default_store(environ: Mapping[str, str] | None = None) -> str:
     return environ.get(_PREFIX + "STORE") or DEFAULT_STORE
 
 
-def user_cache(environ: Mapping[str, str] | None = None) -> Path:
-    """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule."""
+def user_cache(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule.
+
+    None where the process has no home folder and names no cache.
+    """
     environ = os.environ if environ is None else environ
-    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kronos"
+    named = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = expanded(named)
+    return None if named.startswith("~") and cache == Path(named) else cache.absolute() / "kronos"
+
+
+def model_homes(environ: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Folders of models beside the Hugging Face cache, by the variables that name them."""
+    environ = os.environ if environ is None else environ
+    named = {name: environ.get(name) for name in (SENTENCE_TRANSFORMERS_HOME, TRANSFORMERS_CACHE)}
+    return {name: expanded(path).absolute() for name, path in named.items() if path}
 
 
 def _is_index(value: object) -> bool:
@@ -274,6 +304,9 @@ def _judged(name: str, kind: type, value: object) -> tuple[bool, str]:
         fits = is_whole and least <= value <= most  # type: ignore[operator]
         return fits, f"a whole number from {least} to {most}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in _MAY_BE_ZERO:
+        fits = is_number and 0 <= value <= _MOST_SECONDS  # type: ignore[operator]
+        return fits, f"a number of seconds from 0 to {_MOST_SECONDS}"
     fits = is_number and 0 < value <= _MOST_SECONDS  # type: ignore[operator]
     return fits, f"a number of seconds above 0, and at most {_MOST_SECONDS}"
 

@@ -14,13 +14,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from kronos import exchange, intake
 from kronos.duplicates import near_duplicates
-from kronos.errors import InputError, NotFoundError, SpaceChangedError
+from kronos.errors import InputError, NotFoundError, SpaceChangedError, naming_stored
+from kronos.files import expanded
 from kronos.index.exact import ExactIndex
 from kronos.opening import utc_now
 from kronos.repository import Batch
@@ -215,12 +215,18 @@ class MemoryStore(Searching):
         Raises:
             InputError: an item is refused. Batches before its own are stored, its own is not.
             DuplicateIdError: an id exists and `on_conflict` is "error"; likewise.
+            TransientEmbeddingError: the embedder fails in passing, for longer than
+                `settings.embed_retry_s`; likewise.
+
+        Each error names, as `stored_ids`, what was stored before it; so does an error of another
+        kind that `items` or `progress` raises.
         """
         ids: builtins.list[str] = []
-        for batch in self._batches(items, on_conflict):
-            ids += self._add(batch)
-            if progress is not None:
-                progress(Progress(len(ids), None))
+        with naming_stored(ids):
+            for batch in self._batches(items, on_conflict):
+                ids += self._add(batch)
+                if progress is not None:
+                    progress(Progress(len(ids), None))
         return ids
 
     def _prepare(
@@ -826,7 +832,7 @@ class MemoryStore(Searching):
             MissingDependencyError: Parquet needs pyarrow.
             StorageError: the file could not be written; no part of it is left.
         """
-        target = Path(path).expanduser().absolute()
+        target = expanded(path).absolute()
         selection = self._selection(where, namespace)
         with self._reader() as repository:
             space = repository.spaces.active() if vectors else None
@@ -854,10 +860,11 @@ class MemoryStore(Searching):
 
         Raises:
             InputError: the file is no export, or not as it was written: nothing of it is stored. Or
-                this store refuses a memory in it: the batches before that one are stored.
+                this store refuses a memory in it: the batches before that one are stored, and the
+                error names their ids, as `stored_ids`.
             DuplicateIdError: an id exists and `on_conflict` is "error"; likewise.
         """
-        found = exchange.read(Path(path).expanduser().absolute(), self._serving.space)
+        found = exchange.read(expanded(path).absolute(), self._serving.space)
         return self.add_many(found, on_conflict=on_conflict, progress=progress)
 
 

@@ -31,6 +31,7 @@ from kronos.errors import (
     StoreClosedError,
 )
 from kronos.estimate import estimate
+from kronos.files import expanded
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.jobs import JobOptions
 from kronos.model_change import ModelChange
@@ -170,7 +171,7 @@ class Upkeep(Opened):
             NoEmbedderError: no model is named, and the store has no embedder.
         """
         embedder, _ = self._target(model)
-        return estimate(self._open_database, embedder, clock=self._clock)
+        return estimate(self._open_database, embedder, clock=self._clock, patience=self._for_texts)
 
     def resume_reindex(
         self,
@@ -459,7 +460,7 @@ class Upkeep(Opened):
             InputError: the file exists, or its folder does not.
             StorageError: the copy could not be written; no part of it is left.
         """
-        target = Path(path).expanduser().absolute()
+        target = expanded(path).absolute()
         if target.is_dir():
             target = backup.beside(target / self.location.database.name, "backup")
         if target.exists() or not target.parent.is_dir():
@@ -491,7 +492,7 @@ class Upkeep(Opened):
             StorageError: the store is busy, or the disk failed.
         """
         location = Location.of(storage_path)
-        source = Path(path).expanduser().absolute()
+        source = expanded(path).absolute()
         aside = backup.restore(source, location, settings or Settings.from_env())
         discard_other_snapshots(location.index, ())
         return aside

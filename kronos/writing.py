@@ -18,6 +18,7 @@ from kronos.errors import (
     StorageError,
     StoreBusyError,
     StoreClosedError,
+    TransientEmbeddingError,
 )
 from kronos.serving import Serving
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 1000
 """Writes go together up to so many memories: a small one waits for no more than that."""
-FOR_ALL = (StoreBusyError, ReadOnlyStoreError, StoreClosedError)
+FOR_ALL = (StoreBusyError, ReadOnlyStoreError, StoreClosedError, TransientEmbeddingError)
 """Errors that no write of a group escapes by being tried alone."""
 
 

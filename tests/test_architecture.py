@@ -18,6 +18,7 @@ HOMES = {
     "onnxruntime": ["embedding/onnx.py"],
     "onnx": ["embedding/onnx.py"],
     "tokenizers": ["embedding/onnx.py"],
+    "tenacity": ["embedding/patience.py"],
     "sqlalchemy": [
         "db/",
         "repository.py",

@@ -8,17 +8,19 @@ it does not. The two have one fingerprint: their vectors are the same.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.devices import AUTO, may_have_accelerator
-from kronos.embedding.export import NotExportableError, make_export, open_export
+from kronos.embedding.export import Export, NotExportableError, find_export, make_export
 from kronos.embedding.failed import forget_failure, may_pass, note_failure, why_failed
 from kronos.embedding.hub import reason_of
 from kronos.embedding.onnx import why_not_installed
 from kronos.embedding.sentence import REFERENCE, SentenceEmbedder
+from kronos.embedding.sharing import forget_frames, shared
 from kronos.errors import ModelLoadError
 from kronos.forking import Lock
 from kronos.settings import user_cache
@@ -45,11 +47,14 @@ class Asked:
     places: Sequence[Path]
     """Folders that hold exports."""
 
+    def named(self, embedder: SentenceEmbedder) -> SentenceEmbedder:
+        """A model that others may have loaded, as it was asked for here."""
+        return embedder.named(self.model_id, self.revision)
+
 
 def export_places(cache_dir: Path | None) -> list[Path]:
     """Where exports lie: in one place for all stores; in the store's where that cannot be."""
-    own = [] if cache_dir is None else [cache_dir / _EXPORTS]
-    return [user_cache() / _EXPORTS, *own]
+    return [place / _EXPORTS for place in (user_cache(), cache_dir) if place is not None]
 
 
 def why_not_fast(
@@ -110,6 +115,7 @@ def _load_sound_export(asked: Asked) -> SentenceEmbedder | None:
         return _load_export(asked)
     except Exception as exc:  # damaged, or of other versions of the libraries
         logger.warning("the export of %s is of no use: %s", asked.model_id, reason_of(exc))
+        forget_frames(exc)
         return None
 
 
@@ -129,27 +135,40 @@ def _export(asked: Asked, reference: SentenceEmbedder) -> tuple[SentenceEmbedder
             )
         fast = _load_export(asked)
     except Exception as exc:  # whatever torch, the disk or the model has against it
-        logger.info("%s has no export", asked.model_id, exc_info=True)
+        # As text: whoever keeps a record would keep the model with its frames.
+        logger.info("%s has no export: %s", asked.model_id, traceback.format_exc())
         why = str(exc) if isinstance(exc, NotExportableError) else reason_of(exc)
         if not may_pass(exc):
             note_failure(fingerprint, places, why)
+        forget_frames(exc)
         return None, f"{_NO_EXPORT} ({why})"
     forget_failure(fingerprint, places)
     return fast, "its export is gone"
 
 
 def _load_export(asked: Asked) -> SentenceEmbedder | None:
-    settings = asked.settings
-    export = open_export(asked.folder, asked.places, threads=settings.encode_threads)
+    export = find_export(asked.folder, asked.places)
     if export is None:
         return None
+    settings = asked.settings
+    key = (
+        "onnx",
+        export.fingerprint,
+        settings.encode_threads,
+        settings.encode_tokens,
+        settings.encode_batch_size,
+    )
+    return asked.named(shared(key, lambda: _open(export, settings)))
+
+
+def _open(export: Export, settings: Settings) -> SentenceEmbedder:
+    opened = export.open(settings.encode_threads)
     embedder = SentenceEmbedder(
-        export.model,
-        export.reading,
-        model_id=asked.model_id,
-        fingerprint=export.fingerprint,
-        dim=export.dim,
-        revision=asked.revision,
+        opened.model,
+        opened.reading,
+        model_id=opened.fingerprint,
+        fingerprint=opened.fingerprint,
+        dim=opened.dim,
         batch_size=settings.encode_batch_size,
         tokens=settings.encode_tokens,
     )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kronos.embedding.fingerprint import file_sha256, model_fingerprint
+from kronos.embedding.fingerprint import file_sha256, model_fingerprint, prompts_sha256
 from kronos.embedding.onnx import INPUTS, POOLINGS, OnnxModel, Recipe
 from kronos.embedding.sentence import Reading
 from kronos.files import is_left, locked, make_folder, sync
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "kronos-onnx-1"
 _ABOUT, _GRAPH, _VOCABULARY, _PROBES = "export.json", "model.onnx", "tokenizer.json", "probes.npy"
-_PROMPTS = "config_sentence_transformers.json"
 _UNFINISHED = ".unfinished-"
 _OPSET = 17
 AGREES = 1e-5
@@ -55,7 +54,7 @@ class NotExportableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class Opened:
     """An export that was checked and opened."""
 
     model: OnnxModel
@@ -64,21 +63,38 @@ class Export:
     dim: int
 
 
-def open_export(folder: Path, places: Sequence[Path], *, threads: int) -> Export | None:
-    """Open the export of the model in a folder; None where there is none.
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export of a model, as it says itself."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's."""
+        return str(self.facts["fingerprint"])
+
+    def open(self, threads: int) -> Opened:
+        """Check and open it; it computes with so many threads.
+
+        Raises:
+            Exception: it is damaged, or no longer agrees with the reference.
+        """
+        return _open(self.folder, self.facts, threads)
+
+
+def find_export(folder: Path, places: Sequence[Path]) -> Export | None:
+    """Find the export of the model in a folder; None where there is none.
 
     Args:
         folder: the model's own folder.
         places: folders that hold exports.
-        threads: how many threads compute.
-
-    Raises:
-        Exception: there is one, and it is damaged or no longer agrees with the reference.
     """
     for place in places:
-        for about in sorted(place.glob(f"*/{_ABOUT}")):
+        for about in _reports(place):
             if (facts := _facts_for(folder, about)) is not None:
-                return _open(about.parent, facts, threads)
+                return Export(about.parent, facts)
     return None
 
 
@@ -123,11 +139,19 @@ def make_export(
 # -- Reading ---------------------------------------------------------------------------------
 
 
+def _reports(place: Path) -> list[Path]:
+    """What the exports in a place say of themselves; a place that cannot be read holds none."""
+    try:
+        return sorted(place.glob(f"*/{_ABOUT}"))
+    except OSError:
+        return []
+
+
 def _facts_for(folder: Path, about: Path) -> dict[str, Any] | None:
     """What an export says of itself, when it is one of this folder's model."""
     try:
         facts: dict[str, Any] = json.loads(about.read_bytes())
-        if facts["format"] != _FORMAT or facts["prompts"] != _prompts_sha256(folder):
+        if facts["format"] != _FORMAT or facts["prompts"] != prompts_sha256(folder):
             return None
         same = model_fingerprint(folder, facts["reading"]) == facts["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -135,13 +159,7 @@ def _facts_for(folder: Path, about: Path) -> dict[str, Any] | None:
     return facts if same else None
 
 
-def _prompts_sha256(folder: Path) -> str:
-    # Prompts count in the fingerprint by what the loaded model says of them.
-    path = folder / _PROMPTS
-    return file_sha256(path) if path.is_file() else ""
-
-
-def _open(export: Path, facts: dict[str, Any], threads: int) -> Export:
+def _open(export: Path, facts: dict[str, Any], threads: int) -> Opened:
     # The sums are taken while the graph is opened: both are long, and no use without the other.
     with ThreadPoolExecutor(1) as pool:
         damaged = pool.submit(_damaged_file, export, facts)
@@ -153,7 +171,7 @@ def _open(export: Path, facts: dict[str, Any], threads: int) -> Export:
     reading = Reading(**facts["reading"])
     expected_rows = np.load(export / _PROBES, allow_pickle=False)[: len(_SHORT_PROBES)]
     _check_agreement(_vectors(model, _SHORT_PROBES, reading), expected_rows)
-    return Export(model, reading, facts["fingerprint"], int(expected_rows.shape[1]))
+    return Opened(model, reading, facts["fingerprint"], int(expected_rows.shape[1]))
 
 
 def _damaged_file(export: Path, facts: dict[str, Any]) -> Path | None:
@@ -243,7 +261,7 @@ def _write(
     facts = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
-        "prompts": _prompts_sha256(folder),
+        "prompts": prompts_sha256(folder),
         "reading": asdict(reading),
         "recipe": asdict(recipe),
         "sha256": {name: file_sha256(made / name) for name in names},

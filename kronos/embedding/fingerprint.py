@@ -20,6 +20,7 @@ from typing import Any
 
 _FORMAT = "kronos-sentence-transformers-1"
 _CHUNK_BYTES = 2**20
+_PROMPTS = "config_sentence_transformers.json"
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab*", "merges.txt", "*.model", "bpe.codes", "dict.txt")
@@ -62,6 +63,26 @@ def model_fingerprint(folder: Path, reading: Mapping[str, Any]) -> str:
         "unit_length": True,
     }
     return hashlib.sha256(_canonical(facts)).hexdigest()
+
+
+def contents_digest(folder: Path) -> str | None:
+    """What tells a folder's files from others before a model is loaded; None: they are no model's.
+
+    A sha256 in hex over all that a fingerprint and the reading of a loaded model depend on.
+    """
+    try:
+        return model_fingerprint(folder, {"prompts": prompts_sha256(folder)})
+    except (OSError, ValueError, KeyError, TypeError):  # whoever loads it is told why
+        return None
+
+
+def prompts_sha256(folder: Path) -> str:
+    """The sha256 of the file that names the prompts; "" where there is none.
+
+    Prompts count in the fingerprint by what the loaded model says of them.
+    """
+    path = folder / _PROMPTS
+    return file_sha256(path) if path.is_file() else ""
 
 
 def file_sha256(path: Path) -> str:

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from kronos.embedding.fingerprint import file_sha256
 from kronos.embedding.registry import EMBEDDING_MODELS, OfflinePackage
 from kronos.errors import KronosError, ModelLoadError
+from kronos.files import expanded
+from kronos.settings import SENTENCE_TRANSFORMERS_HOME, model_homes
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
     Args:
         model: a preset, a folder, or a name on the Hugging Face hub.
         cache_dir: a folder in the layout of the Hugging Face cache, looked into before the
-            user's own cache, and the place of downloads; None: the user's own alone.
+            user's own caches, and the place of downloads. None: the user's own alone; downloads go
+            to `SENTENCE_TRANSFORMERS_HOME` where that is set.
         timeout_s: how long to look for a network.
 
     Raises:
@@ -50,7 +53,7 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
         ValueError: the name can be no model's.
     """
     preset = EMBEDDING_MODELS.get(model)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if preset is None and folder.is_dir():
         return [lambda: folder.absolute()]
     if preset is None and _is_path(model):
@@ -63,9 +66,12 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
     near: list[Source] = []
     if preset is not None and preset.offline is not None:
         near.append(partial(_in_package, preset.offline))
-    for place in (None,) if cache_dir is None else (cache_dir, None):
+    homes = model_homes()
+    for place in (*([] if cache_dir is None else [cache_dir]), *homes.values(), None):
         near += [partial(_in_cache, repo_id, place) for repo_id in repo_ids]
-    return [*near, partial(_download, repo_ids, cache_dir, timeout_s)]
+    near += [partial(_in_home, repo_id, home) for home in homes.values() for repo_id in repo_ids]
+    place = cache_dir or homes.get(SENTENCE_TRANSFORMERS_HOME)
+    return [*near, partial(_download, repo_ids, place, timeout_s)]
 
 
 def reason_of(exc: Exception) -> str:
@@ -110,6 +116,13 @@ def _in_cache(repo_id: str, cache_dir: Path | None) -> Path | None:
         if isinstance(found, str) and _has_weights(Path(found).parent):
             return Path(found).parent
     return None
+
+
+def _in_home(repo_id: str, home: Path) -> Path | None:
+    """A model as older versions of sentence-transformers kept it: in a folder of its flat name."""
+    folder = home / repo_id.replace("/", "_")
+    is_model = any((folder / name).is_file() for name in ("modules.json", "config.json"))
+    return folder if is_model and _has_weights(folder) else None
 
 
 def _has_weights(folder: Path) -> bool:

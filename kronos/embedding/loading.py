@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ from kronos.embedding.engines import (
     load_with_some_engine,
     why_not_fast,
 )
-from kronos.embedding.fingerprint import model_fingerprint
+from kronos.embedding.fingerprint import contents_digest, model_fingerprint
 from kronos.embedding.hub import Source, find_sources, reason_of
 from kronos.embedding.onnx import import_ahead
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
+from kronos.embedding.sharing import give_back_with, imported, shared, turn
 from kronos.errors import DeviceError, ModelLoadError
+from kronos.files import expanded
 from kronos.forking import Lock
 
 if TYPE_CHECKING:
@@ -76,10 +79,9 @@ def check_device(device: str) -> None:
 
 def _accelerators() -> list[str]:
     try:
-        import torch
-
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        mps = ["mps"] if torch.backends.mps.is_available() else []
+        cuda = imported("torch", "cuda")
+        count = cuda.device_count() if cuda.is_available() else 0
+        mps = ["mps"] if imported("torch", "backends").mps.is_available() else []
     except Exception as exc:  # no torch, or a driver that fails: then there is none to use
         logger.debug("no accelerator: %s", exc)
         return []
@@ -106,12 +108,12 @@ def load_model(
         asked = Asked(
             folder, _name(model, folder), _revision(folder), settings, export_places(cache_dir)
         )
-        return load_with_some_engine(asked, reason, lambda: load_reference(asked))
+        with turn((os.path.realpath(folder), device)):
+            return load_with_some_engine(asked, reason, lambda: load_reference(asked))
 
     def load_reference(asked: Asked) -> SentenceEmbedder:
         _check_libraries()
-        on = "cpu" if reason is None else device
-        return _load_on_some_device(asked.folder, asked.model_id, on, settings)
+        return _load_shared(asked, "cpu" if reason is None else device)
 
     if reason is None:
         import_ahead()
@@ -150,7 +152,11 @@ def _load_first(load: Callable[[Path], T], sources: Sequence[Source]) -> T:
         except Exception as exc:  # whatever a broken file makes of a library; see reason_of
             reasons.append(reason_of(exc))
             cause = exc
-    raise ModelLoadError("; ".join(dict.fromkeys(reasons))) from cause
+    try:
+        raise ModelLoadError("; ".join(dict.fromkeys(reasons))) from cause
+    finally:
+        # It knows this frame, and so what its callers have loaded: a cycle would keep all that.
+        del cause
 
 
 def _sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[Source]:
@@ -182,7 +188,33 @@ def _is_installed(name: str) -> bool:
 def _name(model: str, folder: Path) -> str:
     if model in EMBEDDING_MODELS:
         return EMBEDDING_MODELS[model].name
-    return str(folder) if Path(model).expanduser().is_dir() else model
+    return str(folder) if expanded(model).is_dir() else model
+
+
+def _load_shared(asked: Asked, device: str) -> SentenceEmbedder:
+    """The model as others in this process have it, on the same device; else it is loaded now."""
+    settings, contents = asked.settings, contents_digest(asked.folder)
+    key = (
+        "sentence-transformers",
+        contents,
+        _resolved(device),
+        settings.precision,
+        settings.encode_tokens,
+        settings.encode_batch_size,
+    )
+
+    def load() -> SentenceEmbedder:
+        embedder = _load_on_some_device(asked.folder, asked.model_id, device, settings)
+        give_back_with(embedder, embedder.models)
+        return embedder
+
+    return asked.named(shared(contents and key, load))
+
+
+def _resolved(device: str) -> tuple[str, ...]:
+    """The devices that a name stands for here, so that one device has one name."""
+    names = (_accelerators() or ["cpu"]) if device == AUTO else split_devices(device)
+    return tuple("cuda:0" if name == "cuda" else name for name in names)
 
 
 def _load_on_some_device(
@@ -263,12 +295,11 @@ def load_folder(
 
 def _import_library() -> Any:
     try:
-        from sentence_transformers import SentenceTransformer
+        return imported("sentence_transformers", "SentenceTransformer")
     except Exception as exc:  # a broken install raises ImportError, OSError, RuntimeError ...
         raise ModelLoadError(
             f"sentence-transformers cannot be imported ({reason_of(exc)}): {_INSTALL}"
         ) from exc
-    return SentenceTransformer
 
 
 def _load(transformer: Any, folder: Path, device: str, precision: Precision) -> Any:

@@ -118,6 +118,10 @@ class OnnxModel:
         }
         return {"input_ids": [tokens.ids for tokens in read]}
 
+    def forget(self) -> None:
+        """Keep nothing of the texts that were read."""
+        self._whole = {}
+
     def encode_document(self, texts: Sequence[str], *, prompt: str = "", **_: object) -> Vectors:
         """Read texts in one batch: (n, dim) float32, of any length."""
         rows = [self._whole.get(prompt + text) for text in texts]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
+
+from kronos.files import expanded
 
 HASH_MODEL = "hash"
 """The name that asks for hash embeddings, which need no model at all."""
@@ -104,6 +105,6 @@ EMBEDDING_MODELS: Mapping[str, EmbeddingModel] = MappingProxyType(
 
 def absolute(model: str | None) -> str | None:
     """A model as another process, in another folder, may ask for it."""
-    if model is None or model in EMBEDDING_MODELS or not Path(model).expanduser().is_dir():
+    if model is None or model in EMBEDDING_MODELS or not expanded(model).is_dir():
         return model
-    return str(Path(model).expanduser().absolute())
+    return str(expanded(model).absolute())

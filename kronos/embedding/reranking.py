@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.devices import AUTO, split_devices
+from kronos.embedding.fingerprint import contents_digest
 from kronos.embedding.hub import reason_of
 from kronos.embedding.loading import load_from_some_source
+from kronos.embedding.sharing import give_back_with, imported, shared
 from kronos.errors import EmbeddingError, ModelLoadError
 from kronos.forking import Lock
 
@@ -78,17 +80,19 @@ def load_reranker(
     Raises:
         ModelLoadError: it cannot be had, or is no cross-encoder.
     """
+    on = None if device == AUTO else split_devices(device)[0]
 
     def load(folder: Path) -> Reranker:
-        from sentence_transformers import CrossEncoder
+        contents = contents_digest(folder)
+        key = ("reranker", contents, on, name, settings.encode_batch_size)
+        return shared(contents and key, lambda: load_now(folder))
 
-        model = CrossEncoder(
-            str(folder),
-            device=None if device == AUTO else split_devices(device)[0],
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        return Reranker(model, name, settings.encode_batch_size)
+    def load_now(folder: Path) -> Reranker:
+        encoder = imported("sentence_transformers", "CrossEncoder")
+        model = encoder(str(folder), device=on, local_files_only=True, trust_remote_code=False)
+        reranker = Reranker(model, name, settings.encode_batch_size)
+        give_back_with(reranker, [model])
+        return reranker
 
     try:
         return load_from_some_source(name, load, cache_dir=cache_dir, settings=settings)

@@ -7,10 +7,12 @@ nothing here imports torch before a model is at hand.
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -109,8 +111,16 @@ class SentenceEmbedder:
         self._batch_size = batch_size
         self._tokens = tokens
         self._warned = False
+        self._original: SentenceEmbedder | None = None
         # Tokenizers keep their truncation and padding between calls.
         self._lock = Lock()
+
+    def named(self, model_id: str, revision: str | None) -> SentenceEmbedder:
+        """The same loaded model for somebody who knows it by another name."""
+        twin = copy.copy(self)
+        twin._model_id, twin._revision = model_id, revision
+        twin._original = self  # which lives as long as any that stands on its model
+        return twin
 
     engine: str = REFERENCE
     """What computes, for people; and why nothing faster does."""
@@ -119,6 +129,11 @@ class SentenceEmbedder:
     def model(self) -> Any:
         """What it stands on."""
         return self._model
+
+    @property
+    def models(self) -> Sequence[Any]:
+        """All copies of it, one a device."""
+        return self._models
 
     @property
     def reading(self) -> Reading:
@@ -173,9 +188,18 @@ class SentenceEmbedder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """How many tokens of these documents the model reads, without what it drops."""
-        with self._lock:
+        with self._reads():
             counts = self._count(self._shown(texts), self._reading.document_prompt)
         return sum(self._read_of(count) for count in counts or ())
+
+    @contextmanager
+    def _reads(self) -> Iterator[None]:
+        """Be alone with the model; it keeps nothing of what it read."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                getattr(self._model, "forget", int)()
 
     def _shown(self, texts: Sequence[str]) -> list[str]:
         return [text[: self._reading.max_chars] for text in texts]
@@ -195,7 +219,7 @@ class SentenceEmbedder:
         if not texts:
             return np.empty((0, self._dim), np.float32)
         shown = self._shown(texts)
-        with self._lock:
+        with self._reads():
             counts = self._count(shown, prompt)
             self._warn_once_of_dropped_text(texts, counts)
             if counts is None:
@@ -378,4 +402,7 @@ def is_out_of_memory(exc: BaseException | None) -> bool:
     # torch has an error of its own for CUDA; on a CPU and on MPS it is a bare RuntimeError.
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(exc, RuntimeError) and any(sign in str(exc) for sign in _MEMORY_SIGNS)
+    if not isinstance(exc, RuntimeError):
+        return False
+    message = str(exc).lower()
+    return any(sign in message for sign in _MEMORY_SIGNS)

@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.devices import AUTO, split_devices
@@ -20,6 +19,7 @@ from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.loading import check_device, load_model
 from kronos.embedding.registry import EMBEDDING_MODELS, HASH_MODEL
 from kronos.embedding.sentence import SentenceEmbedder
+from kronos.embedding.sharing import forget_frames
 from kronos.errors import (
     ConfigurationError,
     ContentError,
@@ -28,6 +28,7 @@ from kronos.errors import (
     MissingDependencyError,
     ModelLoadError,
 )
+from kronos.files import expanded
 from kronos.forking import Lock
 from kronos.settings import Settings
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 class EmbeddingService:
     """Turns texts into unit vectors. Thread-safe once loaded.
 
+    Services, and stores, of the same model on the same device share one copy of it in a process; it
+    is given back when the last of them is closed.
     It is an `Embedder` too: `KronosMemory(..., embedder=service)` works.
 
     Args:
@@ -104,6 +107,7 @@ class EmbeddingService:
                     raise
                 self._embedder = HashEmbedder(self._hash_dim)
                 self._fallback_reason = str(exc)
+                forget_frames(exc)
                 warnings.warn(
                     f"the embedding model {model!r} cannot be used, and hash embeddings take its "
                     f"place, which find words but no meaning. The reason: {exc}",
@@ -114,7 +118,7 @@ class EmbeddingService:
     def _open(self, model: str) -> SentenceEmbedder | HashEmbedder:
         if model == HASH_MODEL:
             return HashEmbedder(self._hash_dim)
-        cache_dir = None if self._cache_dir is None else Path(self._cache_dir).expanduser()
+        cache_dir = None if self._cache_dir is None else expanded(self._cache_dir)
         return load_model(model, device=self._device, cache_dir=cache_dir, settings=self._settings)
 
     def close(self) -> None:
@@ -213,19 +217,23 @@ class EmbeddingService:
         """
         return self.embed_documents(texts)
 
-    def embed(self, text: str) -> torch.Tensor:
-        """Embed one text.
+    async def embed(self, text: str) -> torch.Tensor:
+        """Embed one text, without blocking the event loop; `encode` is the way without asyncio.
 
         Returns:
             (dim,) float32 on the service's device.
 
         Raises:
             MissingDependencyError: torch is not installed; `encode` needs none.
+            EmbeddingError: as `embed_documents` does; so does ContentError.
         """
-        return self.embed_batch([text])[0]
+        return (await self.embed_batch([text]))[0]
 
-    def embed_batch(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embed texts: (n, dim) float32 on the service's device. Raises as `embed` does."""
+    async def embed_batch(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embed texts: (n, dim) float32 on the service's device; else as `embed`."""
+        return await asyncio.to_thread(self._as_tensor, texts)
+
+    def _as_tensor(self, texts: Sequence[str]) -> torch.Tensor:
         try:
             import torch
         except ImportError as exc:

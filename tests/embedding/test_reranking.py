@@ -15,34 +15,6 @@ from kronos.settings import Settings
 from tests.conftest import Opener
 
 
-@pytest.fixture(scope="session")
-def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a cross-encoder that was never trained."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    folder = tmp_path_factory.mktemp("judge")
-    tokenizer = BertTokenizer.from_pretrained(tiny)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        num_labels=1,
-        initializer_range=1.0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    logging.enable_progress_bar()
-    return folder
-
-
 def load(folder: Path) -> Reranker:
     return load_reranker(str(folder), device="cpu", cache_dir=None, settings=Settings())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import warnings
@@ -396,7 +397,7 @@ def test_two_workers_give_the_vectors_of_one(mini: EmbeddingService) -> None:
         warnings.simplefilter("ignore", KronosWarning)
         assert np.array_equal(two.encode(texts), one.encode(texts))
     assert (two.fingerprint, two.device) == (mini.fingerprint, "cpu")
-    assert two.embed_batch(texts[:2]).shape == (2, 384)
+    assert asyncio.run(two.embed_batch(texts[:2])).shape == (2, 384)
 
 
 # -- bfloat16 ------------------------------------------------------------------------------------

@@ -64,12 +64,12 @@ def test_tensors_and_arrays_hold_the_same_vectors(mini: EmbeddingService) -> Non
     rows = mini.encode(texts)
     assert rows.dtype == np.float32
     assert rows.shape == (2, 384)
-    batch = mini.embed_batch(texts)
+    batch = asyncio.run(mini.embed_batch(texts))
     assert isinstance(batch, torch.Tensor)
     assert batch.dtype == torch.float32
     assert batch.device == torch.device(mini.device)
     assert np.array_equal(batch.numpy(), rows)
-    one = mini.embed("one text")
+    one = asyncio.run(mini.embed("one text"))
     assert one.shape == (384,)
     assert np.abs(one.numpy() - rows[0]).max() < 1e-6
     assert np.array_equal(mini.embed_documents(texts), rows)
@@ -77,7 +77,7 @@ def test_tensors_and_arrays_hold_the_same_vectors(mini: EmbeddingService) -> Non
 
 def test_no_texts_give_no_rows(mini: EmbeddingService) -> None:
     assert mini.encode([]).shape == (0, 384)
-    assert tuple(mini.embed_batch([]).shape) == (0, 384)
+    assert tuple(asyncio.run(mini.embed_batch([])).shape) == (0, 384)
     assert mini.embed_queries([]).shape == (0, 384)
 
 
@@ -93,9 +93,11 @@ def test_no_texts_give_no_rows(mini: EmbeddingService) -> None:
 def test_what_is_no_text_is_refused_by_position(
     mini: EmbeddingService, texts: Any, field: str
 ) -> None:
-    for method in (mini.encode, mini.embed_batch, mini.embed_queries):
+    for method in (mini.encode, mini.embed_queries):
         with pytest.raises(ContentError, match=field):
             method(texts)
+    with pytest.raises(ContentError, match=field):
+        asyncio.run(mini.embed_batch(texts))
 
 
 def test_any_iterable_of_texts_is_read(mini: EmbeddingService) -> None:
@@ -110,7 +112,7 @@ def test_use_before_load_names_initialize() -> None:
     service = EmbeddingService("hash")
     uses: list[Callable[[], object]] = [
         lambda: service.encode(["a"]),
-        lambda: service.embed("a"),
+        lambda: asyncio.run(service.embed("a")),
         lambda: service.dim,
         lambda: service.fingerprint,
     ]
@@ -132,7 +134,7 @@ def test_hash_asked_for_is_no_fallback() -> None:
     assert service.embedding_dim == 64
     assert service.fingerprint == HashEmbedder(64).fingerprint
     assert np.array_equal(service.encode(["a cat"]), HashEmbedder(64).embed_documents(["a cat"]))
-    assert tuple(service.embed("a cat").shape) == (64,)
+    assert tuple(asyncio.run(service.embed("a cat")).shape) == (64,)
 
 
 def load_degraded(model: str | Path, **options: Any) -> tuple[EmbeddingService, str]:
@@ -265,7 +267,7 @@ def test_a_missing_package_falls_back(monkeypatch: pytest.MonkeyPatch, no_caches
 
 def test_without_torch_arrays_work_and_tensors_name_the_extra() -> None:
     program = """
-import sys, warnings
+import asyncio, sys, warnings
 class Absent:
     def find_spec(self, name, *_):
         if name.partition(".")[0] in ("torch", "transformers", "sentence_transformers",
@@ -281,7 +283,7 @@ with warnings.catch_warnings(record=True) as caught:
     service.load()
 print([w.category.__name__ for w in caught], service.encode(["a cat"]).shape, service.device)
 try:
-    service.embed("a cat")
+    asyncio.run(service.embed("a cat"))
 except MissingDependencyError as exc:
     print(exc)
 try:
@@ -354,6 +356,31 @@ def test_initialize_leaves_the_event_loop_free(tiny: Path, monkeypatch: pytest.M
         return ticks
 
     assert asyncio.run(count_ticks()) >= 5
+
+
+def test_embedding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = HashEmbedder.embed_documents
+
+    def slowly(embedder: HashEmbedder, texts: Any) -> Any:
+        time.sleep(0.3)
+        return original(embedder, texts)
+
+    monkeypatch.setattr(HashEmbedder, "embed_documents", slowly)
+
+    async def count_ticks(service: EmbeddingService) -> int:
+        task = asyncio.ensure_future(service.embed("a cat"))
+        ticks = 0
+        while not task.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert (await task).shape == (64,)
+        return ticks
+
+    service = EmbeddingService("hash", embedding_dim=64)
+    service.load()
+    assert service.encode(["warm"]).shape == (1, 64)
+    assert asyncio.run(service.embed_batch(["torch", "is imported"])).shape == (2, 64)
+    assert asyncio.run(count_ticks(service)) >= 8
 
 
 def test_close_twice_is_fine_and_load_brings_it_back() -> None:
