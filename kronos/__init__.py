@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kronos.settings import Settings
     from kronos.store import MemoryStore
     from kronos.types import (
+        AsyncEmbedder,
         CompactReport,
         DuplicateGroup,
         Embedder,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EMBEDDING_MODELS",
+    "AsyncEmbedder",
     "CompactReport",
     "DuplicateGroup",
     "Embedder",

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
 from kronos.errors import KronosError
 from kronos.forking import Lock, follow_forks
+from kronos.surroundings import run_unattended
+from kronos.threads import LONGEST_WAIT_S, wait_at_exit
 
 logger = logging.getLogger("kronos")
-
-_LAST_WAIT_S = 30.0
 
 
 class Background:
     """At most one task at a time.
+
+    What a task sees of its surroundings (context variables) is what whoever made this object saw,
+    and not what the call saw that happened to start the task.
 
     Args:
         name: the thread's, for people.
@@ -27,7 +33,11 @@ class Background:
         self.stop_event = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = Lock()
+        self._context = contextvars.copy_context()
+        # A task does not hold this object: one that is forgotten lets its task come to an end.
+        weakref.finalize(self, self.stop_event.set).atexit = False
         follow_forks(self)
+        wait_at_exit(self)
 
     @property
     def busy(self) -> bool:
@@ -45,10 +55,12 @@ class Background:
                 task = make(self.stop_event)
                 # A daemon, for a program that ends without closing its store.
                 self._thread = threading.Thread(
-                    target=_run, args=[self.name, task], name=self.name, daemon=True
+                    target=self._context.copy().run,
+                    args=[run_unattended, functools.partial(_run, self.name, task)],
+                    name=self.name,
+                    daemon=True,
                 )
                 self._thread.start()
-                weakref.finalize(self, _stop, self.stop_event, self._thread)
 
     def before_fork(self) -> None:
         """Nothing to do."""
@@ -64,9 +76,16 @@ class Background:
             thread.join(timeout_s)
 
     def stop(self) -> None:
-        """Let the task come to its next stop."""
+        """Let the task come to its next stop, and wait `LONGEST_WAIT_S` for that at most.
+
+        One that does not come to it, stuck in an embedder, is left to itself.
+        """
+        self.end(time.monotonic() + LONGEST_WAIT_S)
+
+    def end(self, until: float) -> None:
+        """Stop, and wait until a moment of `time.monotonic` at most."""
         self.stop_event.set()
-        self.wait()
+        self.wait(max(0.0, until - time.monotonic()))
 
 
 def _run(name: str, task: Callable[[], object]) -> None:
@@ -76,9 +95,3 @@ def _run(name: str, task: Callable[[], object]) -> None:
         logger.warning("%s stopped: %s", name, exc)
     except RuntimeError as exc:  # the interpreter ends, and starts no more threads
         logger.debug("%s stopped: %s", name, exc)
-
-
-def _stop(event: threading.Event, thread: threading.Thread) -> None:
-    """What happens when nobody called `stop`: at the latest when the interpreter ends."""
-    event.set()
-    thread.join(_LAST_WAIT_S)  # returns at once in a forked child, where the thread is not

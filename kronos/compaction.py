@@ -17,6 +17,7 @@ from kronos.errors import KronosWarning
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.pacing import MEMORIES_A_TRANSACTION, Turns, in_parts
 from kronos.repository import Repository
+from kronos.steps import Steps
 from kronos.types import CompactReport
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def drop_spaces(
     *,
     leftovers: bool = False,
     clock: Callable[[], datetime],
+    steps: Steps | None = None,
 ) -> list[Space]:
     """Drop the spaces that nobody wants any more, in small transactions.
 
@@ -44,10 +46,12 @@ def drop_spaces(
         keep: so many retired spaces are kept, those that were the active one last.
         leftovers: drop those too that never became active and that no job builds.
         clock: the time, UTC.
+        steps: one for each transaction.
 
     Returns:
         The spaces that are gone.
     """
+    steps = steps or Steps()
     dropped: list[Space] = []
     turns = Turns()
     while True:
@@ -59,6 +63,7 @@ def drop_spaces(
                 return dropped
             if spaces.drop_some(unwanted[0], _VECTORS_A_TRANSACTION):
                 dropped.append(unwanted[0])
+        steps.take()
 
 
 def compact(
@@ -69,6 +74,7 @@ def compact(
     *,
     forget_before: int | None,
     clock: Callable[[], datetime],
+    steps: Steps,
 ) -> CompactReport:
     """Drop what nobody wants, and give the free space of the file back to the disk.
 
@@ -79,13 +85,15 @@ def compact(
         folder: where the snapshots lie.
         forget_before: forget what memories were before this moment too, in microseconds.
         clock: the time, UTC.
+        steps: one for each transaction, and for each part of the file that is given back.
 
     Raises:
         StorageError: the database or the disk failed; nothing that is wanted was lost.
+        StoppedError: what was dropped is gone; the next time goes on with the rest.
     """
     before = database.size_bytes()
-    rows = _Rows(database, clock)
-    dropped = drop_spaces(database, keep, leftovers=True, clock=clock)
+    rows = _Rows(database, clock, steps)
+    dropped = drop_spaces(database, keep, leftovers=True, clock=clock, steps=steps)
     expired = rows.delete_expired()
     rows.forget_the_past(forget_before)
     with replica.saving:
@@ -94,7 +102,7 @@ def compact(
     # Every other snapshot may hold what is forgotten; one of another space would be read only after
     # a switch, and then be replayed from SQL.
     discard_other_snapshots(folder, {replica.space.id})
-    if not database.vacuum():
+    if not database.vacuum(steps):
         warnings.warn(
             "another process reads an older state, so the write-ahead log still holds what was "
             "deleted: run `kronos compact` again when it has ended",
@@ -107,9 +115,10 @@ def compact(
 class _Rows:
     """What of the rows nobody wants: found while others write, and deleted bit by bit."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], datetime], steps: Steps) -> None:
         self._database = database
         self._clock = clock
+        self._steps = steps
 
     @contextmanager
     def reading(self) -> Iterator[Repository]:
@@ -119,8 +128,10 @@ class _Rows:
 
     @contextmanager
     def _writing(self) -> Iterator[Repository]:
+        """A transaction that writes, and a step."""
         with self._database.write() as connection:
             yield Repository(connection, self._clock(), keep_history=False)
+        self._steps.take()
 
     def delete_expired(self) -> int:
         """Delete what has expired. Returns how many."""

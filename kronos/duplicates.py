@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from kronos.errors import InputError
+from kronos.steps import Steps
 from kronos.validation import check_limit, check_number
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ class KeyGroup:
 
 
 def near_duplicates(
-    index: VectorIndex, threshold: float, *, allowed: Keys | None = None, batch: int = 1024
+    index: VectorIndex,
+    threshold: float,
+    *,
+    allowed: Keys | None = None,
+    batch: int = 1024,
+    steps: Steps | None = None,
 ) -> list[KeyGroup]:
     """Find the groups of keys whose vectors are nearly the same.
 
@@ -56,12 +62,14 @@ def near_duplicates(
         threshold: above 0, at most 1.
         allowed: (n,) int64; only these keys are compared. None: all.
         batch: how many vectors at once are compared with four times as many.
+        steps: one for each vector, when it was compared with all of the others.
 
     Returns:
         The highest score first; of equal ones the lowest key.
 
     Raises:
         InputError: the threshold or the batch is refused.
+        StoppedError: somebody wants it to stop.
     """
     threshold = check_number(threshold, field="threshold")
     if not 0 < threshold <= 1:
@@ -73,7 +81,8 @@ def near_duplicates(
         keys = np.intersect1d(keys, allowed)
     if not keys.size:
         return []
-    search = _Search(index, keys, threshold, check_limit(batch, field="batch"))
+    batch = check_limit(batch, field="batch")
+    search = _Search(index, keys, threshold, batch, steps or Steps())
     forest = _Forest(keys.size)
     # Borůvka: every group at once takes the best pair that leads out of it. The groups at least
     # halve with every round, and rows with no pair are in none but the first.
@@ -90,7 +99,10 @@ def near_duplicates(
 class _Search:
     """Compares the vectors of an index in tiles; rows are positions in its keys."""
 
-    def __init__(self, index: VectorIndex, keys: Keys, threshold: float, batch: int) -> None:
+    def __init__(
+        self, index: VectorIndex, keys: Keys, threshold: float, batch: int, steps: Steps
+    ) -> None:
+        self._steps = steps
         self._index = index
         self._keys = keys
         self._threshold = threshold
@@ -125,6 +137,7 @@ class _Search:
             down = np.arange(top, min(top + self._batch, rows.size))
             ours = self._vectors(rows[down])
             for left in range(top, rows.size, self._batch * _COLUMNS):
+                self._steps.go_on()
                 across = np.arange(left, min(left + self._batch * _COLUMNS, rows.size))
                 theirs = self._vectors(rows[across])
                 near = ours @ theirs.T >= self._threshold - _SLACK
@@ -133,6 +146,8 @@ class _Search:
                 here, there = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
                 if here.size:
                     yield down[here], across[there], _cosines(ours[here], theirs[there])
+            if rows.size == self._keys.size:  # the first round, which takes longest
+                self._steps.reach(int(down[-1]) + 1, rows.size)
 
     def _vectors(self, rows: Numbers) -> Vectors:
         return self._index.vectors_of(self._keys[rows])

@@ -15,6 +15,8 @@ default message, so the two cannot drift apart.
     ├── NotFoundError (LookupError)      no memory has this id
     ├── DuplicateIdError                 a memory with this id exists
     ├── StoreClosedError                 the store is not open
+    ├── StoreCopyError (TypeError)       a store was to be copied or sent to another process
+    ├── StoppedError                     a long call ended because its `stop` was set
     ├── EmbeddingError                   an embedder failed on a text
     │   ├── TransientEmbeddingError      it failed in passing: a quota, a timeout, a lost connection
     │   ├── ModelLoadError               a model cannot be had, and `strict` forbids the fallback
@@ -100,6 +102,14 @@ class DuplicateIdError(KronosError):
 
 class StoreClosedError(KronosError):
     """The store is not open; call connect() first, or open it with `with`."""
+
+
+class StoreCopyError(KronosError, TypeError):
+    """A store cannot be copied or sent to another process; open it there by its path."""
+
+
+class StoppedError(KronosError):
+    """The call was stopped before its end, as it was asked to; nothing is half done."""
 
 
 class EmbeddingError(KronosError):

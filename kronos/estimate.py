@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kronos.embedding.checked import embed_each
 from kronos.repository import Repository
+from kronos.steps import Steps
 from kronos.types import ReindexPlan
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ def estimate(
     *,
     clock: Callable[[], datetime],
     patience: Patience,
+    steps: Steps,
 ) -> ReindexPlan:
     """Say what a reindex would do; a sample is embedded, and nothing is written.
 
     Raises:
         EmbeddingError: the embedder fails on any text.
+        StoppedError: somebody wants it to stop.
     """
     with database.read() as connection:
         spaces = Repository(connection, clock()).spaces
@@ -42,7 +45,7 @@ def estimate(
         sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
         page_bytes = database.dialect.page_bytes()
     dim = int(embedder.dim)
-    seconds, seen = _time_sample(embedder, sample, patience)
+    seconds, seen = _time_sample(embedder, sample, patience, steps)
     count = getattr(embedder, "count_tokens", None)
     tokens = count(sample) if callable(count) else None
     return ReindexPlan(
@@ -57,17 +60,19 @@ def estimate(
 
 
 def _time_sample(
-    embedder: Embedder, sample: Sequence[str], patience: Patience
+    embedder: Embedder, sample: Sequence[str], patience: Patience, steps: Steps
 ) -> tuple[float, int]:
     """Embed a sample in growing parts until it says enough: seconds, and for how many texts."""
     started, seen = time.perf_counter(), 0
     if sample:
+        steps.go_on()
         embed_each(embedder, sample[:1], patience)  # the first call of a model is slow
         started = time.perf_counter()
     part = 8
     while seen < len(sample) and time.perf_counter() - started < _SAMPLE_SECONDS:
         embed_each(embedder, sample[seen : seen + part], patience)
         seen, part = min(seen + part, len(sample)), 2 * part
+        steps.reach(seen, len(sample))
     return time.perf_counter() - started, seen
 
 

@@ -35,6 +35,7 @@ from kronos.errors import (
     StorageFullError,
 )
 from kronos.files import FULL, publishing
+from kronos.pieces import to_json
 from kronos.types import NewMemory
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from kronos.rows import Condition
     from kronos.types import Memory, Space
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _MARK = "kronos-export"
 _VERSION = 1
 _ROWS_AT_ONCE = 1000
@@ -144,7 +146,7 @@ def _write_jsonl(file: BinaryIO, found: Iterable[Row], header: dict[str, Any]) -
     count = 0
     file.write(json.dumps(header).encode() + b"\n")
     for row in found:
-        file.write(json.dumps(row.as_json(), ensure_ascii=False).encode() + b"\n")
+        file.write(to_json(row.as_json(), _JSON).encode() + b"\n")
         count += 1
     return count
 

@@ -19,7 +19,7 @@ import numpy as np
 from kronos.search import engine
 from kronos.search.engine import Candidate, Query, Request, Search, Watch
 from kronos.search.kept import Grouped, KeptT, Known, Matching
-from kronos.search.past import NotEmbeddedError, Past, PastVectors
+from kronos.search.past import NotEmbeddedError, Past, PastVectors, Texts
 from kronos.search.plan import Found, nearest_of_each
 from kronos.search.sources import Ahead, Present, Source
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kronos.rows import Rows
     from kronos.search.kept import Asked, KeySet, KeySets
     from kronos.serving import Serving
-    from kronos.types import Keys, SearchMode, VectorIndex, Vectors
+    from kronos.types import Keys, SearchMode, Space, VectorIndex, Vectors
 
     Queried: TypeAlias = str | Sequence[float] | Vectors
     Held: TypeAlias = dict[Hashable, Any]
@@ -84,6 +84,20 @@ class Question:
     mode: SearchMode
     queries: tuple[Query, ...]
     serving: Serving
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether an embedder was waited for; a search that needs none never waits for one."""
+        return self.mode != "lexical" and any(isinstance(each, str) for each in self.asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Vectors that were made of a question's texts, and who made them."""
+
+    serving: Serving
+    rows: Vectors
+    """(n, dim) float32."""
 
 
 class Finding:
@@ -204,9 +218,16 @@ class Finding:
             texts = self._at_hand(vectors)
             missing = texts.versions[~texts.made]
             if missing.size and serving.embedder is not None:
-                lacking = self._repository.history.texts(missing.tolist())
-                raise NotEmbeddedError(vectors, lacking)
+                texts = self._completed(texts, vectors, missing)
         return Past(self._repository, self._index, known, texts, serving.replica.sample)
+
+    def _completed(self, texts: Texts, asked: PastVectors, missing: Keys) -> Texts:
+        """Past texts, with the vectors that were made for this question and could not be kept."""
+        lacking = self._repository.history.texts(missing.tolist())
+        made = self._held.get(made_for(asked.space), {})
+        if any(text.content_hash not in made for text in lacking):
+            raise NotEmbeddedError(asked, lacking)
+        return texts.completed({text.key: made[text.content_hash] for text in lacking})
 
     def _at_hand(self, asked: Asked[KeptT], *, exact: bool = False) -> KeptT:
         held: KeptT | None = self._held.get(asked.name) if self._held else None
@@ -222,6 +243,11 @@ class Finding:
         rows = np.array([query.vector for query in queries], np.float32)
         found: list[Found] = nearest_of_each(source.index, rows, asked, source.allowed)
         return [Ahead(source, each, asked) for each in found]
+
+
+def made_for(space: Space) -> Hashable:
+    """The name under which a question holds vectors of past texts, by the texts' hashes."""
+    return "made", space.fingerprint
 
 
 def _found_ahead(sources: Sequence[Source]) -> Keys:

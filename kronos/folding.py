@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from kronos.pieces import at_spaces
+
 if TYPE_CHECKING:
     from kronos.types import Tokenizer
 
@@ -67,15 +69,14 @@ def fold(text: str, tokenizer: Tokenizer) -> str | None:
         The tokens, with spaces between them, or a text that unicode61 reads as these; None where
         the text is its own fold.
     """
+    parts = [*at_spaces(text)]
     if tokenizer == "trigram":
-        if _is_plain_ascii(text):  # the same at a tenth of the cost
-            return f" {' '.join(text.encode().translate(_SPACED).decode().split())} "
-        return f" {_tokens(text, list)} "
-    if _is_plain(text):
+        return f" {_tokens(parts, list, plain=_split)} "
+    if all(map(_is_plain, parts)):
         return None
-    if _UNREAD.search(text) or _ELLIPSIS in text:
-        return _tokens(text, _overlapping)
-    return _with_signs(text)
+    if any(_UNREAD.search(part) or _ELLIPSIS in part for part in parts):
+        return _tokens(parts, _overlapping)
+    return _with_signs(parts)
 
 
 def read(question: str, tokenizer: Tokenizer) -> Iterator[Word]:
@@ -85,11 +86,15 @@ def read(question: str, tokenizer: Tokenizer) -> Iterator[Word]:
         question: any text.
         tokenizer: how the index reads that is asked. A pair of "trigram" is two tokens.
     """
-    if _is_plain_ascii(question):  # the same at a third of the cost
-        for between, word in _ASCII_WORD.findall(question.lower()):
-            yield Word(word, "word", _attaches(between))
-        return
-    between = " " if tokenizer == "trigram" else ""
+    for part in at_spaces(question):
+        if _is_plain_ascii(part):  # the same at a third of the cost
+            for between, word in _ASCII_WORD.findall(part.lower()):
+                yield Word(word, "word", _attaches(between))
+        else:
+            yield from _read(part, " " if tokenizer == "trigram" else "")
+
+
+def _read(question: str, between: str) -> Iterator[Word]:
     for name, parts, is_attached in _pieces(question):
         codes = _ALL_CODES if name == "marks" else _CODES
         for place, (text, kind) in enumerate(_asked(name, parts, between)):
@@ -166,8 +171,8 @@ def _is_plain_ascii(text: str) -> bool:
     return b"+" not in shape and not _ODD_SHAPE.search(shape)
 
 
-def _with_signs(text: str) -> str:
-    """A text whose letters need no folding: its signs are spelled, unicode61 reads the rest."""
+def _with_signs(texts: list[str]) -> str:
+    """Parts of a text that needs no folding: signs are spelled, unicode61 reads the rest."""
     marks: dict[str, None] = {}
     signs: set[str] = set()
 
@@ -188,7 +193,8 @@ def _with_signs(text: str) -> str:
         signs.add(found)
         return f" {_spelled(found)} "
 
-    return " ".join([_SIGN.sub(spell_sign, _ODD.sub(spell_odd, text)), *marks])
+    spelled = [_SIGN.sub(spell_sign, _ODD.sub(spell_odd, text)) for text in texts]
+    return " ".join(["".join(spelled), *marks])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -202,22 +208,44 @@ _LONGEST = 16
 """So many signs side by side are told apart from more: a ruled line may have a thousand."""
 
 
-def _tokens(text: str, of_run: Callable[[list[str]], list[str]]) -> str:
-    """The tokens of a text; `of_run` makes those of letters of a script without spaces."""
-    tokens: list[str] = []
+def _tokens(
+    texts: list[str],
+    of_run: Callable[[list[str]], list[str]],
+    plain: Callable[[str], str] | None = None,
+) -> str:
+    """The tokens of the parts of a text.
+
+    Args:
+        texts: the parts.
+        of_run: makes those of letters of a script without spaces.
+        plain: makes those of a plain part, at a tenth of the cost.
+    """
+    made: list[str] = []
     marks: dict[str, None] = {}
     signs: set[str] = set()
-    for name, parts, _ in _pieces(text):
-        if name == "word":
-            tokens += parts
-        elif name == "run":
-            tokens += of_run(parts)
-        elif name == "marks":
-            marks[parts[0].translate(_ALL_CODES)] = None
-        elif (sign := " ".join(parts)) not in signs:
-            signs.add(sign)
-            tokens.append(sign)
-    return " ".join([" ".join(tokens).translate(_CODES), *marks])
+
+    def read(text: str) -> str:
+        tokens: list[str] = []
+        for name, parts, _ in _pieces(text):
+            if name == "word":
+                tokens += parts
+            elif name == "run":
+                tokens += of_run(parts)
+            elif name == "marks":
+                marks[parts[0].translate(_ALL_CODES)] = None
+            elif (sign := " ".join(parts)) not in signs:
+                signs.add(sign)
+                tokens.append(sign)
+        return " ".join(tokens).translate(_CODES)
+
+    for text in texts:
+        made.append(plain(text) if plain and _is_plain_ascii(text) else read(text))
+    return " ".join([" ".join(filter(None, made)), *marks])
+
+
+def _split(text: str) -> str:
+    """The words of a plain part of a text."""
+    return " ".join(text.encode().translate(_SPACED).decode().split())
 
 
 def _overlapping(letters: list[str]) -> list[str]:

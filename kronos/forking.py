@@ -13,7 +13,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
 
 _LONGEST_WAIT_S = 30.0
 
@@ -40,20 +42,21 @@ class Lock:
         self._lock = make()
         follow_forks(self)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Lock:
         self._lock.acquire()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     @contextmanager
-    def at_once(self) -> Iterator[bool]:
-        """Hold the lock if nobody else does: False when somebody has it."""
-        alone = self._lock.acquire(blocking=False)
+    def soon(self, timeout_s: float) -> Iterator[bool]:
+        """Hold it, or after so long do without: whether it is held."""
+        is_held = self._lock.acquire(timeout=timeout_s)
         try:
-            yield alone
+            yield is_held
         finally:
-            if alone:
+            if is_held:
                 self._lock.release()
 
     def before_fork(self) -> None:
@@ -104,7 +107,28 @@ class Gate:
             self._changed.notify_all()
 
 
-_followers: weakref.WeakSet[Any] = weakref.WeakSet()
+class WeakList(Generic[T]):
+    """Objects that are kept in no order, and not kept alive; threads may add while others iterate.
+
+    A `WeakSet` is no such thing: its iteration is Python code, which fails when another thread adds
+    to the set. To add to a plain set, to discard from it and to copy it are one step each.
+    """
+
+    def __init__(self) -> None:
+        self._references: set[weakref.ref[T]] = set()
+
+    def add(self, member: T) -> None:
+        """Take an object in."""
+        self._references.add(weakref.ref(member, self._references.discard))
+
+    def __iter__(self) -> Iterator[T]:
+        """Those that were there when the iteration began, and live."""
+        for reference in [*self._references]:
+            if (member := reference()) is not None:
+                yield member
+
+
+_followers: WeakList[ForkAware] = WeakList()
 _in_children: list[Callable[[], object]] = []
 
 
@@ -127,12 +151,12 @@ def in_children(function: Callable[[], object]) -> None:
 
 
 def _before() -> None:
-    for follower in list(_followers):
+    for follower in _followers:
         follower.before_fork()
 
 
 def _after(in_child: bool) -> None:
-    for follower in list(_followers):
+    for follower in _followers:
         follower.after_fork(in_child)
     if in_child:
         for function in _in_children:

@@ -110,6 +110,8 @@ def rows_at(moment: int, among: SelectBase | None = None) -> Subquery:
 class PastText:
     """A text that a memory held."""
 
+    key: int
+    """Of the version."""
     content_hash: bytes
     content: str
 
@@ -236,7 +238,9 @@ _VECTORS = Prepared(
     .where(past_vectors.c.space_id == bindparam("space"), versions.c.key.in_(listed("keys")))
 )
 _TEXTS = Prepared(
-    select(versions.c.content_hash, versions.c.content).where(versions.c.key.in_(listed("keys")))
+    select(versions.c.key, versions.c.content_hash, versions.c.content).where(
+        versions.c.key.in_(listed("keys"))
+    )
 )
 _THESE = memories.c.key.in_(listed("keys"))
 _KEEP = Prepared(

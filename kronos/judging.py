@@ -16,6 +16,7 @@ from kronos.embedding.reranking import Reranker, load_reranker
 from kronos.reading import Reading
 from kronos.rows import these
 from kronos.search import engine
+from kronos.threads import may_wait_for_embedder
 from kronos.types import Hit
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Judging(Reading):
         return engine.diversified(ranked, vectors, request.limit, ranking.diversity)
 
     def _reranker(self, name: str) -> Reranker:
+        may_wait_for_embedder()
         with self._settling:
             if name not in self._rerankers:
                 self._rerankers[name] = load_reranker(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from kronos import doctor
 from kronos.background import Background
@@ -29,6 +29,7 @@ from kronos.errors import (
     StorageError,
     StoreBusyError,
     StoreClosedError,
+    StoreCopyError,
 )
 from kronos.forking import Lock
 from kronos.repository import Repository
@@ -36,6 +37,7 @@ from kronos.search.fields import fields_of
 from kronos.search.kept import KeySets
 from kronos.serving import Serving, Settler
 from kronos.settings import Location, Settings
+from kronos.threads import LONGEST_WAIT_S, may_wait_for_embedder
 from kronos.validation import check_limit, check_namespace, check_time
 from kronos.writing import FOR_ALL, MOST_ROWS, Change, Write, write_together
 
@@ -117,6 +119,8 @@ class Opened:
         )
         # Held while the store opens, closes or follows a switch: models load under it.
         self._settling = Lock(threading.RLock)
+        # Held for moments, inside of the other: whoever `close` gave up changes nothing any more.
+        self._changing = Lock()
 
     @classmethod
     def open(
@@ -147,7 +151,7 @@ class Opened:
 
     def connect(self, *, progress: ProgressCallback | None = None) -> None:
         """Open the store; does nothing when it is open. Raises as `open` does."""
-        with self._settling:
+        with self._settling as settling:
             if self._database is not None:
                 return
             self._closed = False
@@ -160,33 +164,34 @@ class Opened:
                 with suppress(StorageError):  # busy, read-only: `check` says what is left
                     schema.finish(database, wait=False)
                 self._mend_field_indexes(database)
-                self._current, job = self._settle(self._settler(database), progress)
+                own, serving, job = self._settle(self._settler(database), progress)
+                with self._changing:
+                    if self._settling is not settling:  # `close` waited no longer
+                        raise StoreClosedError("the store was closed while it was opened")
+                    self._database, self._current, self._own = database, serving, own
+                    self._key_sets = KeySets()
+                    self._jobs, self._snapshots = Background("job"), Background("snapshot")
             except BaseException:
-                self._own = None
                 database.close()
                 raise
-            self._database = database
-            self._key_sets = KeySets()
-            self._jobs, self._snapshots = Background("job"), Background("snapshot")
             if job is not None:
                 self._jobs.start(job)
 
     def _settle(
         self, settler: Settler, progress: ProgressCallback | None
-    ) -> tuple[Serving, Callable[[threading.Event], Callable[[], object]] | None]:
-        if self._embedder is None and self._model == KEPT_MODEL:
-            if settler.is_set_up():
-                self._own = None
-                return settler.follow(()), None
-            self._own = self._load(DEFAULT_MODEL, strict=self._strict)
-        else:
-            self._own = self._own_embedder()
-        return settler.settle(
-            self._own,
+    ) -> tuple[Embedder | None, Serving, Callable[[threading.Event], Callable[[], object]] | None]:
+        """The embedder that was asked for, who answers, and a job that makes vectors meanwhile."""
+        keeps = self._embedder is None and self._model == KEPT_MODEL
+        if keeps and settler.is_set_up():
+            return None, settler.follow(()), None
+        own = self._load(DEFAULT_MODEL, strict=self._strict) if keeps else self._own_embedder()
+        serving, job = settler.settle(
+            own,
             alias=self._alias(),
             on_model_change=self._on_model_change,
             progress=progress,
         )
+        return own, serving, job
 
     def _alias(self) -> str | None:
         """What another process is to ask for, to have the same embedder."""
@@ -247,17 +252,22 @@ class Opened:
         """Save the index and close; does nothing when the store is closed.
 
         A job in the background finishes its batch; it goes on when the store is opened again. A
-        call that waits for an embedder ends with StoreClosedError. The models that the store loaded
-        are given back, unless another one uses them.
+        call that waits for an embedder ends with StoreClosedError. What does not come to an end
+        within ten seconds, because an embedder or a model that loads holds it up, is left to its
+        thread, and finds the store closed. The models that the store loaded are given back, unless
+        another one uses them.
         """
         self._closed = True
         self._jobs.stop()
         self._snapshots.stop()
-        with self._settling, self._writing:
-            database, self._database = self._database, None
-            serving, self._current = self._current, None
-            self._own = None
-            self._rerankers.clear()
+        with self._settling.soon(LONGEST_WAIT_S) as is_settled, self._writing:
+            with self._changing:
+                if not is_settled:
+                    self._settling = Lock(threading.RLock)
+                database, self._database = self._database, None
+                serving, self._current = self._current, None
+                self._own = None
+                self._rerankers.clear()
             if database is None or serving is None:
                 return
             try:
@@ -272,6 +282,12 @@ class Opened:
             with suppress(StorageError), database.write() as connection:
                 self._repository(connection).touch([*self._found])
             self._found.clear()
+
+    def __reduce__(self) -> NoReturn:
+        raise StoreCopyError(
+            "a store cannot be copied, pickled or sent to another process: hand over the path that "
+            f"it was opened with, and open it there (its database is {self.location.database})"
+        )
 
     def __enter__(self: Store) -> Store:
         self.connect()
@@ -330,7 +346,7 @@ class Opened:
     @contextmanager
     def _writer_at_once(self) -> Iterator[Repository]:
         """The same, for what a read would like to write: StoreBusyError instead of waiting."""
-        with self._writing.at_once() as alone:
+        with self._writing.soon(0) as alone:
             if not alone:
                 raise StoreBusyError
             with self._open_database.write(wait=False) as connection:
@@ -363,11 +379,16 @@ class Opened:
 
         Models load outside any lock that readers or writers hold.
         """
+        may_wait_for_embedder()
         with self._settling:
             if self._serving is not left:
                 return  # another thread was here first
             own = [] if self._own is None else [self._own]
             known = None if left.embedder is None else [left.embedder, *loaded, *own]
             database = self._open_database
-            self._current = self._settler(database).follow(known)
+            serving = self._settler(database).follow(known)
             database.hold()  # a backup of another store may have been restored
+            with self._changing:
+                if self._serving is not left:  # closed: `close` does not wait for ever
+                    raise StoreClosedError
+                self._current = serving

@@ -29,7 +29,7 @@ from kronos.errors import (
     StoreBusyError,
     TransientEmbeddingError,
 )
-from kronos.finding import Finding, Question, Wanted
+from kronos.finding import Finding, Made, Question, Wanted, made_for
 from kronos.jobs import JobOptions
 from kronos.judging import Judging
 from kronos.reindex import catch_up
@@ -52,12 +52,11 @@ from kronos.validation import (
 
 if TYPE_CHECKING:
     from kronos.finding import Held, Queried
-    from kronos.history import PastText
     from kronos.repository import Pulse, Repository
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.serving import Serving
-    from kronos.types import SearchMode, Space, Vectors
+    from kronos.types import SearchMode, Vectors
 
 logger = logging.getLogger("kronos")
 
@@ -145,13 +144,35 @@ class Searching(Judging):
             bool(explain),
         )
 
-    def _ask(self, asked: Sequence[Queried | None], wanted: Wanted) -> Question:
-        """Embed questions; all are of one kind."""
+    def _ask(
+        self, asked: Sequence[Queried | None], wanted: Wanted, made: Made | None = None
+    ) -> Question:
+        """Embed questions, unless their vectors were made before; all are of one kind."""
         serving = self._serving
         if wanted.near is not None:
             if any(query is not None for query in asked):
                 raise InputError("search takes a query or near, not both", field="near")
             return self._ask_near(wanted.near, wanted, serving)
+        texts, mode = self._check_asked(asked, wanted, serving)
+        rows: list[Vectors | None] = [None] * len(asked)
+        if texts and mode != "lexical":
+            is_made = made is not None and made.serving is serving
+            rows = [*(made.rows if made and is_made else serving.query_vectors(texts))]
+        elif not texts:
+            if mode == "lexical" or wanted.request.ranking.rerank is not None:
+                raise InputError("a vector has no words: search with a text", field="query")
+            mode = "dense"
+            rows = [serving.own_vector(query) for query in asked]  # type: ignore[arg-type]
+        queries = tuple(
+            Query(query if isinstance(query, str) else None, row, _is_lexical(serving))
+            for query, row in zip(asked, rows, strict=True)
+        )
+        return Question(tuple(asked), wanted, mode, queries, serving)  # type: ignore[arg-type]
+
+    def _check_asked(
+        self, asked: Sequence[Queried | None], wanted: Wanted, serving: Serving
+    ) -> tuple[list[str], SearchMode]:
+        """The texts of a question, and in which mode it is answered."""
         if any(query is None for query in asked):
             raise InputError(
                 "search takes a query, which is a text or a vector, or near=, the id of a memory; "
@@ -166,19 +187,17 @@ class Searching(Judging):
         mode = wanted.request.mode
         if texts and mode == "hybrid" and serving.embedder is None:
             mode = "lexical"
-        rows: list[Vectors | None] = [None] * len(asked)
-        if texts and mode != "lexical":
-            rows = [*serving.query_vectors(texts)]
-        elif not texts:
-            if mode == "lexical" or wanted.request.ranking.rerank is not None:
-                raise InputError("a vector has no words: search with a text", field="query")
-            mode = "dense"
-            rows = [serving.own_vector(query) for query in asked]  # type: ignore[arg-type]
-        queries = tuple(
-            Query(query if isinstance(query, str) else None, row, _is_lexical(serving))
-            for query, row in zip(asked, rows, strict=True)
-        )
-        return Question(tuple(asked), wanted, mode, queries, serving)  # type: ignore[arg-type]
+        return texts, mode
+
+    def _to_embed(
+        self, asked: Sequence[Queried | None], wanted: Wanted
+    ) -> tuple[Serving, list[str]]:
+        """Who embeds which texts before a question can be answered; often there are none."""
+        serving = self._serving
+        if wanted.near is not None:
+            return serving, []
+        texts, mode = self._check_asked(asked, wanted, serving)
+        return serving, [] if mode == "lexical" else texts
 
     def _check_queries(self, queries: object) -> list[Queried]:
         if isinstance(queries, str | bytes | dict) or not isinstance(queries, Iterable):
@@ -213,6 +232,12 @@ class Searching(Judging):
         query = Query(found.memory.content, vector, _is_lexical(serving), excluded=found.key)
         return Question((), wanted, mode, (query,), serving)
 
+    def _answer(
+        self, asked: Sequence[Queried | None], wanted: Wanted, made: Made | None = None
+    ) -> list[Hits]:
+        """Ask, and search: hits for each question; see `_ask`."""
+        return self._search(self._ask(asked, wanted, made))
+
     def _ask_anew(self, question: Question) -> Question:
         """Embed questions for the space that serves now."""
         self._follow(question.serving)
@@ -238,7 +263,7 @@ class Searching(Judging):
                 found = self._find(answering)
                 break
             except (SpaceChangedError, _Behind, NotEmbeddedError, NotAtHand) as exc:
-                obstacle = exc
+                obstacle = exc.with_traceback(None)  # with it, this call would outlive its end
         question = answering.question
         self._keep_index_up(question)
         hits = [
@@ -251,16 +276,13 @@ class Searching(Judging):
 
     def _see_to(self, obstacle: Exception, answering: _Answering) -> None:
         """Do what an answer lacks; it may be stopped by another obstacle."""
-        serving = answering.question.serving
         if isinstance(obstacle, SpaceChangedError):
             answering.question = self._ask_anew(answering.question)
         elif isinstance(obstacle, _Behind):
             answering.waits = False  # whatever comes of it: this search has waited enough
-            self._catch_up(serving, obstacle.texts)
+            self._catch_up(answering.question, obstacle.texts)
         elif isinstance(obstacle, NotEmbeddedError):
-            self._embed_the_past(serving, obstacle.texts)
-            self._key_sets.forget(obstacle.asked)
-            answering.held.pop(obstacle.asked.name, None)
+            self._embed_the_past(obstacle, answering)
         elif isinstance(obstacle, NotAtHand):
             answering.held[obstacle.asked.name] = self._learn(obstacle.asked)
 
@@ -275,7 +297,8 @@ class Searching(Judging):
         needed = request.asks_vectors or wanted.compares_later
         with replica.lock if needed else nullcontext(), self._reader() as repository:
             pulse = repository.pulse()
-            if not serving.is_current(repository, pulse):
+            # Words are found without whoever embeds now, whose model may take long to load.
+            if needed and not serving.is_current(repository, pulse):
                 raise SpaceChangedError
             index = replica.catch_up(repository, pulse.seq) if needed else None
             if index is not None and answering.waits and not wanted.as_of:
@@ -347,12 +370,15 @@ class Searching(Judging):
             raise _Behind(pending)
         replica.complete_seq = pulse.seq
 
-    def _catch_up(self, serving: Serving, texts: int) -> None:
+    def _catch_up(self, question: Question, texts: int) -> None:
         """Embed what another process left pending: a few at once, many in the background.
 
-        While somebody writes, a few are left to the next search: none waits for a writer.
+        While somebody writes, a few are left to the next search: none waits for a writer. A search
+        that needs no embedder waits for none: it leaves a few to the background as well.
         """
-        if texts > _TEXTS_IN_A_SEARCH and not serving.stands_in:
+        serving = question.serving
+        is_later = texts > _TEXTS_IN_A_SEARCH or not question.is_embedded
+        if is_later and not serving.stands_in:
             self._jobs.start(lambda stop: functools.partial(self._catch_up_behind, serving, stop))
             return
         try:
@@ -376,25 +402,26 @@ class Searching(Judging):
         settler = self._settler(self._open_database)
         settler.job(embedder, alias=None, options=JobOptions(), stop=stop).run()
 
-    def _embed_the_past(self, serving: Serving, texts: Sequence[PastText]) -> None:
-        """Make the vectors of texts that no memory holds any more, once for every space."""
-        distinct = {text.content_hash: text.content for text in texts}
-        size = self._settings.batch_size
-        for start in range(0, len(distinct), size):
-            part = [*distinct.items()][start : start + size]
+    def _embed_the_past(self, missing: NotEmbeddedError, answering: _Answering) -> None:
+        """Make the vectors of texts that no memory holds any more, once for every space.
+
+        While somebody writes, or where nobody can, they are made for this question alone.
+        """
+        serving = answering.question.serving
+        distinct = [*{text.content_hash: text.content for text in missing.texts}.items()]
+        held = answering.held.setdefault(made_for(serving.space), {})
+        for start in range(0, len(distinct), self._settings.batch_size):
+            part = distinct[start : start + self._settings.batch_size]
             rows = serving.embed([content for _, content in part], in_search=True)
             hashes = [content_hash for content_hash, _ in part]
-            self._write(
-                functools.partial(_keep_past_vectors, serving.space, hashes, rows),
-                serving,
-                rows=len(part),
-            )
-
-
-def _keep_past_vectors(
-    space: Space, hashes: Sequence[bytes], rows: Vectors, repository: Repository
-) -> None:
-    repository.history.add_vectors(space, hashes, rows)
+            try:
+                with self._writer_at_once() as repository:
+                    repository.history.add_vectors(serving.space, hashes, rows)
+            except StorageError as exc:
+                logger.debug("vectors of past texts could not be kept: %s", exc)
+                held.update(zip(hashes, rows, strict=True))
+        self._key_sets.forget(missing.asked)
+        answering.held.pop(missing.asked.name, None)
 
 
 def _check_hops(expand: int) -> int:

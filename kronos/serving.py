@@ -41,6 +41,7 @@ from kronos.jobs import JobOptions
 from kronos.reindex import ReindexJob, Work, catch_up
 from kronos.replica import Replica, SnapshotPolicy
 from kronos.repository import Batch, Pulse, Repository
+from kronos.threads import may_wait_for_embedder
 from kronos.validation import Record, check_embeddings
 
 if TYPE_CHECKING:
@@ -63,6 +64,15 @@ MOST_TEXTS = 256
 """So many questions are embedded together at most."""
 
 
+def sees_texts_alone(embedder: Embedder | None) -> bool:
+    """Whether an embedder is one of Kronos's own, which looks at nothing but the texts.
+
+    Any other one may look at what surrounds the call (the thread, context variables: a tenant whose
+    key is used), so texts of one call are never embedded in the surroundings of another.
+    """
+    return type(embedder) in (EmbeddingService, HashEmbedder)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
     """The space that a process searches and writes, and what goes with it."""
@@ -77,7 +87,7 @@ class Serving:
     """The database file that it was set up for."""
     degraded: str | None = None
     """Why a fallback answers in the place of the model that was asked for."""
-    ask: Combiner[str, Vectors] | None = None
+    ask: Callable[[Sequence[str]], Vectors] | None = None
     """What embeds questions; None when nothing does."""
     for_texts: Patience = ONCE
     """With an embedder that fails in passing, where texts are stored."""
@@ -167,12 +177,17 @@ class Serving:
         return self.space.id != self.active.id
 
     def require_embedder(self, way_out: str) -> Embedder:
-        """The embedder; NoEmbedderError, naming the way out, when there is none."""
+        """The embedder; NoEmbedderError, naming the way out, when there is none.
+
+        Raises:
+            NeedsEmbedderError: this thread never waits for an embedder.
+        """
         if self.embedder is None:
             raise NoEmbedderError(
                 f"this store was opened with embedding_model=None and embeds no texts: {way_out}, "
                 "or open it with a model"
             )
+        may_wait_for_embedder()
         return self.embedder
 
     def is_current(self, repository: Repository, pulse: Pulse) -> bool:
@@ -516,14 +531,6 @@ class Settler:
                 replica.complete_seq = pulse.seq
         if newest is not None and newest > pulse.seq:
             replica.discard_beyond(pulse.seq)
-        ask = None
-        if embedder is not None:
-            ask = Combiner(
-                functools.partial(embed_queries, embedder, patience=self.for_questions),
-                most=MOST_TEXTS,
-                # Who shared a batch has waited: each alone would wait as long again.
-                for_all=(TransientEmbeddingError,),
-            )
         return Serving(
             space,
             embedder,
@@ -531,10 +538,18 @@ class Settler:
             active or space,
             pulse.file,
             degraded,
-            ask,
+            None if embedder is None else self._ask(embedder),
             self.for_texts,
             self.for_questions,
         )
+
+    def _ask(self, embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
+        """What embeds questions; those that come at once together, where nobody can tell."""
+        ask = functools.partial(embed_queries, embedder, patience=self.for_questions)
+        if not sees_texts_alone(embedder):
+            return ask
+        # Who shared a batch has waited: each alone would wait as long again.
+        return Combiner(ask, most=MOST_TEXTS, for_all=(TransientEmbeddingError,))
 
 
 def _not_all_made(report: ReindexReport) -> ReindexError:

@@ -1,16 +1,17 @@
 """MemoryStore: the store, synchronous. It joins the parts and owns no rule of theirs.
 
 A text's way in: checked, embedded outside any transaction, then written with its vector and its
-seq in one. `KronosMemory` drives the same phases (`_prepare`, `_encode`, `_commit`, and of a search
-`_ask`, `_search`) on threads of its own. The class is made of layers, a file each: `Opened`
-(opening, transactions), `Upkeep` (models, files, checks), `Searching` (how questions are answered),
-and here the verbs of every day.
+seq in one. `KronosMemory` calls these verbs on threads; only of adding and searching it drives the
+phases (`_prepare`, `_batches`, `_add_together`; `_wanted`, `_to_embed`, `_answer`), so that tasks
+share them. The class is made of layers, a file each: `Opened` (opening, transactions), `Upkeep`
+(models, files, checks), `Searching` (how questions are answered), and here the verbs of every day.
 """
 
 from __future__ import annotations
 
 import builtins
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,7 +29,17 @@ from kronos.search.fields import fields_of
 from kronos.search.filters import parse
 from kronos.search.plan import Selection
 from kronos.searching import Searching
-from kronos.types import DuplicateGroup, Hits, Link, Memory, Progress, Step, Version
+from kronos.steps import Steps
+from kronos.types import (
+    DuplicateGroup,
+    Hits,
+    Link,
+    Memory,
+    NewMemory,
+    Progress,
+    Step,
+    Version,
+)
 from kronos.validation import (
     Item,
     check_content,
@@ -120,6 +131,7 @@ class MemoryStore(Searching):
         parent_id: str | None = None,
         expires_at: datetime | None = None,
         id: str | None = None,
+        embedding: Vectors | Sequence[float] | None = None,
         on_conflict: OnConflict = "error",
     ) -> str:
         """Store one memory; it is durable and searchable when this returns.
@@ -132,6 +144,8 @@ class MemoryStore(Searching):
             parent_id: the id of the memory that this one came from.
             expires_at: timezone-aware; from then on the memory is never returned.
             id: None makes a new UUID.
+            embedding: (dim,) floats, taken as made by the store's embedder, which then need not
+                embed the content; a store with embedding_model=None needs it.
             on_conflict: for an id that exists: "error", "replace" or "ignore".
 
         Returns:
@@ -139,17 +153,19 @@ class MemoryStore(Searching):
 
         Raises:
             InputError: an argument is refused; its `field` names it.
+            NoEmbedderError: no `embedding`, in a store with embedding_model=None.
             DuplicateIdError: the id exists and `on_conflict` is "error".
         """
-        item = {
-            "content": content,
-            "metadata": metadata,
-            "namespace": namespace,
-            "importance": importance,
-            "parent_id": parent_id,
-            "expires_at": expires_at,
-            "id": id,
-        }
+        item = NewMemory(
+            content,
+            id=id,
+            namespace=namespace,
+            metadata=metadata,
+            importance=importance,
+            parent_id=parent_id,
+            expires_at=expires_at,
+            embedding=embedding,
+        )
         return self._add(self._prepare(item, on_conflict))[0]
 
     def upsert(
@@ -162,6 +178,7 @@ class MemoryStore(Searching):
         importance: float = 0.5,
         parent_id: str | None = None,
         expires_at: datetime | None = None,
+        embedding: Vectors | Sequence[float] | None = None,
     ) -> str:
         """Store one memory, in the place of the one with this id, or else with this text.
 
@@ -177,22 +194,25 @@ class MemoryStore(Searching):
             importance: as for `add`.
             parent_id: as for `add`.
             expires_at: as for `add`.
+            embedding: as for `add`.
 
         Returns:
             The memory's id.
 
         Raises:
             InputError: an argument is refused; its `field` names it.
+            NoEmbedderError: as for `add`.
         """
-        item = {
-            "content": content,
-            "metadata": metadata,
-            "namespace": namespace,
-            "importance": importance,
-            "parent_id": parent_id,
-            "expires_at": expires_at,
-            "id": id,
-        }
+        item = NewMemory(
+            content,
+            id=id,
+            namespace=namespace,
+            metadata=metadata,
+            importance=importance,
+            parent_id=parent_id,
+            expires_at=expires_at,
+            embedding=embedding,
+        )
         return self._add(self._prepare(item, "replace", match_content=True))[0]
 
     def add_many(
@@ -548,6 +568,8 @@ class MemoryStore(Searching):
         *,
         where: Where | None = None,
         namespace: str | None = None,
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
     ) -> builtins.list[DuplicateGroup]:
         """Find memories that say nearly the same.
 
@@ -555,6 +577,8 @@ class MemoryStore(Searching):
             threshold: the cosine from which on two memories count as near duplicates, above 0.
             where: a filter.
             namespace: this one and all below it; None is the store's own, "*" every one.
+            progress: called now and then with the memories that were compared with all others.
+            stop: set it to stop soon.
 
         Returns:
             Groups of memories, each joined to another one of its group by a pair above the
@@ -562,12 +586,14 @@ class MemoryStore(Searching):
 
         Raises:
             InputError: the threshold is not above 0 and at most 1.
+            StoppedError: `stop` was set.
         """
         if not 0 < check_number(threshold, field="threshold") <= 1:
             raise InputError(
                 f"threshold must be above 0 and at most 1, not {threshold!r}", field="threshold"
             )
-        found = near_duplicates(self._copied_index(self._selection(where, namespace)), threshold)
+        copied = self._copied_index(self._selection(where, namespace))
+        found = near_duplicates(copied, threshold, steps=Steps(progress, stop))
         with self._reader() as repository:
             return repository.duplicate_groups(found)
 
@@ -789,21 +815,29 @@ class MemoryStore(Searching):
         with self._reader() as repository:
             return fields_of(repository).all()
 
-    def rebuild_words(self, tokenizer: Tokenizer | None = None) -> None:
+    def rebuild_words(
+        self, tokenizer: Tokenizer | None = None, *, stop: threading.Event | None = None
+    ) -> None:
         """Make the word index anew from the texts, which are cut into words in another way.
 
         Args:
             tokenizer: "porter", "unicode61" or "trigram"; None keeps the one that the store has.
+            stop: set it to stop soon; then the words stay as they were.
 
         Raises:
             InputError: there is no such tokenizer.
+            StoppedError: `stop` was set.
         """
         if tokenizer not in (None, "porter", "unicode61", "trigram"):
             raise InputError(
                 f'tokenizer must be "porter", "unicode61" or "trigram", not {tokenizer!r}',
                 field="tokenizer",
             )
-        with self._writer() as repository:
+        steps = Steps(None, stop)
+        with (
+            self._open_database.stoppable(lambda: steps.is_stopped),
+            self._writer() as repository,
+        ):
             repository.words.rebuild(tokenizer)
 
     def export_to(
@@ -813,6 +847,8 @@ class MemoryStore(Searching):
         vectors: bool = False,
         where: Where | None = None,
         namespace: str | None = "*",
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
     ) -> int:
         """Write memories, as they are at one moment, to a file that `import_from` brings back.
 
@@ -823,6 +859,8 @@ class MemoryStore(Searching):
                 not embed them anew.
             where: a filter, a dict or built with `F`.
             namespace: this one and all below it; "*" is every one, None the store's own.
+            progress: called now and then with the memories that are written.
+            stop: set it to stop soon.
 
         Returns:
             How many memories the file holds.
@@ -831,12 +869,15 @@ class MemoryStore(Searching):
             InputError: the path, the filter or the namespace is refused.
             MissingDependencyError: Parquet needs pyarrow.
             StorageError: the file could not be written; no part of it is left.
+            StoppedError: `stop` was set; likewise.
         """
         target = expanded(path).absolute()
         selection = self._selection(where, namespace)
+        scope, condition = selection.scope, selection.condition
         with self._reader() as repository:
             space = repository.spaces.active() if vectors else None
-            found = exchange.rows(repository, selection.scope, selection.condition, space)
+            steps = Steps(progress, stop, total=repository.keys(scope, condition).size)
+            found = steps.counted(exchange.rows(repository, scope, condition, space))
             return exchange.write(target, found, space, mode=self._open_database.dialect.mode)
 
     def import_from(
@@ -845,6 +886,7 @@ class MemoryStore(Searching):
         *,
         on_conflict: OnConflict = "ignore",
         progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
     ) -> builtins.list[str]:
         """Bring back what `export_to` wrote: ids, times and metadata as they were.
 
@@ -854,6 +896,7 @@ class MemoryStore(Searching):
             path: the file.
             on_conflict: for an id that exists: "error", "replace" or "ignore".
             progress: called after every batch.
+            stop: set it to stop soon.
 
         Returns:
             The ids of the memories in the file.
@@ -863,9 +906,12 @@ class MemoryStore(Searching):
                 this store refuses a memory in it: the batches before that one are stored, and the
                 error names their ids, as `stored_ids`.
             DuplicateIdError: an id exists and `on_conflict` is "error"; likewise.
+            StoppedError: `stop` was set. The batches before are stored; "ignore" passes them over
+                the next time.
         """
         found = exchange.read(expanded(path).absolute(), self._serving.space)
-        return self.add_many(found, on_conflict=on_conflict, progress=progress)
+        items = Steps(None, stop).counted(found)
+        return self.add_many(items, on_conflict=on_conflict, progress=progress)
 
 
 def _listed(ids: str | Iterable[str]) -> Iterable[str]:

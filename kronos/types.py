@@ -1,7 +1,7 @@
 """The values that Kronos hands out and takes in: frozen, slotted, without behaviour of their own.
 
-Times are timezone-aware UTC datetimes. Vectors are float32 NumPy arrays of unit length. The two
-protocols, `Embedder` and `VectorIndex`, are the only plug points.
+Times are timezone-aware UTC datetimes. Vectors are float32 NumPy arrays of unit length. The
+protocols `Embedder`, or `AsyncEmbedder`, and `VectorIndex` are the only plug points.
 """
 
 from __future__ import annotations
@@ -469,6 +469,34 @@ class Embedder(Protocol):
         """Embed texts to be stored: (n, dim) float32."""
 
     def embed_queries(self, texts: Sequence[str], /) -> Vectors:
+        """Embed questions: (n, dim) float32."""
+
+
+@runtime_checkable
+class AsyncEmbedder(Protocol):
+    """Turns texts into vectors, awaited: an `Embedder` for `KronosMemory`.
+
+    Its coroutines run on the event loop of the task that waits for them, in a copy of that task's
+    context, and are cancelled with it. A job in the background has no such task: there they run on
+    an event loop that the `KronosMemory` keeps for this.
+    """
+
+    @property
+    def model_id(self) -> str:
+        """The embedder's name, for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this embedder from one whose vectors cannot be compared."""
+
+    @property
+    def dim(self) -> int:
+        """The width of a vector."""
+
+    async def embed_documents(self, texts: Sequence[str], /) -> Vectors:
+        """Embed texts to be stored: (n, dim) float32."""
+
+    async def embed_queries(self, texts: Sequence[str], /) -> Vectors:
         """Embed questions: (n, dim) float32."""
 
 

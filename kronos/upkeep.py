@@ -39,6 +39,7 @@ from kronos.opening import Opened
 from kronos.reindex import ReindexJob, Work
 from kronos.search.fields import fields_of
 from kronos.settings import Location, Settings
+from kronos.steps import Steps
 from kronos.types import (
     CompactReport,
     Failure,
@@ -58,6 +59,10 @@ if TYPE_CHECKING:
     from kronos.repository import Repository
     from kronos.serving import Serving
     from kronos.types import Embedder, ProgressCallback, VectorIndex
+
+
+_THINGS_TO_CHECK = 5
+"""SQLite's file, texts, vectors, words, the index."""
 
 
 class Upkeep(Opened):
@@ -160,18 +165,35 @@ class Upkeep(Opened):
         known = [embedder for embedder in at_hand if embedder is not None]
         return ModelChange(self._settler(self._open_database), known)
 
-    def plan_reindex(self, model: str | None = None) -> ReindexPlan:
+    def plan_reindex(
+        self,
+        model: str | None = None,
+        *,
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
+    ) -> ReindexPlan:
         """Say what `reindex` would do; the model is loaded and tried, and nothing is written.
 
         Args:
             model: as for `reindex`.
+            progress: called after each part of the sample that is embedded.
+            stop: set it to stop soon.
 
         Raises:
             ModelLoadError: the model cannot be had.
             NoEmbedderError: no model is named, and the store has no embedder.
+            StoppedError: `stop` was set.
         """
+        steps = Steps(progress, stop)
         embedder, _ = self._target(model)
-        return estimate(self._open_database, embedder, clock=self._clock, patience=self._for_texts)
+        with self._open_database.stoppable(lambda: steps.is_stopped):
+            return estimate(
+                self._open_database,
+                embedder,
+                clock=self._clock,
+                patience=self._for_texts,
+                steps=steps,
+            )
 
     def resume_reindex(
         self,
@@ -243,7 +265,12 @@ class Upkeep(Opened):
         return self._change.failures()
 
     def compact(
-        self, *, keep_spaces: int | None = None, forget_before: datetime | None = None
+        self,
+        *,
+        keep_spaces: int | None = None,
+        forget_before: datetime | None = None,
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
     ) -> CompactReport:
         """Drop what nobody wants any more, and give the free space back to the disk.
 
@@ -257,10 +284,14 @@ class Upkeep(Opened):
             keep_spaces: so many retired spaces are kept to roll back to; None is the settings'.
             forget_before: a timezone-aware moment: what living memories were until before it is
                 forgotten too; None forgets nothing of theirs.
+            progress: called after each transaction, of which nobody knows how many there will be.
+            stop: set it to stop soon.
 
         Raises:
             InputError: `keep_spaces` is no number from 0 on, or `forget_before` no moment.
+            StoppedError: `stop` was set. What was dropped is gone; the next call does the rest.
         """
+        steps = Steps(progress, stop)
         keep = self._settings.keep_spaces
         if keep_spaces is not None:
             keep = check_limit(keep_spaces, field="keep_spaces", least=0)
@@ -271,9 +302,10 @@ class Upkeep(Opened):
             self.location.index,
             forget_before=check_time(forget_before, field="forget_before"),
             clock=self._clock,
+            steps=steps,
         )
 
-    def tune(self, target: float = 0.98) -> TuneReport:
+    def tune(self, target: float = 0.98, *, stop: threading.Event | None = None) -> TuneReport:
         """Build the index that is due, measure how well it finds, and search as hard as need be.
 
         The 10 nearest of up to 200 points are looked for by the graph and by an exact scan: how
@@ -285,6 +317,7 @@ class Upkeep(Opened):
 
         Args:
             target: the recall@10 that is wanted, above 0 and at most 1.
+            stop: set it to stop soon; then nothing is changed.
 
         Returns:
             What was measured. A target that is out of reach is no error: the store then searches
@@ -293,27 +326,31 @@ class Upkeep(Opened):
         Raises:
             InputError: the target is out of its range.
             StoreClosedError: the store is not open, or was closed meanwhile.
+            StoppedError: `stop` was set.
         """
-        return self._tune(target, threading.Event())
-
-    def _tune(self, target: float, stop: threading.Event) -> TuneReport:
-        """The same; once `stop` is set it ends soon, with StoreClosedError."""
         wanted = check_number(target, field="target")
         if not 0 < wanted <= 1:
             raise InputError(
                 f"target must be a recall above 0 and at most 1, not {target!r}", field="target"
             )
+        steps, interrupted = Steps(None, stop), threading.Event()
         serving, closing = self._caught_up(), self._snapshots.stop_event
+
+        def is_over() -> bool:
+            return steps.is_stopped or interrupted.is_set() or closing.is_set()
+
         # Not in the caller's thread: a build leaves it with fewer of FAISS's threads.
         with ThreadPoolExecutor(1, thread_name_prefix="kronos-tune") as thread:
-            work = thread.submit(
-                self._measure, serving, wanted, lambda: stop.is_set() or closing.is_set()
-            )
+            work = thread.submit(self._measure, serving, wanted, is_over)
             try:
-                return work.result()
+                report = work.result()
             except BaseException:  # Ctrl-C
-                stop.set()
+                interrupted.set()
                 raise
+        if report is None:
+            steps.go_on()
+            raise StoreClosedError
+        return report
 
     def _caught_up(self) -> Serving:
         """Who answers, the index having taken up all that is committed."""
@@ -333,12 +370,13 @@ class Upkeep(Opened):
             self._follow(serving)
 
     @staticmethod
-    def _measure(serving: Serving, target: float, stopped: Callable[[], bool]) -> TuneReport:
+    def _measure(serving: Serving, target: float, stopped: Callable[[], bool]) -> TuneReport | None:
+        """What was measured; None: it was stopped."""
         replica = serving.replica
         replica.build(stopped)
         tuned = replica.tune(target, stopped)
         if stopped():
-            raise StoreClosedError
+            return None
         if replica.save_is_due:
             replica.save()
         with replica.lock:
@@ -380,23 +418,39 @@ class Upkeep(Opened):
                 engine=_engine_of(serving.embedder),
             )
 
-    def check(self, *, repair: bool = False) -> Report:
+    def check(
+        self,
+        *,
+        repair: bool = False,
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
+    ) -> Report:
         """Compare everything that must agree; others read and write meanwhile.
 
         Args:
             repair: mend what can be derived from the texts: the index, vectors that do not fit, the
                 words, files that nobody needs and, after a backup, the indexes of SQLite.
+            progress: called after each of the things that are compared.
+            stop: set it to stop soon, amid a long statement too.
 
         Returns:
             What is wrong, in words, and what of it was repaired; and how well the index finds.
+
+        Raises:
+            StoppedError: `stop` was set. What was repaired before is repaired.
         """
+        steps = Steps(progress, stop, total=_THINGS_TO_CHECK)
+        with self._open_database.stoppable(lambda: steps.is_stopped):
+            return self._check(repair, steps)
+
+    def _check(self, repair: bool, steps: Steps) -> Report:
         database, location = self._open_database, self.location
         database.require_in_place()
         advice = [*doctor.surroundings(database, location.database.parent)]
-        problems = [
-            *doctor.damaged_database(database, self._backup_beside, repair=repair),
-            *doctor.altered_texts(database, self._clock),
-        ]
+        problems = [*doctor.damaged_database(database, self._backup_beside, repair=repair)]
+        steps.take()
+        problems += doctor.altered_texts(database, self._clock)
+        steps.take()
         if any(problem.kind == "database" and not problem.repaired for problem in problems):
             return Report(tuple(problems), tuple(advice))  # no row can be believed
         problems += doctor.wrong_schema(database)
@@ -410,14 +464,17 @@ class Upkeep(Opened):
             if repair:
                 doctor.remove_orphans(location.database, location.index, repository)
             advice += doctor.orphaned_files(location.database, location.index, repository)
+        steps.take()
         try:
             problems += doctor.wrong_words(database, writing)
         except StorageError as exc:
             advice.append(Problem("words", f"the words could not be compared: {exc}"))
+        steps.take()
         serving, difference = self._compared_index(repair=repair)
         problems += difference
         with serving.replica.lock:
             index = serving.replica.state()
+        steps.take()
         return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
 
     def _compared_index(self, *, repair: bool) -> tuple[Serving, builtins.list[Problem]]:
@@ -446,12 +503,20 @@ class Upkeep(Opened):
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))
 
-    def backup(self, path: str | os.PathLike[str]) -> Path:
+    def backup(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
+    ) -> Path:
         """Copy the database, as it is committed now, to a file, while others read and write.
 
         Args:
             path: a file that does not exist yet, or a folder, in which it gets a name with the
                 time.
+            progress: called now and then with the pages that are copied.
+            stop: set it to stop soon.
 
         Returns:
             The file. It holds all of the store: texts, metadata, vectors, jobs.
@@ -459,6 +524,7 @@ class Upkeep(Opened):
         Raises:
             InputError: the file exists, or its folder does not.
             StorageError: the copy could not be written; no part of it is left.
+            StoppedError: `stop` was set; likewise.
         """
         target = expanded(path).absolute()
         if target.is_dir():
@@ -466,7 +532,7 @@ class Upkeep(Opened):
         if target.exists() or not target.parent.is_dir():
             why = "exists" if target.exists() else "lies in no folder that exists"
             raise InputError(f"{target} {why}: name a new file for the backup", field="path")
-        self._open_database.backup(target)
+        self._open_database.backup(target, Steps(progress, stop))
         return target
 
     @staticmethod

@@ -29,6 +29,7 @@ from kronos.errors import (
     MetadataError,
     VectorError,
 )
+from kronos.pieces import to_json
 from kronos.types import NewMemory
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _UNIT_TOLERANCE = 1e-6
 _ROUNDED = 1e-4
 """How far float32 may take the length of a wide unit vector from 1, and more."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_FEW = 2**14
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -339,8 +341,8 @@ def check_metadata(
         return "{}"
     if not isinstance(metadata, dict):
         raise MetadataError(f"{field} must be a dict, not {_kind(metadata)}", field=field)
-    _check_json(metadata, settings, field)
-    text = _JSON.encode(metadata)
+    size = _check_json(metadata, settings, field)
+    text = _JSON.encode(metadata) if size <= _FEW else to_json(metadata, _JSON)
     # No character has more than four bytes.
     limit = settings.max_metadata_bytes
     if 4 * len(text) > limit and len(text.encode()) > limit:
@@ -348,7 +350,8 @@ def check_metadata(
     return text
 
 
-def _check_json(root: dict[str, Any], settings: Settings, field: str) -> None:
+def _check_json(root: dict[str, Any], settings: Settings, field: str) -> int:
+    """Check metadata: how many letters and values are in it."""
     # A stack of our own: deep or cyclic metadata must not raise RecursionError. A cycle ends at
     # the depth limit, and a huge value at the size limit, before it is walked whole.
     size = 0
@@ -369,6 +372,7 @@ def _check_json(root: dict[str, Any], settings: Settings, field: str) -> None:
                 stack.append((child, name, depth + 1))
             else:
                 _check_scalar(child, name)
+    return size
 
 
 def _children(value: dict[Any, Any] | list[Any], path: str) -> Iterator[tuple[Any, str, int]]:

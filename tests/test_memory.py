@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import sqlite3
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +26,10 @@ from kronos.errors import (
 from kronos.settings import Settings
 
 VERBS = [
-    "add", "add_many", "get", "find", "update", "delete", "search", "list", "count", "stats",
-    "check", "reindex", "plan_reindex", "resume_reindex", "activate_reindex", "cancel_reindex",
-    "rollback", "jobs", "failures", "compact", "connect", "close", "backup", "restore", "recover",
-    "export_to", "import_from", "tune",
-]  # fmt: skip
+    name
+    for name, verb in inspect.getmembers(MemoryStore, callable)
+    if not name.startswith("_") and name not in ("open", "iterate")
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -41,10 +39,23 @@ def test_both_facades_have_the_same_signatures(verb: str) -> None:
     assert inspect.signature(sync) == inspect.signature(asynchronous)
 
 
+def test_both_facades_have_the_same_verbs() -> None:
+    asynchronous = {name for name, _ in inspect.getmembers(KronosMemory, callable)}
+    for_forks = {"before_fork", "after_fork"}
+    assert {name for name in asynchronous if name[0] != "_"} - for_forks == {*VERBS, "iterate"}
+    sync, iterated = (inspect.signature(face.iterate) for face in (MemoryStore, KronosMemory))
+    assert sync.parameters == iterated.parameters
+    assert inspect.isasyncgenfunction(KronosMemory.iterate)
+
+
 def test_both_constructors_take_the_same_options() -> None:
     sync = dict(inspect.signature(MemoryStore).parameters)
+    asynchronous = dict(inspect.signature(KronosMemory).parameters)
     del sync["clock"]
-    assert sync == dict(inspect.signature(KronosMemory).parameters)
+    # The one difference: an embedder that is awaited.
+    assert asynchronous["embedder"].annotation == "Embedder | AsyncEmbedder | None"
+    asynchronous["embedder"] = asynchronous["embedder"].replace(annotation="Embedder | None")
+    assert sync == asynchronous
 
 
 class Counting(HashEmbedder):
@@ -206,13 +217,22 @@ def test_close_waits_for_what_is_under_way(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_connecting_twice_at_once_opens_once(tmp_path: Path) -> None:
+def test_connecting_twice_at_once_opens_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[MemoryStore] = []
+    connect = MemoryStore.connect
+
+    def counted(store: MemoryStore, **options: Any) -> None:
+        opened.append(store)
+        connect(store, **options)
+
+    monkeypatch.setattr(MemoryStore, "connect", counted)
+
     async def scenario() -> None:
         memory = KronosMemory(tmp_path, embedding_model="hash")
-        before = set(threading.enumerate())
-        await asyncio.gather(memory.connect(), memory.connect())
-        started = set(threading.enumerate()) - before
-        assert len([t for t in started if t.name.startswith("kronos-work")]) == 1
+        await asyncio.gather(*(memory.connect() for _ in range(8)))
+        assert len(opened) == 1
         await memory.add("once")
         await memory.close()
 

@@ -399,7 +399,7 @@ def test_two_hundred_calls_cancelled_at_every_await_are_done_or_not_done(tmp_pat
                     case _:
                         return memory.search("old")
 
-            steps = [number // 5 % 8 + 1 for number in range(200)]
+            steps = [number // 5 % 6 + 1 for number in range(200)]
             ended = await asyncio.gather(*(is_done(call(n), step) for n, step in enumerate(steps)))
             assert await memory.add("the store still answers")
         # What was cancelled may have been under way until the store was closed.

@@ -226,6 +226,7 @@ def test_a_store_whose_embedder_is_out_of_reach_opens_with_texts_that_wait(
     assert store.search(vector, limit=1)[0].id == ids[30], "a question that needs no embedder"
     assert store.failures() == []
     embedder.works.set()
+    store._jobs.wait(30)  # that question left them to a job
     assert store.search(TEXTS[0], mode="dense", limit=1)[0].id == ids[0]
     assert store.stats().spaces[0].pending == 0
 

@@ -20,6 +20,7 @@ OUTPUTS = [
     "The invoice KX-4711 is due in May.",
     "The launch is in June.\n['The launch is in June.', 'The launch is in September.']",
     "",
+    "[1, 2]",
 ]
 
 

@@ -45,12 +45,26 @@ def test_what_is_counted_is_a_whole_number(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize(
-    "value", [math.inf, -math.inf, math.nan, True, "3", None, 0, -1.0, 1e308, 10**400]
+    "value", [math.inf, -math.inf, math.nan, True, "3", None, -1.0, 1e308, 10**400]
 )
 def test_a_time_is_finite(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds") as caught:
         Settings(**{name: value})
     assert caught.value.field == name
+
+
+MAY_BE_ZERO = {"embed_retry_s", "search_retry_s"}
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name not in MAY_BE_ZERO])
+def test_a_time_is_longer_than_none(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="seconds above 0"):
+        Settings(**{name: 0})
+
+
+def test_patience_may_be_none_at_all() -> None:
+    settings = Settings(embed_retry_s=0, search_retry_s=0.0)
+    assert (settings.embed_retry_s, settings.search_retry_s) == (0, 0)
 
 
 @given(name=st.sampled_from([*OPTIONS]), value=anything)
@@ -70,7 +84,7 @@ def test_a_value_that_is_taken_is_of_its_option_s_kind(name: str, value: Any) ->
         assert (name == "keep_spaces") <= taken + 1 <= 2**31
     elif name in NUMBERS:
         assert type(taken) in (int, float)
-        assert 0 < taken <= 1e6
+        assert 0 < taken <= 1e6 or (taken == 0 and name in MAY_BE_ZERO)
     else:
         assert type(taken) is (bool if name in SWITCHES else str)
 

@@ -46,6 +46,7 @@ from kronos.errors import (
     StoreBusyError,
 )
 from kronos.settings import Location, Settings
+from kronos.steps import Steps
 from kronos.types import RecoveryReport
 from kronos.validation import hash_content, not_unit, to_datetime
 
@@ -85,7 +86,7 @@ def restore(backup: Path, location: Location, settings: Settings) -> Path | None
         raise InputError(f"there is no backup at {backup}", field="backup")
     with _replacing(location, settings) as place, files.making(place.file) as part:
         with closing(Database(backup, settings)) as source, source.read() as connection:
-            source.dialect.copy(connection, part)
+            source.dialect.copy(connection, part, Steps())
         with closing(Database(part, settings)) as prepared:
             _refuse_unfit(prepared)
         mode = files.mode_of(backup)

@@ -41,12 +41,15 @@ from kronos.errors import (
     CorruptStoreError,
     InputError,
     ReadOnlyStoreError,
+    StoppedError,
     StorageError,
     StorageFullError,
     StoreBusyError,
 )
 from kronos.files import beside, make_folder, mode_of, publishing, sync
+from kronos.pieces import to_json
 from kronos.settings import Settings
+from kronos.steps import Steps
 
 if TYPE_CHECKING:
     import sqlite3
@@ -84,6 +87,10 @@ _PAGES_A_CHECKPOINT = 4096
 # 16 MiB a connection: with SQLite's own 2 MiB a batch of 1,000 writes pages before it ends, and
 # reads them again.
 _CACHE_KIB = 16_384
+# Of a backup, between two looks at whether it is to stop: 32 MiB.
+_PAGES_A_COPY = 4096
+# A tenth of a second at most, between two looks at whether a long statement is to stop.
+_INSTRUCTIONS_A_LOOK = 200_000
 # 4 MiB: other writers wait no longer than for one of these.
 _PAGES_A_VACUUM = 512
 # Of a new file. A page of 4096 bytes holds two vectors of 384 numbers, a quarter of it stays empty;
@@ -92,6 +99,7 @@ _BYTES_A_PAGE = 8192
 _PAGES_A_STEP = 256
 # SQLite's own limit is 281 TB; a sparse file costs nothing, but not every file system takes it.
 _LONGEST_FILE = 2**42
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 class _Code(IntEnum):
@@ -100,6 +108,7 @@ class _Code(IntEnum):
     BUSY = 5
     LOCKED = 6
     READONLY = 8
+    INTERRUPT = 9
     IOERR = 10
     CORRUPT = 11
     FULL = 13
@@ -111,6 +120,7 @@ class _Code(IntEnum):
 _CODES_BY_MESSAGE = {
     "is locked": _Code.BUSY,
     "readonly database": _Code.READONLY,
+    "interrupted": _Code.INTERRUPT,
     "disk I/O error": _Code.IOERR,
     "malformed": _Code.CORRUPT,
     "disk is full": _Code.FULL,
@@ -153,6 +163,8 @@ class SQLite:
         self._run(connection, "PRAGMA busy_timeout=0")
         try:
             self.begin_write(connection)
+        except StoreBusyError as exc:
+            raise StoreBusyError(f"{self.path} is locked by another writer") from exc
         finally:
             self._run(connection, f"PRAGMA busy_timeout={self._timeout_s * 1000:.0f}")
 
@@ -292,9 +304,21 @@ class SQLite:
             and not (self._log.exists() and self._log.stat().st_size)
         )
 
-    def fault(self, error: BaseException | None) -> StorageError:
+    @contextmanager
+    def watched(self, connection: Connection, is_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Interrupt what a connection does, once somebody wants it to stop."""
+        found = _driver(connection)
+        found.set_progress_handler(is_stopped, _INSTRUCTIONS_A_LOOK)
+        try:
+            yield
+        finally:
+            found.set_progress_handler(None, 0)
+
+    def fault(self, error: BaseException | None) -> StorageError | StoppedError:
         """Translate an error of the driver or the system; its transaction is rolled back."""
         match _code(error):
+            case _Code.INTERRUPT:
+                return StoppedError()
             case _Code.BUSY | _Code.LOCKED:
                 return StoreBusyError(
                     f"{self.path} is locked by another writer; waited "
@@ -357,7 +381,7 @@ class SQLite:
         except OSError as exc:
             raise self.fault(exc) from exc
 
-    def vacuum(self) -> bool:
+    def vacuum(self, steps: Steps) -> bool:
         """Give the free pages of the file back to the disk, while others read and write.
 
         A database that was made before pages could be given back bit by bit is written anew once,
@@ -376,6 +400,7 @@ class SQLite:
                     connection.execute("VACUUM")
                 (free,) = connection.execute("PRAGMA freelist_count").fetchone()
                 for _ in range(0, free, _PAGES_A_VACUUM):
+                    steps.take()
                     # Not `execute`, which takes one step of a statement, and with it one page.
                     connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_A_VACUUM})")
                 # What was given back stands in the log until it is copied; a reader of an older
@@ -385,16 +410,17 @@ class SQLite:
         except ERRORS as exc:
             raise self.fault(exc) from exc
 
-    def backup(self, connection: Connection, target: Path) -> None:
+    def backup(self, connection: Connection, target: Path, steps: Steps) -> None:
         """Copy the database as a connection sees it into a new file, which is there whole or not.
 
         Raises:
             InputError: the file exists.
             StorageError: the copy could not be written.
+            StoppedError: nobody wants it any more.
         """
         try:
             with publishing(target, mode=self.mode, replace=False) as part:
-                self.copy(connection, part)
+                self.copy(connection, part, steps)
         except FileExistsError:
             raise InputError(
                 f"{target} exists: name a new file for the backup", field="path"
@@ -474,11 +500,17 @@ class SQLite:
         except ERRORS as exc:
             raise self.fault(exc) from exc
 
-    def copy(self, connection: Connection, target: Path) -> None:
+    def copy(self, connection: Connection, target: Path, steps: Steps) -> None:
         """Copy the database as a connection sees it into a file, which is its caller's to name."""
+
+        def note(status: int, remaining: int, total: int) -> None:
+            steps.reach(total - remaining, total)
+
         try:
+            # The state that is copied is settled before its first part is, not anew with each.
+            self._run(connection, "SELECT count(*) FROM sqlite_master")
             with closing(driver.connect(target)) as copy:
-                _driver(connection).backup(copy)
+                _driver(connection).backup(copy, pages=_PAGES_A_COPY, progress=note)
             sync(target)
         except (*ERRORS, OSError) as exc:
             raise self.fault(exc) from exc
@@ -584,10 +616,14 @@ class Prepared:
     def _execute(self, connection: Connection, values: dict[str, Any]) -> sqlite3.Cursor:
         text, constants = self._compiled
         given = {
-            name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+            name: _as_list(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
         return _driver(connection).execute(text, {**constants, **given})
+
+
+def _as_list(values: Sequence[Any]) -> str:
+    return to_json(values, _JSON)
 
 
 def listed(name: str) -> Select[Any]:
@@ -695,8 +731,7 @@ def has_element(
 
 def json_list(values: Sequence[float | str]) -> Select[Any]:
     """The values as rows, for `IN`: however many, they are one parameter."""
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
-    return select(func.json_each(text).table_valued("value").c.value)
+    return select(func.json_each(_as_list(values)).table_valued("value").c.value)
 
 
 class _Unindexed:

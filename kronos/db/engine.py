@@ -9,9 +9,10 @@ store's id, nothing here knows what the rows mean.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -23,6 +24,7 @@ from sqlalchemy.pool import NullPool
 from kronos.db.dialect import ERRORS, SQLite, driver, fetch
 from kronos.errors import (
     CorruptStoreError,
+    StoppedError,
     StorageError,
     StoreBusyError,
     StoreClosedError,
@@ -30,6 +32,7 @@ from kronos.errors import (
 )
 from kronos.forking import Gate, follow_forks
 from kronos.settings import Settings
+from kronos.steps import Steps
 from kronos.types import Problem
 
 # Kept for the next transactions; more are opened when more threads ask at once.
@@ -69,6 +72,7 @@ class Database:
         # twice as long as to begin and to end a transaction.
         self._idle: deque[Connection] = deque()
         self._held: _Held | None = None
+        self._this_thread = threading.local()
         self._engine = create_engine(
             URL.create("sqlite+pysqlite", database=str(self.path)),
             creator=lambda: self.dialect.connect(create=self._held is None),
@@ -152,6 +156,20 @@ class Database:
         return self._transaction(self.dialect.begin_read, kept=False)
 
     @contextmanager
+    def stoppable(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Let this thread's transactions be interrupted, also amid a long statement.
+
+        Args:
+            is_stopped: asked now and then; once it says so, the transaction is rolled back and
+                raises `StoppedError`.
+        """
+        self._this_thread.is_stopped = is_stopped
+        try:
+            yield
+        finally:
+            self._this_thread.is_stopped = None
+
+    @contextmanager
     def _transaction(
         self, begin: Callable[[Connection], None], *, kept: bool = True, writes: bool = False
     ) -> Iterator[Connection]:
@@ -163,7 +181,7 @@ class Database:
             with self._gate:
                 connection, transaction = self._begin(begin, idle)
                 try:
-                    with transaction:
+                    with self._watched(connection), transaction:
                         yield connection
                     if writes and not self._is_at_its_path(connection):
                         raise self._replaced("what this call wrote went with it")
@@ -178,6 +196,10 @@ class Database:
             raise self._fault(exc.orig) from exc
         except ERRORS as exc:
             raise self._fault(exc) from exc
+
+    def _watched(self, connection: Connection) -> AbstractContextManager[None]:
+        is_stopped = getattr(self._this_thread, "is_stopped", None)
+        return nullcontext() if is_stopped is None else self.dialect.watched(connection, is_stopped)
 
     def _begin(
         self, begin: Callable[[Connection], None], idle: deque[Connection] | None
@@ -237,7 +259,7 @@ class Database:
             f"{so}. Put the store's own file back, or close this store and open it anew"
         )
 
-    def _fault(self, error: BaseException | None) -> StorageError:
+    def _fault(self, error: BaseException | None) -> StorageError | StoppedError:
         """Translate an error; whatever fails on a file that is gone fails because it is."""
         if self._held is not None and self.dialect.file_id() is None:
             return self._replaced()
@@ -257,14 +279,15 @@ class Database:
             while True:
                 self._idle.pop().close()
 
-    def backup(self, target: Path) -> None:
+    def backup(self, target: Path, steps: Steps | None = None) -> None:
         """Copy the database, as it is committed now, to a new file, while others read and write.
 
         Raises:
             StorageError: the copy could not be made; no part of it is left.
+            StoppedError: likewise.
         """
         with self.read() as connection:
-            self.dialect.backup(connection, target)
+            self.dialect.backup(connection, target, steps or Steps())
 
     def problems(self) -> list[Problem]:
         """What the database's own checks find wrong; reads the whole file."""
@@ -288,7 +311,7 @@ class Database:
         self.require_in_place()
         self.dialect.sync()
 
-    def vacuum(self) -> bool:
+    def vacuum(self, steps: Steps | None = None) -> bool:
         """Give the space of deleted rows back to the disk, while others read and write.
 
         Returns:
@@ -302,7 +325,7 @@ class Database:
             raise StoreClosedError
         with self._gate:
             self.require_in_place()
-            return self.dialect.vacuum()
+            return self.dialect.vacuum(steps or Steps())
 
     def close(self) -> None:
         """Close every connection; does nothing when the database is closed."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from kronos.awaited import is_awaited
 from kronos.embedding.passing import passing
 from kronos.embedding.patience import ONCE, Patience
 from kronos.embedding.sentence import is_out_of_memory
@@ -53,16 +54,19 @@ def check_embedder(embedder: object) -> Embedder:
     width = _part(embedder, "dim")
     if _as_width(width) < 1:
         raise _unfit("dim", f"must be a whole number from 1 on, not {width!r}")
-    for name in _METHODS:
-        method = _part(embedder, name)
+    methods = {name: _part(embedder, name) for name in _METHODS}
+    for name, method in methods.items():
         if not callable(method):
             raise _unfit(name, f"must be a method, not {method!r}")
-        if _is_async(method):
+    for name, method in methods.items():
+        if is_awaited(method):
             raise _unfit(
                 name,
-                "is a coroutine function, which this store cannot await: use KronosMemory, or give "
-                "an embedder whose methods return the vectors themselves",
+                "is a coroutine function, which only KronosMemory awaits: open the store with it, "
+                "or hand in an embedder whose methods return the vectors themselves",
             )
+        if inspect.isasyncgenfunction(method):
+            raise _unfit(name, "is an async generator, and must return all vectors at once")
     return cast("Embedder", embedder)
 
 
@@ -79,16 +83,6 @@ def _as_width(value: object) -> int:
         return 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return 0
-
-
-def _is_async(method: Any) -> bool:
-    while isinstance(method, functools.partial):
-        method = method.func
-    return any(
-        is_one(each)
-        for each in (method, getattr(method, "__call__", None))  # noqa: B004 - its code is asked
-        for is_one in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-    )
 
 
 def _unfit(name: str, why: str) -> ConfigurationError:

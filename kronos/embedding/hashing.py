@@ -16,15 +16,15 @@ import functools
 import hashlib
 import itertools
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kronos.errors import ConfigurationError
+from kronos.pieces import find_all, folded
 
 if TYPE_CHECKING:
     from kronos.types import Vectors
@@ -42,6 +42,7 @@ _DAMPING = 2.0
 _CHARACTERS_AT_ONCE = 2**20
 """Texts are worked on together up to so many characters, which bounds the memory."""
 _TEXTS_AT_ONCE = 2048
+_WORDS_AT_ONCE = 2**16
 
 # Underscores part words, as code wants it; an ideograph is a word of its own. Longer runs are cut:
 # a text may be one word of 10 MB.
@@ -139,17 +140,14 @@ def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
 
 def _words_of(text: str) -> list[str]:
     """A text's words; of a text without letters the runs of its marks; at the least one word."""
-    if text.isascii():
-        words = _ASCII_WORDS.findall(text.lower())
-    else:  # é is é, however it was typed
-        words = _WORDS.findall(unicodedata.normalize("NFKC", text).lower())
-    return words or _MARKS.findall(text) or [""]
+    words = find_all(_ASCII_WORDS if text.isascii() else _WORDS, folded(text))
+    return words or find_all(_MARKS, text) or [""]
 
 
 def _sums(texts: list[list[str]], dim: int) -> _Floats:
     """The weighted sums of the texts' features: (n, dim) float64, exact."""
     numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
-    flat = np.fromiter(map(numbers.__getitem__, itertools.chain.from_iterable(texts)), np.int64)
+    flat = _numbers_of(itertools.chain.from_iterable(texts), numbers)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     row_of = np.repeat(np.arange(len(texts)), lengths)
     pairs, counts = np.unique(row_of * len(numbers) + flat, return_counts=True)
@@ -165,6 +163,14 @@ def _sums(texts: list[list[str]], dim: int) -> _Floats:
         minlength=len(texts) * dim,
     )
     return sums.reshape(len(texts), dim).astype(np.float64, copy=False)
+
+
+def _numbers_of(words: Iterator[str], numbers: Mapping[str, int]) -> _Indices:
+    """The number of each word: (n,) int64; in parts, between which other threads get their turn."""
+    parts = [np.empty(0, np.int64)]
+    while part := [*itertools.islice(words, _WORDS_AT_ONCE)]:
+        parts.append(np.fromiter(map(numbers.__getitem__, part), np.int64, len(part)))
+    return np.concatenate(parts)
 
 
 def _damp(sums: _Floats) -> Vectors:

@@ -53,6 +53,7 @@ from sqlalchemy.sql.elements import Grouping
 from kronos.db.dialect import has_element, holds_text, json_list, json_type, json_value
 from kronos.db.tables import memories
 from kronos.errors import FilterError
+from kronos.pieces import to_json
 from kronos.validation import to_microseconds
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ _METADATA = "metadata."
 # What SQL's JSON paths can quote: no quotes, brackets, backslashes or control characters. A dot
 # goes one level down.
 _NAME = re.compile(r"[^\x00-\x1f\x7f\"'\\\[\]$.\ud800-\udfff]+")
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _LONE_ESCAPE = re.compile(r"(?<!\\)(\\\\)*\\\Z")
 
 
@@ -228,7 +230,7 @@ def canonical(filter: Filter | None) -> str:
 
     1, 1.0, True and "1" differ in it, so it serves as the key of a cache.
     """
-    return json.dumps(_as_json(filter), ensure_ascii=False, separators=(",", ":"))
+    return to_json(_as_json(filter), _JSON)
 
 
 def _as_json(filter: Filter | None) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from kronos.folding import Word, read
+from kronos.pieces import find_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def names_something(query: str) -> bool:
     A word with a digit does, and one with a capital, but for that of the first word and where all
     letters are capitals.
     """
-    words = _WORD.findall(query)
+    words = find_all(_WORD, query)
     if any(character.isdigit() for character in query):
         return True
     if query.isupper():

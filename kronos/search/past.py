@@ -6,7 +6,7 @@ vectors are read once and kept, as `kronos.search.kept` keeps which memories wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -66,6 +66,15 @@ class Texts:
     def embedded(self) -> Keys:
         """The keys of those that have a vector: the rows of `vectors`."""
         return self.keys[self.made]
+
+    def completed(self, vectors: Mapping[int, Vectors]) -> Texts:
+        """The same, with vectors of texts that had none, by the versions' keys."""
+        added = np.array([version in vectors for version in self.versions.tolist()]) & ~self.made
+        made = self.made | added
+        rows = np.zeros((self.keys.size, self.vectors.shape[1]), "<f4")
+        rows[self.made] = self.vectors
+        rows[added] = [vectors[version] for version in self.versions[added].tolist()]
+        return replace(self, made=made, vectors=rows[made])
 
 
 @dataclass(frozen=True, slots=True)
