@@ -36,6 +36,7 @@ def drop_spaces(
     keep: int,
     *,
     leftovers: bool = False,
+    spared: Space | None = None,
     clock: Callable[[], datetime],
     steps: Steps | None = None,
 ) -> list[Space]:
@@ -45,6 +46,7 @@ def drop_spaces(
         database: where they are.
         keep: so many retired spaces are kept, those that were the active one last.
         leftovers: drop those too that never became active and that no job builds.
+        spared: one that is not dropped, because it serves here.
         clock: the time, UTC.
         steps: one for each transaction.
 
@@ -52,13 +54,15 @@ def drop_spaces(
         The spaces that are gone.
     """
     steps = steps or Steps()
+    kept = None if spared is None else spared.fingerprint
     dropped: list[Space] = []
     turns = Turns()
     while True:
         with turns, database.write() as connection:
             spaces = Repository(connection, clock()).spaces
             # Looked at anew each time: somebody may want the space again.
-            unwanted = spaces.droppable(keep, leftovers=leftovers)
+            found = spaces.droppable(keep, leftovers=leftovers)
+            unwanted = [each for each in found if each.fingerprint != kept]
             if not unwanted:
                 return dropped
             if spaces.drop_some(unwanted[0], _VECTORS_A_TRANSACTION):
@@ -93,7 +97,9 @@ def compact(
     """
     before = database.size_bytes()
     rows = _Rows(database, clock, steps)
-    dropped = drop_spaces(database, keep, leftovers=True, clock=clock, steps=steps)
+    dropped = drop_spaces(
+        database, keep, leftovers=True, spared=replica.space, clock=clock, steps=steps
+    )
     expired = rows.delete_expired()
     rows.forget_the_past(forget_before)
     with replica.saving:

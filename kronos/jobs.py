@@ -56,6 +56,10 @@ class Position:
     """Memories to come, as far as the job has counted."""
 
 
+CANCELLED = Position("cancelled", 0, b"", 0)
+"""Of a job that is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Advance:
     """How far a job has come."""
@@ -189,7 +193,7 @@ class Jobs:
                 jobs.c.id == job_id
             )
         ).one_or_none()
-        return Position("cancelled", 0, b"", 0) if row is None else Position(*row)
+        return CANCELLED if row is None else Position(*row)
 
     def claim(
         self, job_id: int, seen: Position, last_hash: bytes, *, owner: str, lease_s: float

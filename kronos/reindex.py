@@ -29,7 +29,7 @@ from kronos.compaction import drop_spaces
 from kronos.embedding.checked import Embedded, embed_each
 from kronos.embedding.patience import Patience
 from kronos.errors import KronosError, StorageError, StoreBusyError
-from kronos.jobs import Advance, Position
+from kronos.jobs import CANCELLED, Advance, Position
 from kronos.owners import new_owner
 from kronos.repository import Repository
 from kronos.spaces import PendingText, Spaces
@@ -251,20 +251,30 @@ class ReindexJob:
     def _tell(self, what: str) -> None:
         """Let the job's row say what it waits for, or what stopped it."""
         with suppress(KronosError), self.writing() as repository:
-            self._has_told = (
-                True  # inside: `store`, on another thread, would clear the row too soon
-            )
-            repository.jobs.note_error(self.id, what)
+            if self.position(repository).state == "open":
+                self._has_told = True  # inside: else `store`, on another thread, clears it too soon
+                repository.jobs.note_error(self.id, what)
+
+    def position(self, repository: Repository) -> Position:
+        """How far the job has come; a job whose space is gone is cancelled.
+
+        When a backup of another store was restored, its own job may have the same id by now.
+        """
+        if not repository.spaces.has(self.space):
+            return CANCELLED
+        return repository.jobs.position(self.id)
 
     def _report(self) -> ReindexReport:
         with self.reading() as repository:
-            now = repository.spaces.get(self.space.id) or self.space
+            spaces = repository.spaces
+            is_there = spaces.has(self.space)
+            now = (spaces.get(self.space.id) if is_there else None) or self.space
             return ReindexReport(
                 space=now,
-                state=repository.jobs.position(self.id).state,
+                state=self.position(repository).state,
                 embedded=self.embedded,
-                pending=repository.spaces.pending_count(now.id),
-                failed=repository.spaces.failed_count(now.id),
+                pending=spaces.pending_count(now.id) if is_there else 0,
+                failed=spaces.failed_count(now.id) if is_there else 0,
                 activated=now.state == "active" != self.space.state,
                 seconds=time.monotonic() - self._started,
             )
@@ -328,8 +338,9 @@ class ReindexJob:
             longer than other writers may be kept waiting.
         """
         with self.reading() as repository:
-            if repository.jobs.owners(self.id):
-                return repository.jobs.position(self.id).state
+            state = self.position(repository).state
+            if state != "open" or repository.jobs.owners(self.id):
+                return state
             some = not _is_complete(repository.spaces, self.space)
         if some:
             self.embedder()  # loading may take long
@@ -340,15 +351,17 @@ class ReindexJob:
             except _TooSlow:  # the next sweep embeds them, and holds up nobody
                 pass
         with self.writing() as repository:
-            repository.jobs.sweep_again(self.id)
-            return repository.jobs.position(self.id).state
+            state = self.position(repository).state
+            if state == "open":
+                repository.jobs.sweep_again(self.id)
+            return state
 
     def _finish(self, pace: _Pace, aside: ThreadPoolExecutor) -> JobState:
         made = 0
         with self.writing() as repository:
-            jobs = repository.jobs
-            if jobs.position(self.id).state != "open" or jobs.live_leases(self.id):
-                return jobs.position(self.id).state
+            jobs, state = repository.jobs, self.position(repository).state
+            if state != "open" or jobs.live_leases(self.id):
+                return state
             advance = None
             if last := self._last_texts(repository, pace):
                 embedded = self._embed_in_time([text.content for text in last], aside)
@@ -382,7 +395,7 @@ class ReindexJob:
 
     def _end(self, repository: Repository) -> JobState:
         spaces, wanted = repository.spaces, repository.jobs.options(self.id)
-        space = spaces.get(self.space.id) or self.space
+        space = spaces.get(self.space.id) or self.space  # its state may have changed
         failed = spaces.failed_count(space.id)
         state: JobState = "done"
         if space.state != "active":
@@ -471,7 +484,7 @@ class _Worker:
         if self._job.stopping:
             return None
         with self._job.reading() as repository:
-            position = repository.jobs.position(self._job.id)
+            position = self._job.position(repository)
             if position.state != "open":
                 return None
             texts = repository.spaces.pending_texts(
@@ -505,6 +518,8 @@ class _Worker:
 
     def _take(self, sight: _Sight) -> bool:
         with self._job.writing() as repository:
+            if self._job.position(repository).state != "open":
+                return False
             return repository.jobs.claim(
                 self._job.id,
                 sight.position,
@@ -524,7 +539,7 @@ class _Worker:
     def _write(self, made: _Made) -> Advance | None:
         with self._job.writing() as repository:
             # A job that is over has no use for vectors, and its space may be gone.
-            if repository.jobs.position(self._job.id).state != "open":
+            if self._job.position(repository).state != "open":
                 return None
             if made.part.lease is not None:
                 repository.jobs.release(self._job.id, self._owner, made.part.lease)

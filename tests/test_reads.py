@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 
 from kronos import KronosMemory, MemoryStore, NewMemory, Settings
 from kronos.search.ranking import Ranking
+from kronos.types import SearchMode
 from tests.embedders import Named
 
 LONGEST_S = 2.0
@@ -232,6 +233,41 @@ def test_a_search_that_finds_texts_pending_waits_for_no_writer(tmp_path: Path) -
             hit = store.search(f"pending {count} 1", mode="dense", limit=1)[0]
             assert hit.content == f"pending {count} 1"
         fallback.close()
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "dense"])
+def test_a_search_of_the_past_after_a_model_change_waits_for_no_writer(
+    tmp_path: Path, mode: SearchMode
+) -> None:
+    """Texts that no memory holds any more have no vectors of the new model yet."""
+    folder = tmp_path / "s"
+    fill(folder, Named("A"))
+    with MemoryStore.open(folder, embedder=Named("A"), settings=SETTINGS) as store:
+        moment = datetime.now(timezone.utc)
+        for n in range(1, 30):
+            store.update(f"m{n}", content=f"changed {n}")
+    with MemoryStore.open(folder, embedder=Named("B"), settings=SETTINGS) as store:
+        store.search("text")
+
+        def past() -> Any:
+            return store.search("text 7", mode=mode, as_of=moment, limit=1)[0]
+
+        with write_lock(folder):
+            before = content_of(folder)
+            for _ in range(2):
+                started = time.monotonic()
+                assert past().content == "text 7"
+                assert time.monotonic() - started < LONGEST_S
+            assert content_of(folder) == before
+        assert past().content == "text 7"
+        assert _past_vectors(folder) > 20, "they are kept, now that they can be"
+
+
+def _past_vectors(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "kronos.db")) as connection:
+        sql = "SELECT count(*) FROM past_vectors JOIN spaces ON spaces.id = space_id"
+        (count,) = connection.execute(f"{sql} WHERE model = 'B'").fetchone()
+    return int(count)
 
 
 COMMANDS = [

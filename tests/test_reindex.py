@@ -283,6 +283,21 @@ def test_a_lost_model_degrades_honestly_and_catches_up_when_it_is_back(
         assert back.check().ok
 
 
+def test_compact_by_a_fallback_keeps_the_space_that_it_answers_from(open_store: Opener) -> None:
+    with open_store(embedder=Turned()) as store:
+        store.add_many(TEXTS)
+    with pytest.warns(KronosWarning):
+        lost = open_store(embedding_model=MISSING)
+    with lost:
+        assert lost.stats().degraded is not None
+        before = [hit.id for hit in lost.search(TEXTS[1], mode="dense")]
+        assert lost.compact(keep_spaces=0).dropped == ()
+        assert [hit.id for hit in lost.search(TEXTS[1], mode="dense")] == before
+        assert "hash" in [entry.space.model for entry in lost.stats().spaces]
+    with open_store(embedder=Turned()) as back:
+        assert [space.model for space in back.compact().dropped] == ["hash"]
+
+
 def test_strict_raises_instead_of_falling_back(open_store: Opener) -> None:
     with pytest.raises(ModelLoadError):
         open_store(embedding_model=MISSING, strict=True)

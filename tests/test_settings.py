@@ -59,7 +59,7 @@ MAY_BE_ZERO = {"embed_retry_s", "search_retry_s"}
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name not in MAY_BE_ZERO])
 def test_a_time_is_longer_than_none(name: str) -> None:
     with pytest.raises(ConfigurationError, match="seconds above 0"):
-        Settings(**{name: 0})
+        Settings(**{name: 0})  # type: ignore[arg-type]
 
 
 def test_patience_may_be_none_at_all() -> None:

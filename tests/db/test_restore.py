@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,39 @@ def test_a_reindex_of_a_store_that_is_replaced_meanwhile_writes_into_no_other_sp
     assert restored
     with MemoryStore.open(tmp_path / "a", embedder=B) as store:
         assert_right(store, B)
+
+
+def test_a_job_of_a_store_that_is_replaced_by_one_with_a_job_of_the_same_number_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    with MemoryStore.open(tmp_path / "b", embedder=B) as other:
+        other.add_many(f"text {n}" for n in range(30))
+        other._load = lambda model, **_: Named("D")  # type: ignore[method-assign,assignment]
+        other.reindex("D", stop=stopped)
+        (job,) = other.jobs()
+        saved = other.backup(tmp_path / "b.bak")
+    restored: list[bool] = []
+
+    def put_back(texts: Any) -> None:
+        if not restored:
+            restored.append(True)
+            MemoryStore.restore(saved, tmp_path / "a")
+
+    with MemoryStore.open(tmp_path / "a", embedder=A) as store:
+        store.add_many(f"other {n}" for n in range(30))
+        store._load = lambda model, **_: Named("C", meets=put_back)  # type: ignore
+        with pytest.warns(KronosWarning, match="hash vectors answer"):
+            report = store.reindex("C", workers=2, batch_size=4)
+        assert restored
+        assert (report.state, report.activated, report.pending) == ("cancelled", False, 0)
+        assert store.jobs()[0].id == job.id, "as its own had"
+    with MemoryStore.open(tmp_path / "a", embedder=B) as store:
+        assert_right(store, B)
+        (found,) = store.jobs()
+        assert replace(found, space=job.space) == job
+        assert store.check().ok
 
 
 # -- Beside writers -----------------------------------------------------------------------------
