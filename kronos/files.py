@@ -1,6 +1,7 @@
 """Files in the making: each has a name of its own, and gets its real name when it is whole.
 
-`publishing` is the one way by which Kronos makes a file that others read. Whoever makes a file
+`publishing` is the one way by which Kronos makes a file that others read, and `publishing_folder`
+is the one for a folder. Whoever makes a file
 holds its lock, so what a dead process left is told apart: the system drops a lock with its process,
 however that ends. Where nothing can be locked (Windows, some network file systems), a file counts
 as left once nobody wrote to it for an hour.
@@ -11,10 +12,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
 
@@ -37,6 +39,8 @@ _BESIDE = ("-wal", "-shm", "-journal")
 """How the names of the files end that SQLite keeps beside a database."""
 _LONGEST_NAME = 255 - len(f".{'0' * 32}{PART}-journal")
 _RETRY_S = 0.01
+_LONGEST_WAIT_S = 10.0
+_TRIES = 20
 # O_NOFOLLOW: a link that lies in wait under the name is refused, as every other file is by O_EXCL.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
@@ -70,6 +74,49 @@ def publishing(path: Path, *, mode: int | None = None, replace: bool = True) -> 
     with making(path, private=mode is not None) as part:
         yield part
         publish(part, path, mode=mode, replace=replace)
+
+
+@contextmanager
+def publishing_folder(path: Path, *, stays: Callable[[Path], bool]) -> Iterator[Path]:
+    """Make a folder of files, whole or not at all; it is on the disk when this ends.
+
+    Args:
+        path: the folder. The one that it lies in exists.
+        stays: told the one that was made, where there is one at `path` at the end: whether that
+            is as good, and stays.
+
+    Yields:
+        An empty folder beside it, which only this user may read. An error deletes it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with suppress(OSError):
+        discard_parts(path.parent, _stem(path))
+    part = part_of(path)
+    with ExitStack() as stack:
+        with locked(path.parent, wait_s=_LONGEST_WAIT_S):  # nobody discards it before it is locked
+            part.mkdir(mode=0o700)
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            stack.enter_context(locked(part))
+        yield part
+        for made in (*part.iterdir(), part):
+            sync(made)
+        _take_place(part, path, stays)
+
+
+def _take_place(part: Path, path: Path, stays: Callable[[Path], bool]) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            part.replace(path)
+            break
+        except OSError:  # a folder with files in it is never replaced; others may be at it too
+            if not left:
+                raise
+            if stays(part):
+                return
+            shutil.rmtree(path, ignore_errors=True)
+    _sync_entries(path.parent)
 
 
 def publish(part: Path, path: Path, *, mode: int | None = None, replace: bool = True) -> None:
@@ -126,6 +173,9 @@ def _new_part(path: Path, mode: int) -> tuple[Path, int]:
 
 
 def _remove(part: Path) -> None:
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part)
+        return
     for file in (*beside(part), part):
         file.unlink(missing_ok=True)
 

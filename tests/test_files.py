@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,68 @@ def test_what_a_killed_process_left_is_discarded_and_what_a_living_one_makes_is_
         assert names(tmp_path) == [part, f"{part}-wal"], "somebody has the folder for himself"
     publish(tmp_path / "file", b"whole")
     assert names(tmp_path) == ["file"]
+
+
+def publish_folder(path: Path, content: bytes, *, stays: bool = False) -> None:
+    with files.publishing_folder(path, stays=lambda made: stays) as part:
+        assert part.stat().st_mode & 0o077 == 0, "nobody else reads it meanwhile"
+        for name in "ab":
+            (part / name).write_bytes(content)
+
+
+def content_of(folder: Path) -> set[bytes]:
+    return {file.read_bytes() for file in folder.iterdir()}
+
+
+def test_many_that_make_one_folder_at_once_each_make_a_whole_one(tmp_path: Path) -> None:
+    path, contents = tmp_path / "folder", [bytes([n]) * 1000 for n in range(16)]
+    with ThreadPoolExecutor(len(contents)) as threads:
+        futures = [
+            threads.submit(publish_folder, path, content, stays=content[0] % 2 == 1)
+            for content in contents
+        ]
+    assert [future.result() for future in futures] == [None] * len(contents)
+    assert len(content_of(path)) == 1
+    assert sorted(names(path)) == ["a", "b"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_is_as_good_stays_and_any_other_one_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    publish_folder(path, b"1")
+    publish_folder(path, b"2", stays=True)
+    assert content_of(path) == {b"1"}
+    publish_folder(path, b"3")
+    assert content_of(path) == {b"3"}
+
+
+def test_a_folder_that_failed_or_was_left_by_a_dead_process_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+
+    def fail() -> None:
+        with files.publishing_folder(path, stays=lambda made: True) as part:
+            (part / "a").write_bytes(b"half")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        fail()
+    assert names(tmp_path) == []
+    left = files.part_of(path)
+    left.mkdir()
+    (left / "a").write_bytes(b"half")
+    publish_folder(path, b"whole")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_nothing_else_gives_files_their_names() -> None:
+    package = Path(files.__file__).parent
+    way = re.compile(r"os\.(replace|rename|link)\(|\.rename\(|shutil\.move|tempfile")
+    found = [
+        path.relative_to(package).as_posix()
+        for path in sorted(package.rglob("*.py"))
+        if way.search(path.read_text("utf-8"))
+    ]
+    assert found == ["db/backup.py", "files.py"], "backup gives a second name to what it sets aside"
 
 
 def test_a_file_of_a_users_own_is_never_taken_for_one_in_the_making(tmp_path: Path) -> None:

@@ -2,22 +2,21 @@
 
 An export is a folder named by the fingerprint of its model. It holds the graph, the vocabulary as
 the loaded reference used it, the vectors that the reference gave to fixed probe texts, and
-`export.json`, which says how to read and the checksum of all of them. It is written beside and
-renamed. It counts for a model's folder only while that folder's fingerprint is its own, its
-checksums hold and its vectors of the probes agree with the reference; no torch is needed to see
-that. Deleting an export costs the making of another.
+`export.json`, which says how to read and the checksum of all of them. It counts for a model's
+folder only while that folder's fingerprint is its own, its checksums hold and its vectors of the
+probes agree with the reference; no torch is needed to see that. Deleting an export costs the making
+of another.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +26,13 @@ import numpy as np
 from kronos.embedding.fingerprint import file_sha256, model_fingerprint, prompts_sha256
 from kronos.embedding.onnx import INPUTS, POOLINGS, OnnxModel, Recipe
 from kronos.embedding.sentence import Reading
-from kronos.files import is_left, locked, make_folder, sync
+from kronos.files import make_folder, publishing_folder
 
 if TYPE_CHECKING:
     from kronos.types import Vectors
 
 _FORMAT = "kronos-onnx-1"
 _ABOUT, _GRAPH, _VOCABULARY, _PROBES = "export.json", "model.onnx", "tokenizer.json", "probes.npy"
-_UNFINISHED = ".unfinished-"
 _OPSET = 17
 AGREES = 1e-5
 """How far a number of a unit vector may be from the reference's."""
@@ -119,19 +117,16 @@ def make_export(
     recipe = _recipe_of(model, reading)
     failure: OSError | None = None
     for place in places:
-        try:
-            make_folder(place)
-            made = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=place))
-        except OSError as exc:
-            failure = exc
-            continue
-        try:
-            with locked(made):
-                _remove_left(place)
-                _write(made, folder, model, reading, recipe, fingerprint)
-                _publish(made, place / fingerprint)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        export = place / fingerprint
+        with ExitStack() as stack:
+            try:
+                make_folder(place)
+                stays = functools.partial(_is_as_good, export)
+                made = stack.enter_context(publishing_folder(export, stays=stays))
+            except OSError as exc:
+                failure = exc
+                continue
+            _write(made, folder, model, reading, recipe, fingerprint)
         return
     raise failure or OSError("there is no place for it")
 
@@ -267,9 +262,6 @@ def _write(
         "sha256": {name: file_sha256(made / name) for name in names},
     }
     (made / _ABOUT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    for name in (*names, _ABOUT):
-        sync(made / name)
-    sync(made)
 
 
 def _take_own_graph(
@@ -343,28 +335,11 @@ def _plain_attention(transformer: Any) -> Iterator[None]:
         transformer.set_attn_implementation(before)
 
 
-def _publish(made: Path, export: Path) -> None:
+def _is_as_good(export: Path, made: Path) -> bool:
+    """Whether an export says the same of itself as another one, and holds what it says."""
     try:
-        os.replace(made, export)
-    except OSError:
-        if _is_whole(export, json.loads((made / _ABOUT).read_bytes())):
-            return  # another process was quicker
-        shutil.rmtree(export, ignore_errors=True)
-        os.replace(made, export)
-    sync(export.parent)
-
-
-def _is_whole(export: Path, facts: dict[str, Any]) -> bool:
-    """Whether an export says this of itself, and holds what it says."""
-    try:
+        facts = json.loads((made / _ABOUT).read_bytes())
         same = bool(json.loads((export / _ABOUT).read_bytes()) == facts)
         return same and _damaged_file(export, facts) is None
     except (OSError, ValueError):
         return False
-
-
-def _remove_left(place: Path) -> None:
-    """Remove what a process that died left half made."""
-    for stray in place.glob(f"{_UNFINISHED}*"):
-        if is_left(stray):
-            shutil.rmtree(stray, ignore_errors=True)

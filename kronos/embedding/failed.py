@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from kronos.embedding.sentence import is_out_of_memory
-from kronos.files import make_folder
+from kronos.files import make_folder, publishing
 
 _FORMAT = "kronos-failed-export-1"
 _LIBRARIES = (
@@ -57,16 +55,11 @@ def note_failure(fingerprint: str, places: Sequence[Path], reason: str) -> None:
     """Leave a note in the first place that can be written; where none can, the next start tries."""
     text = json.dumps({"format": _FORMAT, "reason": reason, "versions": _versions()}, indent=1)
     for place in places:
-        path = _note(place, fingerprint)
-        beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        try:
+        with suppress(OSError):
             make_folder(place)
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, path)
+            with publishing(_note(place, fingerprint)) as part:
+                part.write_text(text, encoding="utf-8")
             return
-        except OSError:
-            with suppress(OSError):
-                beside.unlink()
 
 
 def forget_failure(fingerprint: str, places: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from kronos import MemoryStore
+from kronos import MemoryStore, files
 from kronos.embedding import export, failed
 from kronos.embedding.fingerprint import file_sha256
 from kronos.embedding.hashing import HashEmbedder
@@ -254,9 +254,14 @@ def test_exports_lie_in_the_store_where_the_user_has_no_cache(
 
 
 def test_what_a_dead_process_left_is_removed(tiny: Path, exports: Path) -> None:
-    (exports / ".unfinished-1").mkdir(parents=True)
     load(tiny)
-    assert [path.name for path in exports.glob(".unfinished-*")] == []
+    (export_,) = (path.name for path in exports.iterdir())
+    left = files.part_of(exports / export_)
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half of it")
+    (exports / export_ / "export.json").unlink()
+    load(tiny)
+    assert [path.name for path in exports.iterdir()] == [export_]
 
 
 def test_the_graph_that_a_model_brings_is_taken(
