@@ -664,3 +664,13 @@ def test_tune_says_what_is_out_of_reach_and_what_was_asked_wrongly(
     assert "target must be a recall" in inside.error("tune", "--target", "1.5", code=2)
     assert "name the store once" in inside.error("tune", "a", "--store", "b", code=2)
     assert "there is no store" in inside.error("tune", "nowhere", code=2)
+
+
+@pytest.mark.parametrize(
+    "text", [":smile: a:A:b", "[red]x[/red] [/] [b]", r"\[b] \\[/b] {x} %s", "<b> &amp; `x`"]
+)
+def test_a_text_is_shown_letter_by_letter(inside: Inside, text: str) -> None:
+    inside("add", text, "--id", text, "--metadata", json.dumps({"k": text}))
+    for command in (["list"], ["get", text], ["search", text, "--explain"], ["history", text]):
+        assert text in inside(*command), command
+    assert repr(text) in inside.error("add", "again", "--id", text, code=1)

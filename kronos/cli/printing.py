@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _PROGRESS_AFTER_S = 1.0
 _SHOWN_CHARACTERS = 300
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+# No emoji codes: a text that holds `:smile:` or `a:A:b` is shown as it is.
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def print_result(fields: dict[str, Any], line: str, as_json: bool) -> None:
