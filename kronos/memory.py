@@ -53,7 +53,8 @@ class KronosMemory(AsyncUpkeep):
         storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
         namespace: the store's own namespace, which calls mean that name none.
         embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
-            lexical hash embedder, or None for a store of vectors that are handed in.
+            lexical hash embedder, "keep" for the model that the store has, or None for a store of
+            vectors that are handed in.
         embedder: an object with the `Embedder` or the `AsyncEmbedder` protocol, in place of
             `embedding_model`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several with commas.

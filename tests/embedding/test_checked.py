@@ -69,7 +69,10 @@ def test_a_coroutine_function_is_refused_by_name_at_open(
 ) -> None:
     embedder = returning(lambda: ROWS)
     setattr(embedder, name, method)
-    with pytest.raises(ConfigurationError, match=f"embedder.{name} is a coroutine.*KronosMemory"):
+    with pytest.raises(
+        ConfigurationError,
+        match=f"embedder.{name} is an? (coroutine.*KronosMemory|async generator)",
+    ):
         open_store(embedder=embedder)
 
 
