@@ -184,14 +184,14 @@ BUGS = [
     Bug(
         "a write transaction begins as a reader",
         "kronos/db/dialect.py",
-        'self._run(connection, "BEGIN IMMEDIATE")\n\n    def begin_migration',
-        'self._run(connection, "BEGIN")\n\n    def begin_migration',
+        'self._run(connection, "BEGIN IMMEDIATE")\n\n    def begin_write_at_once',
+        'self._run(connection, "BEGIN")\n\n    def begin_write_at_once',
         "tests/db/test_engine.py",
     ),
     Bug(
         "a connection is used again after a failed commit",
         "kronos/db/engine.py",
-        "            connection.invalidate()\n            idle = None\n",
+        "                    connection.invalidate()\n                    idle = None\n",
         "",
         "tests/db/test_faults.py tests/faults/test_walk.py",
     ),
@@ -329,8 +329,8 @@ BUGS = [
     Bug(
         "questions of threads share a program's own embedder",
         "kronos/serving.py",
-        "        if ask is not None and sees_texts_alone(embedder):\n",
-        "        if ask is not None:\n",
+        "        if not sees_texts_alone(embedder):\n",
+        "        if False:\n",
         "tests/test_surroundings.py",
     ),
     Bug(
@@ -581,6 +581,64 @@ BUGS = [
         "                    self._built = self._measured = True\n",
         "                    self._measured = True\n",
         "tests/test_tuning.py",
+    ),
+    Bug(
+        "an embedder's wish to be left alone is not heeded",
+        "kronos/embedding/patience.py",
+        "min(max(grown, asked), left)",
+        "min(grown, left)",
+        "tests/embedding/test_patience.py",
+    ),
+    Bug(
+        "what fails in passing is taken for a text at fault",
+        "kronos/embedding/checked.py",
+        "        if found is None:\n            raise EmbeddingError(why) from exc",
+        "        if True:\n            raise EmbeddingError(why) from exc",
+        "tests/embedding/test_checked.py",
+    ),
+    Bug(
+        "each store has a copy of its model",
+        "kronos/embedding/sharing.py",
+        "found: T | None = _alive.get(key)",
+        "found: T | None = None",
+        "tests/embedding/test_sharing.py",
+    ),
+    Bug(
+        "writers wait for the last texts of a job however long those take",
+        "kronos/reindex.py",
+        "return making.result(self.work.locked_s)",
+        "return making.result()",
+        "tests/test_quota.py",
+    ),
+    Bug(
+        "a job is done while long texts are pending",
+        "kronos/reindex.py",
+        "            if _is_complete(repository.spaces, self.space):\n                state",
+        "            if True:\n                state",
+        "tests/test_quota.py",
+    ),
+    Bug(
+        "a job goes on in a store that took the place of its own",
+        "kronos/reindex.py",
+        "        if not repository.spaces.has(self.space):\n            return CANCELLED\n",
+        "",
+        "tests/db/test_restore.py",
+    ),
+    Bug(
+        "compact drops the space that a fallback answers from",
+        "kronos/compaction.py",
+        "if each.fingerprint != kept]",
+        "]",
+        "tests/test_reindex.py",
+    ),
+    Bug(
+        "a search of the past waits for a writer",
+        "kronos/searching.py",
+        """                with self._writer_at_once() as repository:
+                    repository.history.add_vectors""",
+        """                with self._writer() as repository:
+                    repository.history.add_vectors""",
+        "tests/test_reads.py",
     ),
     Bug(
         "an export that failed is tried at every start",
