@@ -19,12 +19,11 @@ from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from kronos.errors import EmbeddingError, KronosError, StoreClosedError
+from kronos.errors import KronosError, StoreClosedError
 from kronos.forking import Lock, follow_forks
-from kronos.surroundings import callers
+from kronos.surroundings import callers, check_wanted
 
 if TYPE_CHECKING:
-    from kronos.surroundings import Caller
     from kronos.types import AsyncEmbedder, Embedder, Vectors
 
 _LOOK_EVERY_S = 0.1
@@ -105,22 +104,20 @@ class AwaitedEmbedder:
 
         waiting = callers()
         loop = waiting[0].loop if waiting else None
-        check = functools.partial(self._check_wanted, waiting)
         if loop is not None and loop.is_running():
             with suppress(_LoopEndedError):
-                return _run(call(made), loop, check)
+                return _run(call(made), loop, self._check_wanted)
             made = None  # it was cancelled with its loop
-        check()
+        self._check_wanted()
         try:
-            return _run(call(made), self._own.running(), check)
+            return _run(call(made), self._own.running(), self._check_wanted)
         except _LoopEndedError:
             raise StoreClosedError from None
 
-    def _check_wanted(self, waiting: Sequence[Caller]) -> None:
+    def _check_wanted(self) -> None:
         if not self._is_open:
             raise StoreClosedError
-        if waiting and all(caller.is_gone for caller in waiting):
-            raise EmbeddingError("nobody waits for it any more: its task was cancelled")
+        check_wanted()
 
     def open(self) -> None:
         """Let it be called."""

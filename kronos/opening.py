@@ -37,6 +37,7 @@ from kronos.search.fields import fields_of
 from kronos.search.kept import KeySets
 from kronos.serving import Serving, Settler
 from kronos.settings import Location, Settings
+from kronos.surroundings import check_wanted
 from kronos.threads import LONGEST_WAIT_S, may_wait_for_embedder
 from kronos.validation import check_limit, check_namespace, check_time
 from kronos.writing import FOR_ALL, MOST_ROWS, Change, Write, write_together
@@ -210,11 +211,12 @@ class Opened:
                 fields_of(self._repository(connection)).ensure()
 
     def _wait(self, seconds: float) -> None:
-        """Wait for an embedder; StoreClosedError once the store is closed."""
+        """Wait for an embedder, until the store is closed, or nobody waits for the answer."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._closed:
                 raise StoreClosedError
+            check_wanted()
             time.sleep(min(left, _LOOKS_UP_S))
 
     def _load(self, model: str, *, strict: bool, dim: int | None = None) -> EmbeddingService:

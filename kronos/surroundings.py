@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
+from kronos.errors import EmbeddingError
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -83,6 +85,16 @@ def run_unattended(function: Callable[[], T]) -> T:
     loops = [caller.loop for caller in _callers.get()]
     _callers.set([Caller(loop) for loop in loops if loop is not None])
     return function()
+
+
+def check_wanted() -> None:
+    """Look whether a task still waits for what this thread does for event loops.
+
+    Raises:
+        EmbeddingError: every one was cancelled.
+    """
+    if (waiting := _callers.get()) and all(caller.is_gone for caller in waiting):
+        raise EmbeddingError("nobody waits for it any more: its task was cancelled")
 
 
 def callers() -> Sequence[Caller]:

@@ -435,6 +435,25 @@ def test_the_async_face_waits_too(tmp_path: Path, hasty: None) -> None:
     asyncio.run(run())
 
 
+def test_what_nobody_waits_for_any_more_is_not_tried_again(tmp_path: Path) -> None:
+    """Else 32 adds that were given up would keep every thread that embeds for two minutes."""
+    embedder = Down()
+
+    async def run() -> None:
+        async with KronosMemory(tmp_path, embedder=embedder) as memory:
+            adds = [asyncio.create_task(memory.add(f"text {n}")) for n in range(40)]
+            while embedder.calls < 2:
+                await asyncio.sleep(0.01)
+            for task in adds:
+                task.cancel()
+            await asyncio.gather(*adds, return_exceptions=True)
+            embedder.works.set()
+            await asyncio.wait_for(memory.add("the last one"), 20)
+            assert [each.content for each in await memory.list()] == ["the last one"]
+
+    asyncio.run(run())
+
+
 # -- What was stored before an error -------------------------------------------------------------
 
 
