@@ -11,6 +11,7 @@ import pytest
 from kronos import MemoryStore, NewMemory, Settings
 from kronos.errors import KronosWarning
 from tests.conftest import Clock, Opener
+from tests.embedders import Named
 
 SECRET = "zq7secret"
 
@@ -125,3 +126,19 @@ def test_nothing_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock:
     with open_store(namespace="put back") as again:  # whatever the clock says from then on
         assert {memory.id for memory in again.list(limit=10**4, namespace="*")} == held
     assert files_with(store.location.folder, f"{SECRET} 1 ends".encode()) == []
+
+
+def test_compact_keeps_what_tells_other_processes_of_texts_that_wait(open_store: Opener) -> None:
+    """An edit by a process without the model is pending, which its tombstone says."""
+    mine = open_store(embedder=Named("A"))
+    mine.add_many(NewMemory(f"text {n}", id=f"m{n}") for n in range(20))
+    assert mine.search("text 3", mode="dense", limit=1)[0].id == "m3"
+    with pytest.warns(KronosWarning, match="hash"):
+        other = open_store(embedding_model="no-such/model")
+    with other:
+        other.update("m3", content="changed")
+        other.delete("m4")
+        other.compact()
+    assert mine.search("changed", mode="dense", limit=1)[0].id == "m3"
+    assert mine.search("text 3", mode="dense", limit=1)[0].content != "text 3"
+    assert mine.check().ok
