@@ -247,7 +247,8 @@ def as_write(store: MemoryStore, step: tuple[Any, Any, Any, Any]) -> Write:
             on_conflict or "replace",
             match_content=kind == "upsert",
         )
-        store._encode([batch])
+        # Not `store._encode`, which leaves out what is known now: earlier steps may delete it.
+        serving.encode([batch])
         return Addition(batch, serving)
     if kind == "update":
         changed: dict[str, Any] = {"metadata": {"n": 1}} if second is None else {"content": second}
