@@ -1,9 +1,9 @@
 """An event loop is never kept waiting by Kronos: a task ticks beside everything that is heavy.
 
 What is measured is how late the tick comes at the worst by this process's own work, of the best of
-a few tries: a busy machine keeps processes waiting too. What the machine does beside plain Python work of another thread is
-measured as well, and allowed. Python's collector is kept from walking through all that the tests
-hold, which takes longer than anything that Kronos does.
+a few tries: a busy machine keeps processes waiting too. What the machine does beside plain Python
+work of another thread is measured as well, and allowed. Python's collector is kept from walking
+through all that the tests hold, which takes longer than anything that Kronos does.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_fault_10_words_of_scripts_without_spaces_are_found(made: MemoryStore) -
     assert found(made, "东京") == found(made, "都首") == []
 
 
-FAULT_2 = {
+CHANGED_BY_NORMALISATION = {
     "The flat has 120 m² of floor.": "m²",
     "İstanbul is large.": "İstanbul",
     "eﬃcient ﬁnance report": "ﬁnance",
@@ -163,12 +163,12 @@ FAULT_2 = {
 
 @each_tokenizer
 def test_fault_words_that_normalisation_changes_find_their_text(made: MemoryStore) -> None:
-    made.add_many([*FAULT_2])
-    for text, word in FAULT_2.items():
+    made.add_many([*CHANGED_BY_NORMALISATION])
+    for text, word in CHANGED_BY_NORMALISATION.items():
         assert found(made, word)[0] == text
     plain = {"m2": 0, "istanbul": 1, "finance": 2, "h2o": 3, "замок": 4, "eko": 5, "kx47": 6}
     for word, place in plain.items():
-        assert found(made, word) == [[*FAULT_2][place]]
+        assert found(made, word) == [[*CHANGED_BY_NORMALISATION][place]]
 
 
 # -- What comes first ---------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_the_past_is_found_by_its_words(tmp_path: Path, tokenizer: Any, clock: C
 
 def test_another_tokenizer_reads_all_texts_anew(open_store: Opener, clock: Clock) -> None:
     store = open_store()
-    texts = [*FAULT_2, *WRITTEN, "it is ok"]
+    texts = [*CHANGED_BY_NORMALISATION, *WRITTEN, "it is ok"]
     ids = store.add_many(texts)
     before = clock.now
     clock.tick(1)
@@ -324,7 +324,7 @@ def test_another_tokenizer_reads_all_texts_anew(open_store: Opener, clock: Clock
     for tokenizer in ("trigram", "porter", "unicode61", "trigram", None):
         store.rebuild_words(tokenizer)
         assert store.check().ok
-        for text, word in {**FAULT_2, **WRITTEN, "it is ok": "ok"}.items():
+        for text, word in {**CHANGED_BY_NORMALISATION, **WRITTEN, "it is ok": "ok"}.items():
             hits = store.search(word, mode="lexical", as_of=before)
             assert text in [hit.content for hit in hits]
         assert found(store, "🚀") == ["launch 🚀 done"]
