@@ -312,6 +312,7 @@ class KronosMemory(AsyncUpkeep):
         key = -1
         while part := await self._open_calls.read(self._store._fetch, selection, as_of, key):
             for _, memory in part:
+                self._open_calls  # noqa: B018 - closed, it hands out nothing that it had read either
                 yield memory
             key = part[-1][0]
 

@@ -402,7 +402,9 @@ class MemoryStore(Searching):
     def _iterate(self, selection: Selection, as_of: datetime | None) -> Iterator[Memory]:
         key = -1
         while part := self._fetch(selection, as_of, key):
-            yield from (memory for _, memory in part)
+            for _, memory in part:
+                self._open_database  # noqa: B018 - closed, it hands out nothing that it had read either
+                yield memory
             key = part[-1][0]
 
     def _fetch(

@@ -355,10 +355,13 @@ def test_what_opens_late_closes_nothing_that_was_opened_since(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("memories", [2, 1200])
 @pytest.mark.parametrize("face", ["async", "sync"])
-def test_iterating_a_store_that_is_closed_meanwhile_says_so(tmp_path: Path, face: str) -> None:
+def test_iterating_a_store_that_is_closed_meanwhile_says_so(
+    tmp_path: Path, face: str, memories: int
+) -> None:
     with MemoryStore.open(tmp_path, **HASH) as store:
-        store.add_many(f"text {i}" for i in range(1200))
+        store.add_many(f"text {i}" for i in range(memories))
 
     async def awaited() -> None:
         memory = KronosMemory(tmp_path, **HASH)
