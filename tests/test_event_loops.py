@@ -329,27 +329,35 @@ def test_close_while_it_is_opened_ends_both(
     asyncio.run(scenario())
 
 
-def test_what_opens_late_closes_nothing_that_was_opened_since(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_opening_that_was_given_up_closes_nothing_that_is_opened_after_it(
+    tmp_path: Path,
 ) -> None:
-    connect = MemoryStore.connect
-
-    def late(store: MemoryStore, **options: Any) -> None:
-        time.sleep(0.2)
-        connect(store, **options)
-
-    monkeypatch.setattr(MemoryStore, "connect", late)
     memory = KronosMemory(tmp_path, **HASH)
+    real, entered, goes_on = memory._store.connect, threading.Event(), threading.Event()
+
+    def slow(**options: Any) -> None:
+        if not entered.is_set():
+            entered.set()
+            assert goes_on.wait(20)
+        real(**options)
+
+    memory._store.connect = slow  # type: ignore[method-assign]
 
     async def scenario() -> None:
         opening = asyncio.create_task(memory.connect())
-        await asyncio.sleep(0.05)
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
         closing = asyncio.create_task(memory.close())
-        await asyncio.sleep(0)
-        await memory.connect()
-        await asyncio.gather(opening, closing, return_exceptions=True)
-        await asyncio.sleep(0.5)
-        assert await memory.count() == 0
+        await asyncio.sleep(0.05)
+        again = asyncio.create_task(memory.connect())
+        await asyncio.sleep(0.2)
+        goes_on.set()
+        with pytest.raises(StoreClosedError):
+            await opening
+        await asyncio.gather(closing, again)
+        for _ in range(20):
+            assert await memory.count() == 0
+            await asyncio.sleep(0.01)
         await memory.close()
 
     asyncio.run(scenario())
