@@ -168,6 +168,44 @@ def test_children_forked_amid_work_use_the_store_and_the_parent_goes_on(tmp_path
     run(FORK, tmp_path / "store", timeout=120)
 
 
+# A hook that was registered first is called last before a fork.
+OPEN_FILES = """
+import os, sys
+def targets():
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            pass
+before = []
+os.register_at_fork(before=lambda: before.append([t for t in targets() if "kronos.db" in t]))
+from kronos import MemoryStore
+with MemoryStore.open(sys.argv[1], embedding_model="hash") as store:
+    store.add("text")
+    assert store.search("text")
+    assert any("kronos.db" in target for target in targets())
+    before.clear()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+assert before == [[]], before
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_no_file_of_the_database_is_open_when_a_process_forks(tmp_path: Path) -> None:
+    """SQLite's locks belong to a process: a child must not even close what its parent opened."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_FILES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_uses_an_async_store_in_a_loop_of_its_own(tmp_path: Path) -> None:
     run(

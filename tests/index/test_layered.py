@@ -12,8 +12,9 @@ import pytest
 
 from kronos.errors import ConfigurationError, SnapshotError
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss import FaissIndex, Graph, bits_of
 from kronos.index.layered import LayeredIndex
+from kronos.index.parts import Part
 from kronos.index.policy import IndexPolicy
 from kronos.index.tuning import EFFORTS, Tuned
 
@@ -621,3 +622,15 @@ def test_what_is_exact_needs_no_tuning_and_tuning_stops() -> None:
     alone = index.begin_tuning()
     assert alone is not None
     assert alone.run(0.98) == Tuned(EFFORTS[0], 1.0)
+
+
+def test_a_graph_that_does_not_lead_to_as_many_as_there_are_is_not_believed() -> None:
+    """What may be found lies far from the question, beyond what so little effort looks at."""
+    graph, vectors = Graph(DIM, width=8, effort=40), rows(2000, 4)
+    graph.add(vectors)
+    far = np.sort(np.argsort(vectors @ vectors[0])[:10])
+    allowed = bits_of(far, 2000)
+    assert graph.search(vectors[:1], 10, 10, allowed)[1].min() < 0, "it finds fewer"
+    scores, keys = Part(np.arange(5000, 7000), graph)._look(vectors[:1], 10, 10, allowed)
+    assert sorted(keys[0].tolist()) == (5000 + far).tolist()
+    assert scores[0] == pytest.approx(np.sort(vectors[far] @ vectors[0])[::-1], abs=1e-5)
