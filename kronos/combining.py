@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import nullcontext
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from kronos.forking import follow_forks
@@ -29,6 +30,7 @@ class Results(Protocol):
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Results)
+_NOTHING = nullcontext()
 Start: TypeAlias = Callable[[Callable[[], None]], object]
 """Runs a function on a thread."""
 
@@ -233,7 +235,7 @@ class Combiner(Generic[T, R]):
                 self._queue.extendleft(reversed(left))
             raise
         finally:
-            with at_once():
+            with at_once() if len(calls) > 1 else _NOTHING:
                 for call in calls:
                     if call.is_done:
                         call.wake()

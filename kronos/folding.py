@@ -31,9 +31,8 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from kronos.pieces import at_spaces
 
@@ -43,8 +42,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["word", "pair", "letter", "end", "sign", "marks"]
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """One word of a question."""
 
     text: str
@@ -53,7 +51,7 @@ class Word:
     """`pair`: two letters of a script without spaces. `letter`: one that is all of its run. `end`:
     the last one of a longer run, which says no more than the pair before it. `sign`: an emoji, or
     signs side by side. `marks`: punctuation, or what nobody can read, alone between spaces."""
-    is_attached: bool = field(default=False, compare=False)
+    is_attached: bool = False
     """No space parts it from the word before: the two are one, as `C` and `++` are."""
 
 

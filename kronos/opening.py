@@ -328,8 +328,8 @@ class Opened:
     @contextmanager
     def _reader(self) -> Iterator[Repository]:
         with self._open_database.read() as connection:
-            if file_of(connection) != self._file:  # a copy of the store is in its place
-                self._key_sets, self._file = KeySets(), file_of(connection)
+            if (file := file_of(connection)) != self._file:  # a copy of the store is in its place
+                self._key_sets, self._file = KeySets(), file
             yield self._repository(connection)
 
     @contextmanager

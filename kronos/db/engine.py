@@ -35,6 +35,7 @@ from kronos.settings import Settings
 from kronos.steps import Steps
 from kronos.types import Problem
 
+_NOTHING = nullcontext()
 # Kept for the next transactions; more are opened when more threads ask at once.
 _MOST_IDLE = 8
 
@@ -181,7 +182,7 @@ class Database:
             with self._gate:
                 connection, transaction = self._begin(begin, idle)
                 try:
-                    with self._watched(connection), transaction:
+                    with transaction, self._watched(connection):
                         yield connection
                     if writes and not self._is_at_its_path(connection):
                         raise self._replaced("what this call wrote went with it")
@@ -199,7 +200,7 @@ class Database:
 
     def _watched(self, connection: Connection) -> AbstractContextManager[None]:
         is_stopped = getattr(self._this_thread, "is_stopped", None)
-        return nullcontext() if is_stopped is None else self.dialect.watched(connection, is_stopped)
+        return _NOTHING if is_stopped is None else self.dialect.watched(connection, is_stopped)
 
     def _begin(
         self, begin: Callable[[Connection], None], idle: deque[Connection] | None

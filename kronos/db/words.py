@@ -14,6 +14,7 @@ which that is done, and null where nothing is left to do.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ def tokenizer(connection: Connection) -> Tokenizer:
     return tokenizer_in(sql)
 
 
+@functools.lru_cache(maxsize=16)
 def tokenizer_in(sql: str) -> Tokenizer:
     """The same, read from the statement that made an index."""
     found = _TOKENIZE.search(sql)

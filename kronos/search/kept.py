@@ -399,17 +399,19 @@ class KeySets:
             self._sets.pop(asked.name, None)
 
     def _get(self, asked: Asked[Any]) -> Kept | None:
+        name = asked.name  # of a large filter it takes long to tell
         with self._lock:
-            known = self._sets.get(asked.name)
+            known = self._sets.get(name)
             if known is not None:
-                self._sets.move_to_end(asked.name)
+                self._sets.move_to_end(name)
             return known
 
     def _put(self, asked: Asked[KeptT], found: KeptT) -> KeptT:
+        name = asked.name
         with self._lock:
-            if self._sets.get(asked.name) is not found:
-                self._sets[asked.name] = found
-                self._sets.move_to_end(asked.name)
+            if self._sets.get(name) is not found:
+                self._sets[name] = found
+                self._sets.move_to_end(name)
                 self._evict()
         return found
 

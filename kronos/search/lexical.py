@@ -90,16 +90,18 @@ def terms(words: Words, question: str) -> list[Term]:
     tokenizer = words.tokenizer
     expression = _by_trigrams if tokenizer == "trigram" else _by_words
     asked = _asked(question, tokenizer)
-    found = list(dict.fromkeys(word for word in asked if word.kind != "end"))[:MOST_TERMS]
-    telling = [word for word in found if word.text not in _LIGHT_WORDS]
+    known = {word.text: word for word in reversed(asked) if word.kind != "end"}
+    found = [*dict.fromkeys(word.text for word in asked if word.kind != "end")][:MOST_TERMS]
+    telling = {word for word in found if word not in _LIGHT_WORDS}
     if telling and words.size() > LARGE_STORE:
-        found = telling
-    counts = {word: words.count(expression(word)) for word in found}
+        found = [word for word in found if word in telling]
+    expressions = {word: expression(known[word]) for word in found}
+    counts = {word: words.count(expressions[word]) for word in found}
     kept = _affordable(counts)
-    telling = [word for word in kept if word in telling]
+    telling.intersection_update(kept)
     singles = [
         Term(
-            expression(word),
+            expressions[word],
             1.0 if word in telling or not telling else _LIGHT,
             is_frequent=counts[word] > FREQUENT,
         )
@@ -108,7 +110,9 @@ def terms(words: Words, question: str) -> list[Term]:
     pairs = {
         expression(one, other): _ATTACHED if other.is_attached else _SIDE_BY_SIDE
         for one, other in itertools.pairwise(asked)
-        if (one in telling or one.kind == "end") and other in telling
+        if (one.kind == "end" or one.text in telling)
+        and other.kind != "end"
+        and other.text in telling
     }
     return singles + [Term(pair, weight) for pair, weight in pairs.items()]
 
@@ -136,12 +140,12 @@ def _by_trigrams(*words: Word) -> str:
     return f'"{before}{first}{after}"'
 
 
-def _affordable(counts: dict[Word, int]) -> list[Word]:
+def _affordable(counts: dict[str, int]) -> list[str]:
     """The rarest words, in their order, as far as the limits reach; light ones last."""
-    kept: set[Word] = set()
+    kept: set[str] = set()
     rows = 0
-    for word in sorted(counts, key=lambda word: (word.text in _LIGHT_WORDS, counts[word])):
-        most = MOST_ROWS_OF_LIGHT_WORDS if word.text in _LIGHT_WORDS else MOST_ROWS
+    for word in sorted(counts, key=lambda word: (word in _LIGHT_WORDS, counts[word])):
+        most = MOST_ROWS_OF_LIGHT_WORDS if word in _LIGHT_WORDS else MOST_ROWS
         if not kept or rows + counts[word] <= most:
             kept.add(word)
             rows += counts[word]
