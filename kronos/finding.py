@@ -40,7 +40,7 @@ _READ_AHEAD = 20
 """So many of what is nearest to each of many questions are read at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wanted:
     """What a search is asked for, checked: a request, and what only the store knows."""
 
@@ -75,7 +75,7 @@ class Wanted:
         return self.request.ranking.rerank is not None and self.request.ranking.diversity > 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """Queries, as they are to be answered by the space that served when they were embedded."""
 

@@ -54,7 +54,7 @@ class Batch:
     """A record without an id of its caller's takes the place of a memory with its text."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pulse:
     """What an open store compares to learn that something changed.
 
@@ -70,7 +70,7 @@ class Pulse:
     """The database file."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Write:
     """One record on its way into the rows; `key` is None for a new memory."""
 

@@ -31,7 +31,7 @@ FOR_ALL = (StoreBusyError, ReadOnlyStoreError, StoreClosedError, TransientEmbedd
 """Errors that no write of a group escapes by being tried alone."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Addition:
     """A batch to be added, embedded in the space that serves."""
 
@@ -39,7 +39,7 @@ class Addition:
     serving: Serving
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Change:
     """Any other write."""
 

@@ -138,7 +138,10 @@ def test_an_emoji_is_one_word(sign: str) -> None:
 def test_letters_without_spaces_are_read_by_pairs() -> None:
     assert fold("北京是 iPhone手机 第3章", "porter") == "北京 京是 是 iphone 手机 机 第 3 章"
     assert fold("北京是 iPhone手机 第3章", "trigram") == " 北 京 是 iphone 手 机 第 3 章 "
-    assert [*read("北京是", "trigram")] == [Word("北 京", "pair"), Word("京 是", "pair", is_attached=True)]
+    assert [*read("北京是", "trigram")] == [
+        Word("北 京", "pair"),
+        Word("京 是", "pair", is_attached=True),
+    ]
     assert [word.kind for word in read("北京是 京", "porter")] == ["pair", "pair", "end", "letter"]
 
 

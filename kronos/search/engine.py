@@ -55,7 +55,7 @@ _UNTOLD: Mapping[str, float] = MappingProxyType({})
 _OWN_GROUPS = {name: ("", name) for name in ("namespace", "parent_id")}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """What a search is asked for, checked."""
 
@@ -77,7 +77,7 @@ class Request:
         return self.mode != "lexical" or self.ranking.diversity > 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Query:
     """What is looked for."""
 
@@ -90,7 +90,7 @@ class Query:
     """The key of the memory that the hits are to be like."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as all that a search makes anew: that costs a tenth of it
 class Candidate:
     """A memory that may become a hit."""
 
@@ -109,7 +109,7 @@ class Candidate:
         return replace(self, score=score, shares={"rerank": verdict, **kept})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pool:
     """The best matches so far."""
 

@@ -187,7 +187,7 @@ class Asked(Protocol[KeptT]):
         """Bring what is known up to the transaction's seq."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Matching:
     """The memories that a selection means, as they are."""
 

@@ -54,7 +54,7 @@ _ATTACHED = 1.0
 _TRIGRAM = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Term:
     """What is looked for: a word, or two words side by side."""
 

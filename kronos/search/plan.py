@@ -57,7 +57,7 @@ EVERY_MEMORY = Selection(None, None)
 """Whatever its namespace."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """What an index found."""
 

@@ -52,7 +52,7 @@ class Source(Protocol):
         """Some vectors of the store: (n, dim) float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Present:
     """The memories as they are."""
 
@@ -88,7 +88,7 @@ class Present:
         return keys[known], scores[known]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ahead:
     """A source whose index was asked about many questions in one scan."""
 
