@@ -263,7 +263,9 @@ class ModelMachine(RuleBasedStateMachine):
 
     @rule(second=either)
     def check(self, second: bool) -> None:
-        assert {problem.kind for problem in self.pick(second).check().problems} <= {"pending"}
+        # It may be the first call that follows a switch to a model that is lost.
+        found = self.quietly(self.pick(second).check)
+        assert {problem.kind for problem in found.problems} <= {"pending"}
 
 
 TestModelLaws = ModelMachine.TestCase

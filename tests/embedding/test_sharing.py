@@ -113,6 +113,8 @@ def test_opening_and_closing_costs_no_memory_and_four_stores_cost_one_model(
         capture_output=True,
         text=True,
         cwd=ROOT,
+        # One heap: else each thread may begin one of its own, which is no memory of a model.
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
