@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ import numpy as np
 
 from kronos.db import dialect, schema, words
 from kronos.errors import CorruptStoreError
-from kronos.files import discard_parts, left_parts
+from kronos.files import behind_links, discard_parts, left_parts
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
 from kronos.pacing import gently
 from kronos.repository import Repository
@@ -149,7 +148,7 @@ def remove_unfinished(database: Path, index: Path) -> None:
 
 def _parts_of(database: Path) -> tuple[Path, str]:
     """Where copies of a database are made, and how their names begin."""
-    file = Path(os.path.realpath(database))
+    file = behind_links(database)
     return file.parent, f"{file.name}."
 
 

@@ -50,6 +50,11 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def behind_links(path: Path) -> Path:
+    """The file itself, where a path is a link to it."""
+    return Path(os.path.realpath(path))  # `resolve` raises where links go in a circle
+
+
 @contextmanager
 def publishing(path: Path, *, mode: int | None = None, replace: bool = True) -> Iterator[Path]:
     """Make a file, whole or not at all; it is on the disk when this ends.

@@ -219,7 +219,7 @@ class ReindexJob:
         try:
             self._work()
         except KronosError as exc:
-            self._note(exc)
+            self._tell(str(exc))
             raise
         return self._report()
 
@@ -245,9 +245,6 @@ class ReindexJob:
             self._halt.set()  # the others need not go on to find the same
             raise
 
-    def _note(self, error: KronosError) -> None:
-        self._tell(str(error))
-
     def _tell(self, what: str) -> None:
         """Let the job's row say what it waits for, or what stopped it."""
         with suppress(KronosError), self.writing() as repository:
@@ -267,15 +264,14 @@ class ReindexJob:
     def _report(self) -> ReindexReport:
         with self.reading() as repository:
             spaces = repository.spaces
-            is_there = spaces.has(self.space)
-            now = (spaces.get(self.space.id) if is_there else None) or self.space
+            now = spaces.now(self.space)
             return ReindexReport(
-                space=now,
+                space=now or self.space,
                 state=self.position(repository).state,
                 embedded=self.embedded,
-                pending=spaces.pending_count(now.id) if is_there else 0,
-                failed=spaces.failed_count(now.id) if is_there else 0,
-                activated=now.state == "active" != self.space.state,
+                pending=0 if now is None else spaces.pending_count(now.id),
+                failed=0 if now is None else spaces.failed_count(now.id),
+                activated=now is not None and now.state == "active" != self.space.state,
                 seconds=time.monotonic() - self._started,
             )
 

@@ -52,8 +52,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _NO_FILE = "{url!r} names no file, and a store must outlive its process: give a folder"
-_LEAST = {"keep_spaces": 0}
-_MAY_BE_ZERO = frozenset({"embed_retry_s", "search_retry_s"})
+_LEAST = {"keep_spaces": 0, "embed_retry_s": 0, "search_retry_s": 0}
 _MOST_OF_ALL = 2**31 - 1
 _MOST = {
     "encode_threads": 1024,
@@ -304,7 +303,7 @@ def _judged(name: str, kind: type, value: object) -> tuple[bool, str]:
         fits = is_whole and least <= value <= most  # type: ignore[operator]
         return fits, f"a whole number from {least} to {most}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name in _MAY_BE_ZERO:
+    if name in _LEAST:
         fits = is_number and 0 <= value <= _MOST_SECONDS  # type: ignore[operator]
         return fits, f"a number of seconds from 0 to {_MOST_SECONDS}"
     fits = is_number and 0 < value <= _MOST_SECONDS  # type: ignore[operator]

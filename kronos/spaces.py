@@ -90,8 +90,12 @@ class Spaces:
 
     def has(self, space: Space) -> bool:
         """Whether a space is still there: the same one, and not another one with its id."""
+        return self.now(space) is not None
+
+    def now(self, space: Space) -> Space | None:
+        """A space as it is now; None when it is gone, be it that another one has its id."""
         found = self.get(space.id)
-        return found is not None and found.fingerprint == space.fingerprint
+        return found if found is not None and found.fingerprint == space.fingerprint else None
 
     def require(self, space: Space) -> None:
         """Make sure of it before vectors that were made for a space are stored.

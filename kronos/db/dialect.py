@@ -46,7 +46,7 @@ from kronos.errors import (
     StorageFullError,
     StoreBusyError,
 )
-from kronos.files import beside, make_folder, mode_of, publishing, sync
+from kronos.files import behind_links, beside, make_folder, mode_of, publishing, sync
 from kronos.pieces import to_json
 from kronos.settings import Settings
 from kronos.steps import Steps
@@ -189,7 +189,7 @@ class SQLite:
     @property
     def file(self) -> Path:
         """The database file itself, where `path` is a link to it: SQLite keeps its log there."""
-        return Path(os.path.realpath(self.path))  # `resolve` raises where links go in a circle
+        return behind_links(self.path)
 
     def file_id(self) -> tuple[int, int] | None:
         """What tells the file at the path from every other one: its device and its number there.

@@ -90,8 +90,11 @@ def terms(words: Words, question: str) -> list[Term]:
     tokenizer = words.tokenizer
     expression = _by_trigrams if tokenizer == "trigram" else _by_words
     asked = _asked(question, tokenizer)
-    known = {word.text: word for word in reversed(asked) if word.kind != "end"}
-    found = [*dict.fromkeys(word.text for word in asked if word.kind != "end")][:MOST_TERMS]
+    known: dict[str, Word] = {}
+    for word in asked:
+        if word.kind != "end":
+            known.setdefault(word.text, word)
+    found = [*known][:MOST_TERMS]
     telling = {word for word in found if word not in _LIGHT_WORDS}
     if telling and words.size() > LARGE_STORE:
         found = [word for word in found if word in telling]
