@@ -273,7 +273,7 @@ class Repository(Rows):
     def _insert(self, writes: Sequence[_Write], space: Space) -> None:
         if not writes:
             return
-        seqs = next_seqs(self._connection, len(writes))
+        seqs = self.spaces.seqs_of_new(space, len(writes))
         rows = [
             (seq, seq, self._now, *self._times(write.record), *_values(write.record))
             for seq, write in zip(seqs, writes, strict=True)

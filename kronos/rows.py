@@ -277,7 +277,10 @@ class Rows:
     def changes(self, seq: int) -> SomeKeys:
         """The keys of memories that were added, changed or deleted after a seq."""
         return union_all(
-            select(memories.c.key).where(memories.c.seq > seq),
+            select(memories.c.key).where(memories.c.key > seq),
+            select(memories.c.key).where(
+                memories.c.seq > seq, memories.c.seq != memories.c.key, memories.c.key <= seq
+            ),
             select(deletions.c.memory_key).where(deletions.c.seq > seq),
         )
 

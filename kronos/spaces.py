@@ -21,10 +21,12 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
     insert,
+    literal_column,
     or_,
     select,
     update,
@@ -191,8 +193,11 @@ class Spaces:
         self.require(space)
         (seq,) = next_seqs(self._connection, 1)
         self._connection.execute(
-            update(spaces).where(spaces.c.state == "active").values(state="retired")
+            update(spaces)
+            .where(spaces.c.state == "active")
+            .values(state="retired", vectors=_ALL_VECTORS)
         )
+        self._connection.execute(update(store).values(active_gain=0))
         self._set(space, state="active", activated_seq=seq)
         return replace(space, state="active", activated_seq=seq)
 
@@ -293,13 +298,14 @@ class Spaces:
 
     def vector_count(self, space_id: int) -> int:
         """How many memories have a vector of their current text in a space; 0 where it is gone."""
-        rows = fetch(self._connection, _VECTORS, (space_id,))
+        rows = _VECTORS.fetch(self._connection, space=space_id)
         return int(rows[0][0]) if rows else 0
 
     def _count(self, space_id: int, change: int) -> None:
         """Note that a space has so many vectors more."""
-        if change:
-            _COUNT.run(self._connection, space=space_id, change=change)
+        of = {"space": space_id, "change": change}
+        if change and not _COUNT_ACTIVE.run(self._connection, **of):
+            _COUNT.run(self._connection, **of)
 
     def pending_count(self, space_id: int) -> int:
         """How many memories are pending in a space.
@@ -534,6 +540,7 @@ class Spaces:
         """Count the vectors of each space anew; in a write transaction."""
         for space, count in self._counted():
             self._set(space, vectors=count)
+        self._connection.execute(update(store).values(active_gain=0))
 
     def blobs(self, space_id: int, keys: Sequence[int]) -> dict[int, bytes]:
         """The vectors of keys in a space, as float32 little-endian bytes; pending ones are not."""
@@ -545,11 +552,20 @@ class Spaces:
             found.update((key, blob) for key, blob in self._connection.execute(statement))
         return found
 
+    def seqs_of_new(self, space: Space, count: int) -> range:
+        """Take the next numbers for new memories, and count their vectors.
+
+        `insert_vectors` must follow, of as many rows.
+        """
+        ((last, is_active),) = _NEXT_NEW.fetch(self._connection, count=count, space=space.id)
+        if not is_active:
+            _COUNT.run(self._connection, space=space.id, change=count)
+        return range(last - count + 1, last + 1)
+
     def insert_vectors(self, space: Space, rows: Sequence[tuple[int, bytes, bytes, int]]) -> None:
         """Insert (key, content hash, vector, seq) rows, which must not stand there."""
         columns = ("space_id", "memory_key", "content_hash", "vector", "seq")
         insert_rows(self._connection, "vectors", columns, ((space.id, *row) for row in rows))
-        self._count(space.id, len(rows))
 
     def forget_vectors(self, keys: list[int], seq: int, space_id: int | None = None) -> None:
         """Turn the vectors of these keys into tombstones, in one space or in every one."""
@@ -583,6 +599,7 @@ class Spaces:
         self._forget(keys, space.id)
         _UNBURY.run(self._connection, keys=keys, space=space.id)
         self.insert_vectors(space, rows)
+        self._count(space.id, len(rows))
 
 
 _NEXT = Prepared(update(store).values(seq=store.c.seq + bindparam("count")).returning(store.c.seq))
@@ -607,6 +624,25 @@ _AWAIT = Prepared(
     )
 )
 _FORGET = Prepared(delete(vectors).where(_THESE).returning(vectors.c.space_id))
+# Not bound: for a value that an index may depend on SQLite compiles a statement anew each time.
+_IS_ACTIVE = spaces.c.state == literal_column("'active'")
+_GAIN = select(store.c.active_gain).scalar_subquery()
+_ALL_VECTORS = spaces.c.vectors + case((_IS_ACTIVE, _GAIN), else_=0)
+_ACTIVE = select(spaces.c.id).where(_IS_ACTIVE).scalar_subquery()
+_SERVES = func.coalesce(bindparam("space") == _ACTIVE, 0)
+_NEXT_NEW = Prepared(
+    update(store)
+    .values(
+        seq=store.c.seq + bindparam("count"),
+        active_gain=store.c.active_gain + bindparam("count") * _SERVES,
+    )
+    .returning(store.c.seq, _SERVES)
+)
+_COUNT_ACTIVE = Prepared(
+    update(store)
+    .where(_SERVES == 1)
+    .values(active_gain=store.c.active_gain + bindparam("change"))
+)
 _COUNT = Prepared(
     update(spaces)
     .where(spaces.c.id == bindparam("space"))
@@ -616,7 +652,7 @@ _BEHIND = (
     "SELECT memory_key, vector FROM vectors"
     " WHERE space_id = ? AND memory_key > ? ORDER BY memory_key LIMIT ?"
 )
-_VECTORS = "SELECT vectors FROM spaces WHERE id = ?"
+_VECTORS = Prepared(select(_ALL_VECTORS).where(spaces.c.id == bindparam("space")))
 # Without WHERE SQLite counts the pages of the narrowest index: .1 ms for a million.
 _MEMORIES = "SELECT count(*) FROM memories"
 _PRUNE = Prepared(

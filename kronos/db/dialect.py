@@ -130,6 +130,12 @@ _CODES_BY_MESSAGE = {
 WAY_OUT_OF_DAMAGE = (
     "Put a backup back with `kronos restore`, or save what can be read with `kronos recover`"
 )
+# What fails around a file, whatever stands in it. Amid a file IOERR is a place of the disk that
+# cannot be read any more, which is passed over as damage is.
+_NO_DAMAGE = (
+    *(_Code.BUSY, _Code.LOCKED, _Code.READONLY),
+    *(_Code.IOERR, _Code.FULL, _Code.CANTOPEN),
+)
 # A value in the file that Kronos never wrote; SQLite calls none of these a damaged file.
 _DAMAGED_VALUES = ("malformed JSON", "Could not decode to UTF-8")
 _CODES_BY_ERRNO = {
@@ -178,6 +184,23 @@ class SQLite:
         self._run(connection, "PRAGMA foreign_keys=OFF")
         self._run(connection, "PRAGMA legacy_alter_table=ON")
         self._run(connection, "BEGIN IMMEDIATE")
+
+    def commit(self, connection: Connection) -> None:
+        """End a transaction; SQLAlchemy has one of its own only where statements went through it.
+
+        Raises the driver's errors, as `rollback` does.
+        """
+        if connection.in_transaction():
+            connection.commit()
+        else:
+            _driver(connection).commit()
+
+    def rollback(self, connection: Connection) -> None:
+        """End a transaction, and undo what it wrote."""
+        if connection.in_transaction():
+            connection.rollback()
+        else:
+            _driver(connection).rollback()
 
     def _run(self, connection: Connection, statement: str) -> None:
         # Past SQLAlchemy's cursor, which takes longer than the statement: searches pay for it.
@@ -304,15 +327,9 @@ class SQLite:
             and not (self._log.exists() and self._log.stat().st_size)
         )
 
-    @contextmanager
-    def watched(self, connection: Connection, is_stopped: Callable[[], bool]) -> Iterator[None]:
-        """Interrupt what a connection does, once somebody wants it to stop."""
-        found = _driver(connection)
-        found.set_progress_handler(is_stopped, _INSTRUCTIONS_A_LOOK)
-        try:
-            yield
-        finally:
-            found.set_progress_handler(None, 0)
+    def watch(self, connection: Connection, is_stopped: Callable[[], bool] | None) -> None:
+        """Interrupt what a connection does, once somebody wants it to stop; None: never."""
+        _driver(connection).set_progress_handler(is_stopped, _INSTRUCTIONS_A_LOOK)
 
     def fault(self, error: BaseException | None) -> StorageError | StoppedError:
         """Translate an error of the driver or the system; its transaction is rolled back."""
@@ -895,7 +912,8 @@ def _walk(connection: sqlite3.Connection, table: str, *, upwards: bool) -> Itera
                     yield dict(zip(names[1:], row[1:], strict=True))
             return
         except ERRORS as exc:
-            if _code(exc) in (_Code.IOERR, _Code.FULL) and place in (-1, _LAST_ROW):
+            is_first = place in (-1, _LAST_ROW)
+            if _code(exc) in _NO_DAMAGE and (is_first or _code(exc) != _Code.IOERR):
                 raise
             if start in (-1, _LAST_ROW) and leap:
                 return

@@ -12,12 +12,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from sqlalchemy import URL, Connection, RootTransaction, create_engine
+from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -35,7 +35,7 @@ from kronos.settings import Settings
 from kronos.steps import Steps
 from kronos.types import Problem
 
-_NOTHING = nullcontext()
+_FAILURES = (DBAPIError, *ERRORS)
 # Kept for the next transactions; more are opened when more threads ask at once.
 _MOST_IDLE = 8
 
@@ -170,54 +170,25 @@ class Database:
         finally:
             self._this_thread.is_stopped = None
 
-    @contextmanager
     def _transaction(
         self, begin: Callable[[Connection], None], *, kept: bool = True, writes: bool = False
-    ) -> Iterator[Connection]:
+    ) -> AbstractContextManager[Connection]:
         """A transaction, on a connection that is kept for the next one unless the driver failed."""
-        if self._closed:
-            raise StoreClosedError
-        idle = self._idle if kept else None
-        try:
-            with self._gate:
-                connection, transaction = self._begin(begin, idle)
-                try:
-                    with transaction, self._watched(connection):
-                        yield connection
-                    if writes and not self._is_at_its_path(connection):
-                        raise self._replaced("what this call wrote went with it")
-                except (DBAPIError, driver.Error):
-                    # After a failed commit or fsync nobody knows what the connection still holds.
-                    connection.invalidate()
-                    idle = None
-                    raise
-                finally:
-                    self._put_back(connection, idle)
-        except DBAPIError as exc:
-            raise self._fault(exc.orig) from exc
-        except ERRORS as exc:
-            raise self._fault(exc) from exc
-
-    def _watched(self, connection: Connection) -> AbstractContextManager[None]:
-        is_stopped = getattr(self._this_thread, "is_stopped", None)
-        return _NOTHING if is_stopped is None else self.dialect.watched(connection, is_stopped)
+        return _Transaction(self, begin, self._idle if kept else None, writes)
 
     def _begin(
         self, begin: Callable[[Connection], None], idle: deque[Connection] | None
-    ) -> tuple[Connection, RootTransaction]:
+    ) -> Connection:
         """Begin a transaction on the file that is at the path then."""
         while True:
             connection = self._connection(idle)
-            transaction = connection.begin()
             try:
                 begin(connection)
             except BaseException as exc:
-                transaction.rollback()
                 self._put_back(connection, idle if isinstance(exc, StoreBusyError) else None)
                 raise
             if self._is_at_its_path(connection):
-                return connection, transaction
-            transaction.rollback()
+                return connection
             connection.close()
             self._disconnect()
 
@@ -264,7 +235,7 @@ class Database:
         """Translate an error; whatever fails on a file that is gone fails because it is."""
         if self._held is not None and self.dialect.file_id() is None:
             return self._replaced()
-        return self.dialect.fault(error)
+        return self.dialect.fault(error.orig if isinstance(error, DBAPIError) else error)
 
     def _put_back(self, connection: Connection, idle: deque[Connection] | None) -> None:
         if idle is None or len(idle) >= _MOST_IDLE:
@@ -332,6 +303,73 @@ class Database:
         """Close every connection; does nothing when the database is closed."""
         self._closed = True
         self._disconnect()
+
+
+class _Transaction(AbstractContextManager[Connection]):
+    """One transaction of a database. A class, as each search pays for a generator's microseconds.
+
+    Args:
+        database: which is asked for a connection.
+        begin: one of the dialect's ways.
+        idle: where the connection comes from and goes back to; None: a new one, closed at the end.
+        writes: whether the file must still be in its place when all is written.
+    """
+
+    __slots__ = ("_begin", "_connection", "_database", "_idle", "_is_stopped", "_writes")
+
+    def __init__(
+        self,
+        database: Database,
+        begin: Callable[[Connection], None],
+        idle: deque[Connection] | None,
+        writes: bool,
+    ) -> None:
+        self._database = database
+        self._begin = begin
+        self._idle = idle
+        self._writes = writes
+
+    def __enter__(self) -> Connection:
+        database = self._database
+        if database._closed:
+            raise StoreClosedError
+        database._gate.__enter__()
+        try:
+            connection = self._connection = database._begin(self._begin, self._idle)
+        except BaseException as exc:
+            database._gate.__exit__()
+            if isinstance(exc, _FAILURES):
+                raise database._fault(exc) from exc
+            raise
+        self._is_stopped = getattr(database._this_thread, "is_stopped", None)
+        if self._is_stopped is not None:
+            database.dialect.watch(connection, self._is_stopped)
+        return connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self._end(error)
+        except _FAILURES as exc:
+            # After a failed commit or fsync nobody knows what the connection still holds.
+            self._connection.invalidate()
+            self._idle = None
+            raise self._database._fault(exc) from exc
+        finally:
+            self._database._put_back(self._connection, self._idle)
+            self._database._gate.__exit__()
+
+    def _end(self, error: BaseException | None) -> None:
+        database, connection = self._database, self._connection
+        if self._is_stopped is not None:
+            database.dialect.watch(connection, None)
+        if error is not None:
+            database.dialect.rollback(connection)
+            if isinstance(error, _FAILURES):
+                raise error
+            return
+        database.dialect.commit(connection)
+        if self._writes and not database._is_at_its_path(connection):
+            raise database._replaced("what this call wrote went with it")
 
 
 def file_of(connection: Connection) -> FileId | None:

@@ -12,7 +12,8 @@ Laws of the rows, kept by `kronos.repository`:
   space may still hold the key and must forget it.
 - At most one space is active. A space's `id` is the seq of its creation, so a dropped space's id
   never comes back; `activated_seq` is the seq of its last activation, null before the first.
-  A space's `vectors` is how many rows of `vectors` it has.
+  A space's `vectors` is how many rows of `vectors` it has, but for those that it gained as the
+  active one: `store.active_gain` counts them, as each write changes that row anyway.
 - A row of `deletions` says at which seq a memory was deleted. Those up to `store.pruned_seq` are
   gone, and so may be versions that were there at that seq: whoever follows the rows and is older
   begins anew.
@@ -76,6 +77,7 @@ store = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("words_cursor", BigInteger),
     Column("pruned_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("active_gain", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id"),
     CheckConstraint("id = 1", name="one_row"),
 )
@@ -102,8 +104,13 @@ memories = Table(
     Index("ix_memories_namespace_key", "namespace", "key"),
     # A reindex works through the texts in the order of their hashes.
     Index("ix_memories_content_hash", "content_hash"),
-    # What is kept of a filter's matches follows the changes.
-    Index("ix_memories_seq", "seq"),
+    # What is kept of a filter's matches follows the changes; new memories are found by their keys.
+    Index(
+        "ix_memories_seq",
+        "seq",
+        sqlite_where=text("seq <> key"),
+        postgresql_where=text("seq <> key"),
+    ),
     Index("ix_memories_parent_id", "parent_id"),
     Index(
         "ix_memories_expires_at",

@@ -115,3 +115,16 @@ def test_the_systems_errors_are_told_apart(
 ) -> None:
     fault = SQLite(tmp_path / "kronos.db", Settings()).fault(OSError(number, "words"))
     assert type(fault) is error
+
+
+def test_a_file_that_cannot_be_opened_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "kronos.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE memories (key INTEGER PRIMARY KEY)")
+    connection.close()
+    # Where SQLite wants a file of its own, so that the failure comes with the first read.
+    (tmp_path / "kronos.db-wal").mkdir()
+    with pytest.raises(StorageError) as caught:
+        [*SQLite(path, Settings()).salvage("memories")]
+    assert not isinstance(caught.value, CorruptStoreError)

@@ -25,6 +25,7 @@ from kronos.db import schema, tables, words
 from kronos.db.engine import Database
 from kronos.db.words import is_word_table
 from kronos.settings import Settings
+from kronos.store import MemoryStore
 from tests.db.conftest import AFTER_NEXT, HEAD, NEXT, Plant
 from tests.db.make_asset import ASSETS, ROWS, SINCE_0003, contents, fill
 
@@ -147,6 +148,22 @@ def test_the_asset_script_still_writes_what_it_says(database: Database) -> None:
     fill(database)
     assert contents(database) == ROWS
     assert database.problems() == []
+
+
+def test_the_vectors_of_a_space_are_counted_on_both_sides_of_0006(database: Database) -> None:
+    count = "SELECT vectors FROM spaces WHERE state = 'active'"
+    store = MemoryStore.open(database.path.parent, embedding_model="hash")
+    store.add_many(["one", "two", "three"])
+    store.close()
+    schema.downgrade(database, "0005")
+    with database.read() as connection:
+        assert connection.execute(text(count)).scalar_one() == 3
+    schema.upgrade(database)
+    store = MemoryStore.open(database.path.parent, embedding_model="hash")
+    store.add("four")
+    assert store.stats().spaces[0].vectors == 4
+    assert store.check().is_healthy
+    store.close()
 
 
 def test_a_fresh_store_has_an_identity_of_its_own(tmp_path: Path) -> None:
