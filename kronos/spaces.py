@@ -639,9 +639,7 @@ _NEXT_NEW = Prepared(
     .returning(store.c.seq, _SERVES)
 )
 _COUNT_ACTIVE = Prepared(
-    update(store)
-    .where(_SERVES == 1)
-    .values(active_gain=store.c.active_gain + bindparam("change"))
+    update(store).where(_SERVES == 1).values(active_gain=store.c.active_gain + bindparam("change"))
 )
 _COUNT = Prepared(
     update(spaces)
