@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks.embedding import Encode, Rows, in_turn, mixed_texts, one_by_one, plain_encode
 from kronos import MemoryStore
-from kronos.combining import Combiner
+from kronos.concurrency.coalescing import Combiner
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.service import EmbeddingService
-from kronos.serving import MOST_TEXTS
+from kronos.serving.serving import MOST_TEXTS
 from kronos.settings import Settings
 from kronos.validation import hash_content
 

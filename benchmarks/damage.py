@@ -36,8 +36,8 @@ import kronos.index.faiss  # noqa: F401  loaded once, for all children
 from kronos import MemoryStore, NewMemory, Settings
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError
-from kronos.exchange import is_export, rows
-from kronos.importing import read_file
+from kronos.transfer.export import is_export, rows
+from kronos.transfer.importing import read_file
 
 _DIM = 16
 _COUNT = 120

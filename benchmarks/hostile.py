@@ -19,7 +19,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 
 from kronos import MemoryStore
-from tests.test_hostile_input import hostile_items, outcome
+from tests.store.test_hostile_input import hostile_items, outcome
 
 _KEPT = 1000
 """Memories that the store may hold before it is emptied: searches stay fast."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kronos.search.filters import F, Filter
     from kronos.search.ranking import Ranking
     from kronos.settings import Settings
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
     from kronos.types import (
         AsyncEmbedder,
         CompactReport,
@@ -95,7 +95,7 @@ _HOMES = {
     "F": "kronos.search.filters",
     "Filter": "kronos.search.filters",
     "KronosMemory": "kronos.memory",
-    "MemoryStore": "kronos.store",
+    "MemoryStore": "kronos.store.store",
     "Ranking": "kronos.search.ranking",
     "Settings": "kronos.settings",
     "create_embedding_service": "kronos.embedding.service",

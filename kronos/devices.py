@@ -7,8 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from kronos.concurrency.forking import in_children
 from kronos.errors import ConfigurationError
-from kronos.forking import in_children
 
 AUTO = "auto"
 _NAME = re.compile(r"cpu|mps|cuda(?::[0-9]+)?")

@@ -13,13 +13,13 @@ from datetime import datetime
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kronos.async_upkeep import AsyncUpkeep
-from kronos.calls import is_small
+from kronos.aio.calls import is_small
+from kronos.aio.upkeep import AsyncUpkeep
 from kronos.errors import naming_stored
 from kronos.types import Hits, Link, Memory, NewMemory, Progress, Step, Version
 
 if TYPE_CHECKING:
-    from kronos.links import Direction
+    from kronos.repository.links import Direction
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.types import (

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from kronos.concurrency.pieces import to_json
 from kronos.errors import (
     ContentError,
     DimensionMismatchError,
@@ -29,7 +30,6 @@ from kronos.errors import (
     MetadataError,
     VectorError,
 )
-from kronos.pieces import to_json
 from kronos.types import NewMemory
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Record:
     parent_id: str | None
     expires_at: int | None
     folded: str | None = None
-    """What the word index reads instead of the content; `kronos.words` makes it."""
+    """What the word index reads instead of the content; `kronos.repository.fulltext` makes it."""
     embedding: Vectors | Sequence[float] | None = None
     """As the caller handed it in; `check_embeddings` checks it."""
     created_at: int | None = None

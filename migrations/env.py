@@ -9,9 +9,9 @@ from pathlib import Path
 from alembic import context
 from sqlalchemy import Connection, make_url
 
-from kronos.db.engine import Database
+from kronos.db.database import Database
+from kronos.db.fulltext.fts5 import is_word_table
 from kronos.db.tables import metadata
-from kronos.db.words import is_word_table
 from kronos.settings import Settings
 
 

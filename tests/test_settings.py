@@ -154,7 +154,7 @@ def test_what_a_ranking_takes_gives_finite_shares(
 ) -> None:
     import numpy as np
 
-    from kronos.rows import Signals
+    from kronos.repository.rows import Signals
 
     ranking = Ranking(
         similarity=weights[0],

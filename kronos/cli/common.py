@@ -15,7 +15,7 @@ from kronos.errors import ConfigurationError, InputError
 from kronos.settings import DEFAULT_STORE, Location, default_store
 
 if TYPE_CHECKING:
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
 
 Store = Annotated[
     str | None,
@@ -75,7 +75,7 @@ def open_store(
         ConfigurationError: there is no store.
         EmbedderMismatchError: the store has another model than the one that was named.
     """
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
 
     path = store or default_store()
     exists = Location.of(path).database.exists()
@@ -94,7 +94,7 @@ def open_store(
 
 def _model_of(path: str) -> str | None:
     """The model of a store, as its maker asked for it."""
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
 
     with MemoryStore.open(path, embedding_model=None) as memories:
         spaces = [entry.space for entry in memories.stats().spaces]
@@ -104,7 +104,7 @@ def _model_of(path: str) -> str | None:
 @contextmanager
 def open_database(store: str | None) -> Iterator[Any]:
     """Open the database alone, whatever its schema is."""
-    from kronos.db.engine import Database
+    from kronos.db.database import Database
     from kronos.settings import Settings
 
     path = store or default_store()

@@ -20,7 +20,7 @@ from kronos.cli.common import Json, Store, open_store
 from kronos.cli.printing import err, job_line, out, print_json, print_result, progress_bar
 
 if TYPE_CHECKING:
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
     from kronos.types import Progress, ReindexPlan, ReindexReport
 
 reindex = typer.Typer(

@@ -48,9 +48,9 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import text, Markdown and JSONL files, and exports. A second run adds nothing."""
-    from kronos.exchange import is_export
-    from kronos.importing import find_files, read_file
     from kronos.settings import Settings
+    from kronos.transfer.export import is_export
+    from kronos.transfer.importing import find_files, read_file
 
     files = find_files(paths)
     exports = [file for file in files if is_export(file)]

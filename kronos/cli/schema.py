@@ -13,7 +13,7 @@ from kronos.cli.common import Json, Store, open_database
 from kronos.cli.printing import out, print_json, print_result
 
 if TYPE_CHECKING:
-    from kronos.db.engine import Database
+    from kronos.db.database import Database
 
 db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, look.")
 

@@ -155,7 +155,7 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Put a backup in the store's place; what was there is kept aside."""
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
 
     aside = MemoryStore.restore(path, store or default_store())
     kept = f"; what was there before is {aside}" if aside else ""
@@ -168,7 +168,7 @@ def recover(store: Store = None, as_json: Json = False) -> None:
     """Save what can still be read of a damaged store; the original is kept aside."""
     from dataclasses import asdict
 
-    from kronos.store import MemoryStore
+    from kronos.store.store import MemoryStore
 
     report = MemoryStore.recover(store or default_store())
     lost = f"; damaged and left out: {', '.join(report.damaged[:20])}" if report.damaged else ""

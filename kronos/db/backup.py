@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from kronos import files
-from kronos.db import schema, words
+from kronos.concurrency.steps import Steps
+from kronos.db import schema
+from kronos.db.database import Database
 from kronos.db.dialect import pad
-from kronos.db.engine import Database
+from kronos.db.fulltext import fts5 as words
 from kronos.db.tables import (
     accesses,
     fields,
@@ -46,7 +48,6 @@ from kronos.errors import (
     StoreBusyError,
 )
 from kronos.settings import Location, Settings
-from kronos.steps import Steps
 from kronos.types import RecoveryReport
 from kronos.validation import hash_content, not_unit, to_datetime
 

@@ -36,6 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import operators
 
+from kronos.concurrency.pieces import to_json
+from kronos.concurrency.steps import Steps
 from kronos.errors import (
     ConfigurationError,
     CorruptStoreError,
@@ -47,9 +49,7 @@ from kronos.errors import (
     StoreBusyError,
 )
 from kronos.files import behind_links, beside, make_folder, mode_of, publishing, sync
-from kronos.pieces import to_json
 from kronos.settings import Settings
-from kronos.steps import Steps
 
 if TYPE_CHECKING:
     import sqlite3

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from kronos.db import words
+from kronos.concurrency.forking import Lock
+from kronos.db.fulltext import fts5 as words
 from kronos.errors import (
     ConfigurationError,
     MigrationError,
     SchemaOutdatedError,
     SchemaTooNewError,
 )
-from kronos.forking import Lock
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-    from kronos.db.engine import Database
+    from kronos.db.database import Database
 
 BASE = "base"
 HEAD = "head"

@@ -1,6 +1,6 @@
 """The tables, as SQLAlchemy Core. The migrations build the same schema; a test compares the two.
 
-Laws of the rows, kept by `kronos.repository`:
+Laws of the rows, kept by `kronos.repository.memories`:
 
 - `store` has one row. Its `seq` is the last number given to a committed change; it is raised inside
   the write transaction by UPDATE ... RETURNING, so no number is ever handed out twice.
@@ -22,10 +22,11 @@ Laws of the rows, kept by `kronos.repository`:
   the store learnt what stands there now. The vectors of texts that no longer stand are kept in
   `past_vectors`, by the text's hash.
 - A row of `fields` names a metadata key that has an index of its own, `ix_memories_field_<id>`.
-- `memory_words` and `version_words` (FTS5, made by `kronos.db.words`) hold the words of every text
-  in `memories` and `versions`, written in the same transaction. They read `folded`, which is what
-  `kronos.folding` made of the content, or the content where that is null: it is its own fold. Rows
-  above `store.words_cursor` may lack theirs, if an older Kronos wrote them; null: no row does.
+- `memory_words` and `version_words` (FTS5, made by `kronos.db.fulltext.fts5`) hold the words of
+  every text in `memories` and `versions`, written in the same transaction. They read `folded`,
+  which is what `kronos.db.fulltext.folding` made of the content, or the content where that is null:
+  it is its own fold. Rows above `store.words_cursor` may lack theirs, if an older Kronos wrote
+  them; null: no row does.
 - A row of `failures` says that the space's embedder cannot embed the text with this hash.
 - At most one job a space is unfinished. Its texts are worked through in the order of their hashes,
   so that equal texts are one piece of work: those up to `cursor` have been handed out, each range

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from kronos.awaited import is_awaited
+from kronos.embedding.awaited import is_awaited
 from kronos.embedding.passing import passing
 from kronos.embedding.patience import ONCE, Patience
 from kronos.embedding.sentence import is_out_of_memory

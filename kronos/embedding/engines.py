@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, may_have_accelerator
 from kronos.embedding.export import Export, NotExportableError, find_export, make_export
 from kronos.embedding.failed import forget_failure, may_pass, note_failure, why_failed
@@ -22,7 +23,6 @@ from kronos.embedding.onnx import why_not_installed
 from kronos.embedding.sentence import REFERENCE, SentenceEmbedder
 from kronos.embedding.sharing import forget_frames, shared
 from kronos.errors import ModelLoadError
-from kronos.forking import Lock
 from kronos.settings import user_cache
 
 if TYPE_CHECKING:

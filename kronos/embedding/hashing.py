@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos.concurrency.pieces import find_all, folded
 from kronos.errors import ConfigurationError
-from kronos.pieces import find_all, folded
 
 if TYPE_CHECKING:
     from kronos.types import Vectors

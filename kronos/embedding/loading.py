@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
 from kronos.embedding.engines import (
     Asked,
@@ -32,7 +33,6 @@ from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
 from kronos.embedding.sharing import give_back_with, imported, shared, turn
 from kronos.errors import DeviceError, ModelLoadError
 from kronos.files import expanded
-from kronos.forking import Lock
 
 if TYPE_CHECKING:
     from kronos.settings import Precision, Settings

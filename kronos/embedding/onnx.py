@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kronos.forking import follow_forks, never_free
+from kronos.concurrency.forking import follow_forks, never_free
 
 if TYPE_CHECKING:
     from kronos.types import Vectors

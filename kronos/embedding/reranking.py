@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
 from kronos.embedding.fingerprint import contents_digest
 from kronos.embedding.hub import reason_of
 from kronos.embedding.loading import load_from_some_source
 from kronos.embedding.sharing import give_back_with, imported, shared
 from kronos.errors import EmbeddingError, ModelLoadError
-from kronos.forking import Lock
 
 if TYPE_CHECKING:
     from kronos.settings import Settings

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.concurrency.forking import Lock
 from kronos.errors import EmbeddingError, KronosWarning, VectorError
-from kronos.forking import Lock
 from kronos.validation import scale_to_unit
 
 if TYPE_CHECKING:

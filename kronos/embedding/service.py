@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.loading import check_device, load_model
@@ -29,7 +30,6 @@ from kronos.errors import (
     ModelLoadError,
 )
 from kronos.files import expanded
-from kronos.forking import Lock
 from kronos.settings import Settings
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from kronos.forking import Lock
+from kronos.concurrency.forking import Lock
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
+from kronos.concurrency.forking import in_children
 from kronos.errors import SnapshotError
-from kronos.forking import in_children
 from kronos.index.base import (
     KeyTable,
     best,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.concurrency.forking import follow_forks, never_free
 from kronos.devices import gpu_numbers
 from kronos.errors import KronosWarning
-from kronos.forking import follow_forks, never_free
 from kronos.index.faiss import Rows, bits_of, settle_ties
 from kronos.index.refining import HALF_ERROR, LONGEST_HALF, longest, refine
 

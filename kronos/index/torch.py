@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kronos.concurrency.forking import follow_forks, never_free
 from kronos.devices import gpu_numbers, may_have_accelerator
 from kronos.errors import KronosWarning
-from kronos.forking import follow_forks, never_free
 from kronos.index.base import (
     KeyTable,
     check_keys,

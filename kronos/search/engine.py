@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from kronos.db.fulltext.folding import has_letters
 from kronos.errors import FilterError
-from kronos.folding import has_letters
 from kronos.index.base import best, locate
-from kronos.rows import as_memory
+from kronos.repository.rows import as_memory
 from kronos.search.filters import parse_path
 from kronos.search.fusion import Fusion
 from kronos.search.lexical import names_something
@@ -32,7 +32,7 @@ from kronos.types import PlanStep
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.rows import Rows
+    from kronos.repository.rows import Rows
     from kronos.search.kept import KeySet
     from kronos.search.plan import Selection
     from kronos.search.ranking import Ranking

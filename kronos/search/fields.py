@@ -30,7 +30,7 @@ from kronos.errors import FilterError, InputError
 from kronos.search.filters import RECORD_FIELDS, field_expression, parse_path
 
 if TYPE_CHECKING:
-    from kronos.repository import Repository
+    from kronos.repository.memories import Repository
 
 _PREFIX = "metadata."
 _PARTS_OF_SCHEMA = table("sqlite_master", column("type"), column("name"))

@@ -50,10 +50,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from sqlalchemy import FromClause, and_, case, false, func, not_, or_
 from sqlalchemy.sql.elements import Grouping
 
+from kronos.concurrency.pieces import to_json
 from kronos.db.dialect import has_element, holds_text, json_list, json_type, json_value
 from kronos.db.tables import memories
 from kronos.errors import FilterError
-from kronos.pieces import to_json
 from kronos.validation import to_microseconds
 
 if TYPE_CHECKING:

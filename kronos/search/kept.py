@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from kronos.concurrency.forking import Lock
 from kronos.db.numbers import read_numbers
-from kronos.forking import Lock
 from kronos.index.base import locate
-from kronos.rows import NO_GROUP
+from kronos.repository.rows import NO_GROUP
 from kronos.search.plan import EVERY_MEMORY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.repository import Repository
-    from kronos.rows import Numbers, SomeKeys
+    from kronos.repository.memories import Repository
+    from kronos.repository.rows import Numbers, SomeKeys
     from kronos.search.plan import Selection
     from kronos.types import Keys
 

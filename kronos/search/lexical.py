@@ -1,8 +1,9 @@
 """Word search: what of a question's text is looked for, and what the words say of each memory.
 
-Any text is a question. It is read as the texts were, by `kronos.folding`; its words are quoted one
-by one, and nothing of it is syntax. Words that say little by themselves ("the", "what") count half,
-and only where they are cheap; of a long question, or in a large store, the rarest words are taken.
+Any text is a question. It is read as the texts were, by `kronos.db.fulltext.folding`; its words are
+quoted one by one, and nothing of it is syntax. Words that say little by themselves ("the", "what")
+count half, and only where they are cheap; of a long question, or in a large store, the rarest words
+are taken.
 So a search stays cheap in a store of any size. Two words that stand side by side in the question
 count once more where they do so in a memory.
 """
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from kronos.folding import Word, read
-from kronos.pieces import find_all
+from kronos.concurrency.pieces import find_all
+from kronos.db.fulltext.folding import Word, read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from kronos.repository.fulltext import Words
     from kronos.types import Keys, Tokenizer
-    from kronos.words import Words
 
     Floats: TypeAlias = NDArray[np.float64]
 

@@ -23,8 +23,8 @@ from kronos.search.sources import held_vectors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.history import PastText
-    from kronos.repository import Repository
+    from kronos.repository.history import PastText
+    from kronos.repository.memories import Repository
     from kronos.types import Keys, Space, VectorIndex, Vectors
 
     Floats: TypeAlias = NDArray[np.float64]

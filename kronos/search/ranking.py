@@ -20,7 +20,7 @@ from kronos.validation import check_limit, check_namespace, check_number, check_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.rows import Signals
+    from kronos.repository.rows import Signals
     from kronos.types import Vectors
 
     Floats: TypeAlias = NDArray[np.float64]

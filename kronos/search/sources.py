@@ -21,7 +21,7 @@ from kronos.search.plan import Found, nearest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.repository import Repository
+    from kronos.repository.memories import Repository
     from kronos.types import Keys, VectorIndex, Vectors
 
     Floats: TypeAlias = NDArray[np.float64]

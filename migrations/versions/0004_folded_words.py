@@ -3,7 +3,8 @@
 Why: a text's words are found however they were typed and in every script: a question is folded in
 the same way.
 Cost: indexes the words of every text anew, about a second for 200,000 short ones. The texts
-themselves are folded afterwards, in batches, by whoever opens the store: see `kronos.db.words`.
+themselves are folded afterwards, in batches, by whoever opens the store: see
+`kronos.db.fulltext.fts5`.
 Older code: cannot open it; a downgrade keeps every text, and indexes them as they were written.
 """
 

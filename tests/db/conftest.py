@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.database import Database
 from kronos.settings import Settings
 
 Plant = Callable[..., None]

@@ -16,8 +16,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from kronos.db import schema, words
-from kronos.db.engine import Database
+from kronos.db import schema
+from kronos.db.database import Database
+from kronos.db.fulltext import fts5 as words
 from kronos.settings import Settings
 
 ASSETS = Path(__file__).parent / "assets"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import ColumnElement, column, literal, select
 
+from kronos.db.database import Database
 from kronos.db.dialect import SQLite, json_type, json_value
-from kronos.db.engine import Database
 from kronos.db.tables import memories
 from kronos.errors import (
     CorruptStoreError,

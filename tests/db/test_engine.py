@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.database import Database
 from kronos.errors import StoreBusyError, StoreClosedError
 from kronos.settings import Settings
 from kronos.types import Durability
@@ -200,7 +200,7 @@ import os, sys
 from pathlib import Path
 from sqlalchemy import text
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.database import Database
 from kronos.settings import Settings
 
 def write():

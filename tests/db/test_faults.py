@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import insert
 
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.database import Database
 from kronos.db.tables import store
 from kronos.errors import (
     ConfigurationError,

@@ -21,11 +21,12 @@ from pytest_alembic.tests import (  # noqa: F401  collected here
 )
 from sqlalchemy import Connection, create_engine, insert, select, text
 
-from kronos.db import schema, tables, words
-from kronos.db.engine import Database
-from kronos.db.words import is_word_table
+from kronos.db import schema, tables
+from kronos.db.database import Database
+from kronos.db.fulltext import fts5 as words
+from kronos.db.fulltext.fts5 import is_word_table
 from kronos.settings import Settings
-from kronos.store import MemoryStore
+from kronos.store.store import MemoryStore
 from tests.db.conftest import AFTER_NEXT, HEAD, NEXT, Plant
 from tests.db.make_asset import ASSETS, ROWS, SINCE_0003, contents, fill
 

@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import text
 
 from kronos import MemoryStore, NewMemory
-from kronos.db import schema, words
-from kronos.db.engine import Database
+from kronos.db import schema
+from kronos.db.database import Database
+from kronos.db.fulltext import fts5 as words
+from kronos.repository.fulltext import Words
 from kronos.search.lexical import terms, word_scores
 from kronos.settings import Settings
-from kronos.words import Words
 from tests.db.make_asset import ASSETS, ROWS
 
 WRITTEN = {
@@ -206,8 +207,9 @@ def test_a_store_that_is_busy_opens_all_the_same(old: Path) -> None:
 WORKER = f"""
 import sys
 from pathlib import Path
-from kronos.db import schema, words
-from kronos.db.engine import Database
+from kronos.db import schema
+from kronos.db.fulltext import fts5 as words
+from kronos.db.database import Database
 from kronos.settings import Settings
 
 def step(name):

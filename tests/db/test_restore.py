@@ -20,7 +20,7 @@ import pytest
 import kronos.db.backup as backup_module
 from kronos import MemoryStore, NewMemory, Settings
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.database import Database
 from kronos.errors import (
     InputError,
     KronosError,
@@ -29,7 +29,7 @@ from kronos.errors import (
     StoreBusyError,
     StoreReplacedError,
 )
-from kronos.repository import Repository
+from kronos.repository.memories import Repository
 from tests.embedders import Named
 
 A, B = Named("A"), Named("B")

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from kronos.db import schema
-from kronos.db.engine import Database
+from kronos.db.database import Database
 from kronos.errors import (
     ConfigurationError,
     MigrationError,
@@ -185,7 +185,7 @@ def test_threads_may_make_several_stores_at_once(tmp_path: Path) -> None:
 def test_opening_a_store_that_is_up_to_date_does_not_import_alembic(database: Database) -> None:
     script = (
         "import sys; from pathlib import Path; from kronos.db import schema\n"
-        "from kronos.db.engine import Database; from kronos.settings import Settings\n"
+        "from kronos.db.database import Database; from kronos.settings import Settings\n"
         "schema.prepare(Database(Path(sys.argv[1]), Settings()), migrate=True)\n"
         "sys.exit('alembic' in sys.modules)"
     )

@@ -19,8 +19,8 @@ from sqlalchemy import Index, insert, not_, select
 from sqlalchemy.schema import CreateIndex
 
 from kronos import MemoryStore, NewMemory
+from kronos.db.database import Database
 from kronos.db.dialect import driver
-from kronos.db.engine import Database
 from kronos.db.tables import memories, versions
 from kronos.errors import FilterError
 from kronos.search import filters

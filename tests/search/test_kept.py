@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kronos import F, MemoryStore
-from kronos.repository import Repository
+from kronos.repository.memories import Repository
 from kronos.search import kept
 from kronos.search.engine import group_path
 from kronos.search.kept import Grouped, KeySet, KeySets, Known, Matching, NotAtHand

@@ -1,0 +1,1 @@
+"""What `KronosMemory` stands on: opening, threads, and how tasks wait for them."""

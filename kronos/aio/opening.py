@@ -1,0 +1,232 @@
+"""A `KronosMemory` that is open: opening and closing it, from any event loop and any thread.
+
+At most one thread opens or closes at a time, and whoever asks for the same meanwhile waits with the
+one who came first. Between two calls no event loop leaves anything here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from kronos.aio.calls import Calls
+from kronos.concurrency.forking import follow_forks
+from kronos.concurrency.surroundings import Surroundings
+from kronos.concurrency.threads import LONGEST_WAIT_S, Outcome, finished, spawn
+from kronos.embedding.awaited import AwaitedEmbedder
+from kronos.embedding.hashing import HashEmbedder
+from kronos.embedding.service import EmbeddingService
+from kronos.errors import StoreClosedError
+from kronos.store.store import MemoryStore
+
+if TYPE_CHECKING:
+    from kronos.settings import Settings
+    from kronos.types import AsyncEmbedder, Embedder, OnModelChange, ProgressCallback
+
+_CLOSED_MEANWHILE = "the store was closed while it was opened"
+
+Memories = TypeVar("Memories", bound="AsyncOpened")
+
+
+@dataclass(eq=False)
+class _Turn:
+    """The store is being opened, or closed."""
+
+    surroundings: Surroundings
+    opens: bool
+    done: Outcome[None] = field(default_factory=Outcome)
+    """What those who wait for it are told."""
+    ended: Outcome[None] = field(default_factory=Outcome)
+    """Its thread does nothing more."""
+    waiting: int = 0
+    """Tasks that wait for it."""
+
+    def wait_for(self, tasks: int) -> None:
+        """Note that tasks begin to wait, or wait no longer; where none does, nobody wants it."""
+        self.waiting += tasks
+        self.surroundings.caller.is_gone = self.waiting == 0
+
+
+class AsyncOpened:
+    """What every call of a `KronosMemory` stands on; it documents the arguments."""
+
+    def __init__(
+        self,
+        storage_path: str | os.PathLike[str],
+        *,
+        namespace: str = "default",
+        embedding_model: str | None = "mini",
+        embedder: Embedder | AsyncEmbedder | None = None,
+        device: str = "auto",
+        embedding_dim: int = 384,
+        on_model_change: OnModelChange = "rebuild",
+        strict: bool = False,
+        settings: Settings | None = None,
+        migrate: bool = False,
+    ) -> None:
+        self._awaited = _awaited(embedder)
+        self._store = MemoryStore(
+            storage_path,
+            namespace=namespace,
+            embedding_model=embedding_model,
+            embedder=self._awaited or embedder,  # type: ignore[arg-type]
+            device=device,
+            embedding_dim=embedding_dim,
+            on_model_change=on_model_change,
+            strict=strict,
+            settings=settings,
+            migrate=migrate,
+        )
+        self._calls: Calls | None = None
+        """There while the store is open."""
+        self._begin_anew()
+        follow_forks(self)
+
+    def _begin_anew(self) -> None:
+        self._changing = threading.Lock()
+        """Held for moments, to change the two."""
+        self._turn: _Turn | None = None
+
+    def before_fork(self) -> None:
+        """Nothing to do: the store waits for what its threads are in the middle of."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """A child has none of the threads, and runs another event loop."""
+        if in_child:
+            self._begin_anew()
+            if self._calls is not None:
+                self._calls = Calls(self._store)
+
+    async def connect(self, *, progress: ProgressCallback | None = None) -> None:
+        """Open the store; does nothing when it is open.
+
+        Tasks that call it at once, of any event loops, open it once. When all of them are
+        cancelled, the store is closed again as soon as it is open.
+
+        Raises:
+            StoreClosedError: `close` was called meanwhile.
+            KronosError: as `MemoryStore.open` does.
+        """
+        while True:
+            with self._changing:
+                if self._turn is None and self._calls is not None:
+                    return
+                turn, start = self._turn, None
+                if turn is None:
+                    turn, start = self._begin(self._open, progress, opens=True)
+                opens = turn.opens
+                turn.wait_for(1)
+            if opens:
+                return await self._come_to_end(turn, start)
+            with suppress(Exception):  # whoever closes is told of it
+                await self._come_to_end(turn, start)
+
+    async def close(self) -> None:
+        """Finish what is under way, save the index and close; does nothing when it is closed.
+
+        Any task of any event loop may call it, also several at once. Calls that are under way come
+        to their end, or raise `StoreClosedError`; long ones are stopped. It waits for no embedder
+        longer than ten seconds. Afterwards `connect` opens the store again.
+        """
+        with self._changing:
+            turn, start = self._turn, None
+            if turn is None and self._calls is None:
+                return
+            if turn is None or turn.opens:
+                calls, self._calls = self._calls, None
+                turn, start = self._begin(self._close, calls, turn, opens=False)
+            turn.wait_for(1)
+        await self._come_to_end(turn, start)
+
+    def _begin(
+        self, work: Callable[..., None], *args: object, opens: bool
+    ) -> tuple[_Turn, Callable[[], object]]:
+        """A turn, and what starts it, once `_changing` is free."""
+        turn = self._turn = _Turn(Surroundings(asyncio.get_running_loop()), opens)
+        function = functools.partial(self._carry_out, turn, functools.partial(work, turn, *args))
+        return turn, functools.partial(spawn, "kronos-open" if opens else "kronos-close", function)
+
+    async def _come_to_end(self, turn: _Turn, start: Callable[[], object] | None) -> None:
+        try:
+            if start is not None:
+                start()
+            await finished(turn.done)
+        finally:
+            with self._changing:
+                turn.wait_for(-1)
+
+    def _carry_out(self, turn: _Turn, work: Callable[[], None]) -> None:
+        error: BaseException | None = None
+        try:
+            turn.surroundings.run(work)
+        except BaseException as exc:
+            error = exc
+        with self._changing:
+            if self._turn is turn:
+                self._turn = None
+            elif turn.opens:
+                error = StoreClosedError(_CLOSED_MEANWHILE)
+        turn.done.settle(error=error)
+        turn.ended.settle()
+
+    def _open(self, turn: _Turn, progress: ProgressCallback | None) -> None:
+        if self._turn is not turn:
+            return  # `close` was called before this thread came to it
+        if self._awaited is not None:
+            self._awaited.open()
+        self._store.connect(progress=progress)
+        with self._changing:
+            if self._turn is turn and turn.waiting:
+                self._calls = Calls(self._store)
+                return
+            turn.opens = turn.opens and self._turn is not turn
+        self._store.close()  # nobody waits for it any more
+
+    def _close(self, turn: _Turn, calls: Calls | None, opening: _Turn | None) -> None:
+        if opening is not None:
+            opening.surroundings.caller.is_gone = True
+            opening.ended.wait(LONGEST_WAIT_S)  # two threads at the store would undo each other
+        if calls is None:
+            self._store.close()
+        else:
+            calls.close(self._store.close)
+        if opening is not None:  # unless it has come to its end, an embedder holds it up
+            opening.done.settle(error=StoreClosedError(_CLOSED_MEANWHILE))
+        if self._awaited is not None:
+            self._awaited.close()
+
+    async def __aenter__(self: Memories) -> Memories:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        self._store.__reduce__()
+
+    @property
+    def _open_calls(self) -> Calls:
+        if (calls := self._calls) is None:
+            raise StoreClosedError
+        return calls
+
+
+def _awaited(embedder: Embedder | AsyncEmbedder | None) -> AwaitedEmbedder | None:
+    """A program's own embedder as one that threads call; None where threads call it anyway."""
+    methods = (getattr(embedder, "embed_documents", None), getattr(embedder, "embed_queries", None))
+    if isinstance(embedder, EmbeddingService | HashEmbedder) or not all(map(callable, methods)):
+        return None
+    return AwaitedEmbedder(embedder)  # type: ignore[arg-type]

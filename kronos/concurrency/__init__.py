@@ -1,0 +1,1 @@
+"""Threads, locks, forks, progress: nothing here knows what a memory is."""

@@ -1,0 +1,223 @@
+"""An `AsyncEmbedder` as an `Embedder`: threads call it, event loops do its work.
+
+Its coroutines run where a direct call would run them: on the event loop of the task that waits for
+the call, in a copy of that task's context. So a client that belongs to that loop, such as an
+aiohttp session, works as it does elsewhere. When every task that waited was cancelled, so is the
+coroutine. Where no task waits (a job in the background), or the loop ends meanwhile, they run on an
+event loop of this object's own, which lives until `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from kronos.concurrency.forking import Lock, follow_forks
+from kronos.concurrency.surroundings import callers, check_wanted
+from kronos.errors import KronosError, StoreClosedError
+
+if TYPE_CHECKING:
+    from kronos.types import AsyncEmbedder, Embedder, Vectors
+
+_LOOK_EVERY_S = 0.1
+_LONGEST_STANDSTILL_S = 1.0
+"""A loop that has not run for so long, as between two `run_until_complete`, counts as ended."""
+
+
+def is_awaited(method: object) -> bool:
+    """Whether what a function returns is to be awaited, as far as can be told beforehand."""
+    while isinstance(method, functools.partial):
+        method = method.func
+    called = getattr(method, "__call__", None)  # noqa: B004 - of an object that is called
+    return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(called)
+
+
+class AwaitedEmbedder:
+    """An `Embedder` over one whose methods may have to be awaited. Threads may share it.
+
+    Args:
+        embedder: an `AsyncEmbedder`, or a plain one, whose methods the calling thread then runs.
+    """
+
+    def __init__(self, embedder: Embedder | AsyncEmbedder) -> None:
+        self._embedder = embedder
+        self._own = _OwnLoop()
+        self._is_open = True
+        self.is_async = any(map(is_awaited, (embedder.embed_documents, embedder.embed_queries)))
+        """Whether an event loop works for it. Of a plain function that returns a coroutine this is
+        known from its first call on."""
+
+    @property
+    def model_id(self) -> str:
+        """The embedder's name, for people."""
+        return self._embedder.model_id
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this embedder from one whose vectors cannot be compared."""
+        return self._embedder.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """The width of a vector."""
+        return self._embedder.dim
+
+    def __getattr__(self, name: str) -> Any:
+        # What an embedder may say beside the protocol, such as `max_tokens` or `revision`.
+        value = getattr(self._embedder, name)
+        if is_awaited(value):
+            raise AttributeError(f"{name} of {type(self._embedder).__name__} is to be awaited")
+        return value
+
+    def embed_documents(self, texts: Sequence[str], /) -> Vectors:
+        """Embed texts to be stored: (n, dim) float32."""
+        return self._call(self._embedder.embed_documents, texts)
+
+    def embed_queries(self, texts: Sequence[str], /) -> Vectors:
+        """Embed questions: (n, dim) float32."""
+        return self._call(self._embedder.embed_queries, texts)
+
+    def _call(self, method: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> Vectors:
+        if is_awaited(method):
+            return self._await(method, texts)
+        made: Vectors = method(texts)
+        if not inspect.isawaitable(made):
+            return made
+        self.is_async = True
+        return self._await(method, texts, made)
+
+    def _await(
+        self,
+        method: Callable[[Sequence[str]], Any],
+        texts: Sequence[str],
+        made: Awaitable[Any] | None = None,
+    ) -> Vectors:
+        async def call(made: Awaitable[Any] | None) -> Any:
+            return await (method(texts) if made is None else made)
+
+        waiting = callers()
+        loop = waiting[0].loop if waiting else None
+        if loop is not None and loop.is_running():
+            with suppress(_LoopEndedError):
+                return _run(call(made), loop, self._check_wanted)
+            made = None  # it was cancelled with its loop
+        self._check_wanted()
+        try:
+            return _run(call(made), self._own.running(), self._check_wanted)
+        except _LoopEndedError:
+            raise StoreClosedError from None
+
+    def _check_wanted(self) -> None:
+        if not self._is_open:
+            raise StoreClosedError
+        check_wanted()
+
+    def open(self) -> None:
+        """Let it be called."""
+        self._is_open = True
+
+    def close(self) -> None:
+        """Cancel what is awaited, and end the event loop of its own."""
+        self._is_open = False
+        self._own.close()
+
+
+class _LoopEndedError(Exception):
+    """The event loop came to its end before the coroutine did."""
+
+
+def _run(
+    coroutine: Coroutine[Any, Any, Any],
+    loop: asyncio.AbstractEventLoop,
+    check: Callable[[], None],
+) -> Vectors:
+    """Run a coroutine on a loop that another thread runs, until `check` raises."""
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # closed since it was looked at
+        coroutine.close()
+        raise _LoopEndedError from None
+    seen_running = time.monotonic()
+    while not wait([future], _LOOK_EVERY_S).done:
+        if loop.is_running():
+            seen_running = time.monotonic()
+        elif loop.is_closed() or time.monotonic() - seen_running > _LONGEST_STANDSTILL_S:
+            _give_up(future, coroutine, loop)
+            raise _LoopEndedError
+        try:
+            check()
+        except KronosError:
+            _give_up(future, coroutine, loop)
+            raise
+    try:
+        return future.result()  # type: ignore[no-any-return]
+    except CancelledError:  # as `asyncio.run` does at its end
+        raise _LoopEndedError from None
+
+
+def _give_up(
+    future: Future[Any], coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
+) -> None:
+    if not loop.is_closed():
+        with suppress(RuntimeError):  # closed this very moment
+            future.cancel()
+    elif inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()  # else Python warns that it was never awaited
+
+
+class _OwnLoop:
+    """An event loop on a thread, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        follow_forks(self)
+
+    def before_fork(self) -> None:
+        """Nothing to do."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """A child has no thread but the one that forked."""
+        if in_child:
+            self._loop = self._thread = None
+
+    def running(self) -> asyncio.AbstractEventLoop:
+        """The loop, which runs."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_serve, args=[self._loop], name="kronos-await", daemon=True
+                )
+                self._thread.start()
+            return self._loop
+
+    def close(self) -> None:
+        """Cancel what runs on it, and end it."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+            thread, self._thread = self._thread, None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(_LONGEST_STANDSTILL_S)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

@@ -1,0 +1,1 @@
+"""An index that follows a space: never trusted, only followed."""

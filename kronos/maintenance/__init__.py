@@ -1,0 +1,1 @@
+"""Checks of everything that must agree, and compaction."""

@@ -1,0 +1,1 @@
+"""Batch jobs that bring a space up to date, or to another model."""

@@ -1,0 +1,1 @@
+"""Every table, read and written over one open transaction."""

@@ -1,0 +1,226 @@
+"""Near duplicates: which keys of an index hang together by vectors that are nearly the same.
+
+The answer is exact: the groups are those that a comparison of every pair would find, whatever the
+index. Every pair is compared, in tiles of a bounded size and with no more than a few numbers for
+each key, so that 100,000 vectors need no more memory than their tiles. The index is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from kronos.concurrency.steps import Steps
+from kronos.errors import InputError
+from kronos.types import DuplicateGroup
+from kronos.validation import check_limit, check_number
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kronos.repository.memories import Repository
+    from kronos.types import Keys, VectorIndex, Vectors
+
+    Numbers: TypeAlias = NDArray[np.intp]
+    Scores: TypeAlias = NDArray[np.float64]
+
+DECIMALS = 6
+"""Of a score: float32 vectors say nothing beyond, and so equal vectors score 1.0."""
+_COLUMNS = 4
+"""A tile is so many times as wide as it is high."""
+# What float32 products, of vectors whose length is 1 but for rounding, may be wrong by, and more.
+_SLACK = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class KeyGroup:
+    """Keys whose vectors hang together."""
+
+    keys: tuple[int, ...]
+    """At least two, ascending."""
+    score: float
+    """The highest threshold, to six decimals, at which they still hang together."""
+
+
+def near_duplicates(
+    index: VectorIndex,
+    threshold: float,
+    *,
+    allowed: Keys | None = None,
+    batch: int = 1024,
+    steps: Steps | None = None,
+) -> list[KeyGroup]:
+    """Find the groups of keys whose vectors are nearly the same.
+
+    Two vectors are a pair when their cosine, rounded to six decimals, is at least the threshold;
+    a group is all that pairs lead to. Its score is the lowest of those that join it, each memory
+    by the best pair there is: that of the weakest pair in a maximum spanning tree.
+
+    Args:
+        index: of unit vectors; `keys` and `vectors_of` alone are asked.
+        threshold: above 0, at most 1.
+        allowed: (n,) int64; only these keys are compared. None: all.
+        batch: how many vectors at once are compared with four times as many.
+        steps: one for each vector, when it was compared with all of the others.
+
+    Returns:
+        The highest score first; of equal ones the lowest key.
+
+    Raises:
+        InputError: the threshold or the batch is refused.
+        StoppedError: somebody wants it to stop.
+    """
+    threshold = check_number(threshold, field="threshold")
+    if not 0 < threshold <= 1:
+        raise InputError(
+            f"threshold must be above 0, at most 1, not {threshold}", field="threshold"
+        )
+    keys = index.keys()
+    if allowed is not None:
+        keys = np.intersect1d(keys, allowed)
+    if not keys.size:
+        return []
+    batch = check_limit(batch, field="batch")
+    search = _Search(index, keys, threshold, batch, steps or Steps())
+    forest = _Forest(keys.size)
+    # Borůvka: every group at once takes the best pair that leads out of it. The groups at least
+    # halve with every round, and rows with no pair are in none but the first.
+    rows = np.arange(keys.size)
+    while rows.size:
+        best, partner = search.best_outside(rows, forest.roots)
+        found = np.flatnonzero(best >= 0)
+        forest.join(rows[found], partner[found], best[found])
+        rows = rows[np.isin(forest.roots[rows], forest.roots[rows[found]])]
+    groups = [KeyGroup(tuple(keys[rows].tolist()), score) for rows, score in forest.groups()]
+    return sorted(groups, key=lambda group: (-group.score, group.keys))
+
+
+def groups_of(repository: Repository, found: Sequence[KeyGroup]) -> list[DuplicateGroup]:
+    """The memories of groups: those that live, where there are two at least."""
+    memories = repository.by_keys(np.array([key for each in found for key in each.keys], np.int64))
+    alive = [([key for key in each.keys if key in memories], each.score) for each in found]
+    return [
+        DuplicateGroup(tuple(memories[key] for key in keys), score)
+        for keys, score in alive
+        if len(keys) > 1
+    ]
+
+
+class _Search:
+    """Compares the vectors of an index in tiles; rows are positions in its keys."""
+
+    def __init__(
+        self, index: VectorIndex, keys: Keys, threshold: float, batch: int, steps: Steps
+    ) -> None:
+        self._steps = steps
+        self._index = index
+        self._keys = keys
+        self._threshold = threshold
+        self._batch = batch
+
+    def best_outside(self, rows: Numbers, roots: Numbers) -> tuple[Scores, Numbers]:
+        """The best pair of each row with one of the rows in another group.
+
+        Args:
+            rows: (n,), ascending.
+            roots: the group of every row there is.
+
+        Returns:
+            (n,) scores, -1 where there is no pair, and (n,) rows: of equal ones the first.
+        """
+        best, partner = np.full(rows.size, -1.0), np.zeros(rows.size, np.intp)
+        for ours, theirs, scores in self._tiles(rows, roots):
+            scores[_same(roots, rows[ours], rows[theirs])] = -1
+            # Both ways: no tile is made for the other half of the pairs.
+            for near, far, table in ((ours, theirs, scores), (theirs, ours, scores.T)):
+                place = table.argmax(axis=1)
+                score = table[np.arange(near.size), place]
+                # Of equal scores the earlier tile's stays, which is that of the lower row.
+                better = (score >= self._threshold) & (score > best[near])
+                best[near[better]] = score[better]
+                partner[near[better]] = rows[far[place[better]]]
+        return best, partner
+
+    def _tiles(self, rows: Numbers, roots: Numbers) -> Iterator[tuple[Numbers, Numbers, Scores]]:
+        """What of each tile may hold a pair: positions down, positions across, exact scores."""
+        for top in range(0, rows.size, self._batch):
+            down = np.arange(top, min(top + self._batch, rows.size))
+            ours = self._vectors(rows[down])
+            for left in range(top, rows.size, self._batch * _COLUMNS):
+                self._steps.go_on()
+                across = np.arange(left, min(left + self._batch * _COLUMNS, rows.size))
+                theirs = self._vectors(rows[across])
+                near = ours @ theirs.T >= self._threshold - _SLACK
+                if near.any():
+                    near &= ~_same(roots, rows[down], rows[across])
+                here, there = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+                if here.size:
+                    yield down[here], across[there], _cosines(ours[here], theirs[there])
+            if rows.size == self._keys.size:  # the first round, which takes longest
+                self._steps.reach(int(down[-1]) + 1, rows.size)
+
+    def _vectors(self, rows: Numbers) -> Vectors:
+        return self._index.vectors_of(self._keys[rows])
+
+
+def _same(roots: Numbers, ours: Numbers, theirs: Numbers) -> NDArray[np.bool_]:
+    """(n, m): which pairs of rows are in one group."""
+    same: NDArray[np.bool_] = roots[ours][:, None] == roots[theirs][None, :]
+    return same
+
+
+def _cosines(ours: Vectors, theirs: Vectors) -> Scores:
+    """(n, m) float64 cosines, to six decimals."""
+    left, right = ours.astype(np.float64), theirs.astype(np.float64)
+    left /= np.linalg.norm(left, axis=1, keepdims=True)
+    right /= np.linalg.norm(right, axis=1, keepdims=True)
+    scores: Scores = np.round(left @ right.T, DECIMALS)
+    return scores
+
+
+class _Forest:
+    """Groups of rows, and the lowest score that joined each."""
+
+    def __init__(self, count: int) -> None:
+        self.roots: Numbers = np.arange(count)
+        """The group of each row: its lowest row."""
+        self._weakest: Scores = np.ones(count)
+        """By the group's root."""
+
+    def join(self, rows: Numbers, partners: Numbers, scores: Scores) -> None:
+        """Take for each group the best of the pairs that lead out of it, and join along those."""
+        order = np.lexsort((partners, rows, -scores))
+        _, first = np.unique(self.roots[rows[order]], return_index=True)
+        parents = self.roots.copy()
+        for place in order[first].tolist():
+            self._join(parents, rows[place], partners[place], scores[place])
+        # Every root points to itself: two steps at once until nothing moves.
+        while not np.array_equal(parents, parents[parents]):
+            parents = parents[parents]
+        self.roots = parents
+
+    def _join(self, parents: Numbers, row: int, partner: int, score: float) -> None:
+        low, high = sorted((_root(parents, row), _root(parents, partner)))
+        # Two groups may have chosen one pair, or pairs of one score in a circle.
+        if low != high:
+            parents[high] = low
+            self._weakest[low] = min(self._weakest[low], self._weakest[high], score)
+
+    def groups(self) -> Iterator[tuple[Numbers, float]]:
+        """The groups of more than one row: ascending rows, and the lowest score."""
+        order = np.argsort(self.roots, kind="stable")
+        roots, starts = np.unique(self.roots[order], return_index=True)
+        for root, rows in zip(roots.tolist(), np.split(order, starts[1:]), strict=True):
+            if rows.size > 1:
+                yield rows, min(1.0, float(self._weakest[root]))
+
+
+def _root(parents: Numbers, row: int) -> int:
+    while parents[row] != row:
+        # Halves the way for whoever comes next.
+        parents[row] = parents[parents[row]]
+        row = int(parents[row])
+    return int(row)

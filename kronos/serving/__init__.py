@@ -1,0 +1,1 @@
+"""Which space serves, and how an open store follows a change of it."""

@@ -1,0 +1,119 @@
+"""Group commit: writes that come at once share a transaction, each of them whole or not at all.
+
+They are written in the order in which they came, so each sees what those before it left; additions
+that stand next to each other become one insert. A write that is refused leaves nothing and costs
+the others nothing. None is acknowledged before the commit that holds them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from kronos.errors import (
+    KronosError,
+    ReadOnlyStoreError,
+    SpaceChangedError,
+    StorageError,
+    StoreBusyError,
+    StoreClosedError,
+    TransientEmbeddingError,
+)
+from kronos.serving.serving import Serving
+
+if TYPE_CHECKING:
+    from kronos.repository.memories import Batch, Repository
+
+MOST_ROWS = 1000
+"""Writes go together up to so many memories: a small one waits for no more than that."""
+FOR_ALL = (StoreBusyError, ReadOnlyStoreError, StoreClosedError, TransientEmbeddingError)
+"""Errors that no write of a group escapes by being tried alone."""
+
+
+@dataclass(slots=True, eq=False)
+class Addition:
+    """A batch to be added, embedded in the space that serves."""
+
+    batch: Batch
+    serving: Serving
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """Any other write."""
+
+    make: Callable[[Repository], Any]
+    serving: Serving | None
+    """Who made the vectors in it; None where there are none."""
+
+
+Write: TypeAlias = Addition | Change
+
+
+def write_together(repository: Repository, writes: Sequence[Write]) -> list[Any]:
+    """Write in one transaction, which the caller commits.
+
+    Args:
+        repository: in a write transaction.
+        writes: in the order in which they came.
+
+    Returns:
+        For each write what it returns, or the error that refuses it: `SpaceChangedError` when its
+        vectors are of a space that serves no longer.
+    """
+    pulse = repository.pulse()
+    is_current = {
+        serving: serving.is_current(repository, pulse)
+        for serving in {write.serving for write in writes}
+        if serving is not None
+    }
+    outcomes: list[Any] = []
+    for run in _runs(writes):
+        first = run[0]
+        if first.serving is not None and not is_current[first.serving]:
+            outcomes += [SpaceChangedError()] * len(run)
+        elif isinstance(first, Addition):
+            batches = [write.batch for write in run if isinstance(write, Addition)]
+            outcomes += repository.add(batches, first.serving.space)
+        elif len(writes) == 1:
+            outcomes.append(first.make(repository))
+        else:
+            outcomes.append(_apart(repository, first))
+    return outcomes
+
+
+def _apart(repository: Repository, change: Change) -> Any:
+    """What a change returns; when it is refused nothing of it is left, and the others go on."""
+    try:
+        with repository.savepoint():
+            return change.make(repository)
+    except StorageError:
+        raise
+    except KronosError as exc:
+        return exc
+
+
+def _runs(writes: Sequence[Write]) -> Iterator[list[Write]]:
+    """Cut writes into those that can be made at once and come out as if made one by one."""
+    run: list[Write] = []
+    ids: set[str] = set()
+    for write in writes:
+        if run and not _joins(run[0], ids, write):
+            yield run
+            run, ids = [], set()
+        run.append(write)
+        if isinstance(write, Addition):
+            ids.update(write.batch.ids)
+    yield run
+
+
+def _joins(first: Write, ids: set[str], write: Write) -> bool:
+    """Whether a write and a run are additions, and none of them looks at what another one adds."""
+    return (
+        isinstance(first, Addition)
+        and isinstance(write, Addition)
+        and first.serving is write.serving
+        and not (first.batch.match_content or write.batch.match_content)
+        and ids.isdisjoint(write.batch.ids)
+    )

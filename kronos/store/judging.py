@@ -1,0 +1,113 @@
+"""What is done with the candidates of a search: the slow judge, the hits, and what belongs to them.
+
+It is done outside of the transaction that found them, as a judge takes its time. Memories that
+links bring in are held to what the search was about: its namespace, its filter and its least score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kronos.concurrency.threads import may_wait_for_embedder
+from kronos.embedding.reranking import Reranker, load_reranker
+from kronos.repository.rows import these
+from kronos.search import engine
+from kronos.store.browsing import Reading
+from kronos.types import Hit
+
+if TYPE_CHECKING:
+    from kronos.repository.links import Neighbour
+    from kronos.repository.memories import Repository
+    from kronos.repository.rows import Rows
+    from kronos.search.engine import Candidate, Query, Watch
+    from kronos.store.finding import Wanted
+    from kronos.types import Keys
+
+_FIRST_EXPANDED = 1000
+"""So many linked memories are looked at, and four times as many while too few may be found."""
+
+
+class Judging(Reading):
+    """How hits come of candidates; `MemoryStore` is the class to use."""
+
+    def _rerank(
+        self, query: Query, candidates: list[Candidate], wanted: Wanted, watch: Watch
+    ) -> list[Candidate]:
+        """Put candidates in the order of a judge, one a group; all of them are judged."""
+        ranking, request = wanted.request.ranking, wanted.request
+        assert ranking.rerank is not None
+        with watch.step("rerank") as note:
+            reranker = self._reranker(ranking.rerank)
+            judged = reranker.judge(query.text or "", [each.memory.content for each in candidates])
+            note.detail, note.count = ranking.rerank, len(candidates)
+        ranked = [
+            each.judged(ranking.similarity * float(verdict))
+            for each, verdict in zip(candidates, judged, strict=True)
+        ]
+        ranked = [each for each in ranked if each.score >= request.min_score]
+        ranked.sort(key=lambda each: (-each.score, each.key))
+        ranked = engine.one_of_each_group(ranked, request.group_by)
+        if not wanted.compares_later or not ranked:
+            return ranked
+        vectors = np.array([each.vector for each in ranked], np.float32)
+        return engine.diversified(ranked, vectors, request.limit, ranking.diversity)
+
+    def _reranker(self, name: str) -> Reranker:
+        may_wait_for_embedder()
+        with self._settling:
+            if name not in self._rerankers:
+                self._rerankers[name] = load_reranker(
+                    name,
+                    device=self._device,
+                    cache_dir=self.location.models,
+                    settings=self._settings,
+                )
+            return self._rerankers[name]
+
+    def _linked(
+        self, hits: Sequence[Hit], candidates: Sequence[Candidate], wanted: Wanted, name: str
+    ) -> list[Hit]:
+        """Memories that links or lineage join to hits, each below the hit that leads to it."""
+        by_key = {each.key: hit for each, hit in zip(candidates, hits, strict=False)}
+        least = -math.inf if wanted.expand_outside else wanted.request.min_score
+        with self._reader() as repository:
+            rows = repository if wanted.moment is None else repository.as_of(wanted.moment)
+            found = [
+                (_below(by_key[each.seed].score, each), each)
+                for each in self._neighbours(repository, rows, [*by_key], wanted)
+            ]
+            found = [pair for pair in found if pair[0] >= least]
+            found.sort(key=lambda pair: (-pair[0], pair[1].key))
+            found = found[: wanted.request.limit]
+            memories = rows.by_keys(np.array([each.key for _, each in found], np.int64))
+        return [
+            Hit(memories[each.key], score, name, len(hits) + rank, None, by_key[each.seed].id)
+            for rank, (score, each) in enumerate(found)
+        ]
+
+    def _neighbours(
+        self, repository: Repository, rows: Rows, keys: Sequence[int], wanted: Wanted
+    ) -> list[Neighbour]:
+        """What is linked to some memories and may be found, as many as are wanted if there are."""
+        selection, most = wanted.request.selection, _FIRST_EXPANDED
+        while True:
+            joined = repository.links.neighbours(keys, wanted.expand, limit=most)
+            among = these([each.key for each in joined])
+            if wanted.expand_outside:
+                allowed: Keys = rows.keys(None, None, among=among)
+            else:
+                allowed = rows.keys(selection.scope, selection.condition, among=among)
+            found = set(allowed.tolist())
+            if len(found) >= wanted.request.limit or len(joined) < most:
+                return [each for each in joined if each.key in found]
+            most *= 4
+
+
+def _below(score: float, neighbour: Neighbour) -> float:
+    """The score of a linked memory: below that of its hit, the more so the looser the link is."""
+    lost = abs(score) * (1 - neighbour.weight / (1 + neighbour.hops))
+    return min(score - lost, math.nextafter(score, -math.inf))

@@ -1,0 +1,142 @@
+"""What is done with a large text in pieces comes out as if it were done at once."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kronos import validation
+from kronos.concurrency import pieces
+from kronos.db import dialect
+from kronos.db.fulltext import folding
+from kronos.embedding import hashing
+from kronos.embedding.hashing import HashEmbedder
+from kronos.search import filters, lexical
+from kronos.transfer import export as exchange
+from kronos.types import Tokenizer
+
+PATTERNS = [
+    hashing._WORDS,
+    hashing._ASCII_WORDS,
+    hashing._MARKS,
+    lexical._WORD,
+    re.compile(r"[^\W\d_]{1,6}|\d{1,3}|[^\w\s]|_"),
+]
+# Letters that compose, marks, jamo, sigmas, signs that a sigma looks past, compatibility forms.
+TRICKY = (
+    "aeAEéÉßıİΣσςΑαοǅﬁ½²℡Ⅷㄱ가각힣각'’.:· \t\n_-1٣漢字かがｶﾞ🎉"
+    "\u0301\u0327\u0345\u09c7\u09be\u0b47\u0b3e\U0001d6ba\u200d\u00ad"
+)
+TEXTS = st.lists(
+    st.one_of(st.text(TRICKY, min_size=1, max_size=8), st.text(max_size=4)), max_size=12
+).map("".join)
+SIZES = st.integers(1, 12)
+
+
+@settings(max_examples=600, deadline=None)
+@given(TEXTS, SIZES)
+def test_a_text_is_folded_in_pieces_as_at_once(text: str, size: int) -> None:
+    with mock.patch.object(pieces, "_SIZE", size):
+        assert pieces.folded(text) == unicodedata.normalize("NFKC", text).lower()
+
+
+def test_no_two_characters_that_a_text_is_cut_between_change_each_other() -> None:
+    chance = random.Random(0)
+    alone = [c for c in map(chr, range(0x30000)) if _is_text(c) and pieces._stands_alone(c)]
+    assert len(alone) > 100_000, "a text can be cut almost anywhere"
+    others = [*TRICKY, *chance.sample(alone, 60)]
+    for character in alone:
+        for other in chance.sample(others, 4):
+            for before, behind in ((character, other), (other, character)):
+                if pieces._may_cut.__wrapped__(before, behind):
+                    assert _fold(before) + _fold(behind) == _fold(before + behind)
+
+
+def _is_text(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cs", "Cn", "Co")
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.one_of(TEXTS, st.text("ab1 _-é漢", max_size=200)), SIZES, st.sampled_from(PATTERNS))
+def test_words_are_found_in_pieces_as_at_once(
+    text: str, size: int, pattern: re.Pattern[str]
+) -> None:
+    with mock.patch.object(pieces, "_SIZE", size):
+        assert pieces.find_all(pattern, text) == pattern.findall(text)
+
+
+SIGNS = [
+    "c++ ",
+    "->",
+    "... ",
+    "\u2026",
+    ";; ",
+    "!",
+    " ' ",
+    "\U0001f1e9\U0001f1ea",
+    "\u2122",
+    "3.5 ",
+]
+WITH_SIGNS = st.lists(st.one_of(TEXTS, st.sampled_from(SIGNS)), max_size=12).map("".join)
+
+
+@settings(max_examples=600, deadline=None)
+@given(WITH_SIGNS, SIZES, st.sampled_from(["porter", "trigram"]))
+def test_words_of_an_index_are_folded_and_read_in_pieces_as_at_once(
+    text: str, size: int, tokenizer: Tokenizer
+) -> None:
+    def outcome() -> Any:
+        words = [(each, each.is_attached) for each in folding.read(text, tokenizer)]
+        return folding.fold(text, tokenizer), words
+
+    with mock.patch.object(pieces, "_SIZE", len(text) + 1):
+        at_once = outcome()
+    with mock.patch.object(pieces, "_SIZE", size):
+        assert "".join(pieces.at_spaces(text)) == text
+        assert outcome() == at_once
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=40),
+    lambda inside: st.lists(inside, max_size=6) | st.dictionaries(st.text(max_size=6), inside),
+    max_leaves=40,
+)
+ENCODERS = [validation._JSON, dialect._JSON, exchange._JSON, filters._JSON]
+
+
+@settings(max_examples=400, deadline=None)
+@given(VALUES, SIZES, st.sampled_from(ENCODERS))
+def test_json_is_written_in_pieces_as_at_once(value: Any, size: int, encoder: Any) -> None:
+
+    with mock.patch.object(pieces, "_WEIGHT", size), mock.patch.object(pieces, "_SIZE", size):
+        assert pieces.to_json(value, encoder) == encoder.encode(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["the quick brown fox ", "grüße aus ", "漢字", "x", "é", "Σ'", "\u0301"]
+)
+def test_hash_vectors_of_large_texts_are_the_same_bits(text: str) -> None:
+    large = text * (300_000 // len(text))
+    made = HashEmbedder(64).embed_documents([large, "short"])
+    with (
+        mock.patch.object(pieces, "_SIZE", len(large)),
+        mock.patch.object(hashing, "_WORDS_AT_ONCE", len(large)),
+    ):
+        at_once = HashEmbedder(64).embed_documents([large, "short"])
+    assert np.array_equal(made, at_once)

@@ -1,0 +1,229 @@
+"""Metadata fields with an index of their own: made, used, dropped, and made again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, select, text
+
+from kronos.db import schema
+from kronos.db.database import Database
+from kronos.db.tables import fields as field_rows
+from kronos.db.tables import memories
+from kronos.errors import InputError
+from kronos.search.fields import Fields
+from kronos.search.filters import compile_filter, field_expression, parse_path
+from kronos.settings import Settings
+
+YEARS = [1999, 2020, 2021.5, "2020", None, True, [2020]]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "kronos.db", Settings())
+    schema.prepare(database)
+    with database.write() as connection:
+        for key, year in enumerate(YEARS, 1):
+            metadata = json.dumps({"year": year, "a": {"b": key}, "id": f"own {key}"})
+            connection.execute(insert(memories).values(**row(key, metadata)))
+        connection.execute(insert(memories).values(**row(99, "{}")))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Connection]:
+    with database.write() as connection:
+        yield connection
+
+
+def row(key: int, metadata: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "id": f"m{key}",
+        "namespace": "a",
+        "content": "x",
+        "content_hash": b"x",
+        "metadata": metadata,
+        "importance": 0.5,
+        "created_at": 0,
+        "updated_at": 0,
+        "seq": key,
+        "recorded_at": 0,
+    }
+
+
+def indexes(connection: Connection) -> dict[str, str]:
+    found = connection.exec_driver_sql(
+        "SELECT name, sql FROM sqlite_master WHERE name LIKE 'ix_memories_field_%'"
+    )
+    return {name: sql for name, sql in found}
+
+
+def plan(connection: Connection, sql: str, *values: Any) -> str:
+    rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)
+    return "; ".join(row.detail for row in rows)
+
+
+def test_a_field_gets_an_index_that_comparisons_use(connection: Connection) -> None:
+    asked = "SELECT key FROM memories WHERE json_extract(metadata, '$.\"year\"') >= ?"
+    assert plan(connection, asked, 2020) == "SCAN memories"
+    found = connection.exec_driver_sql(asked, (2020,)).scalars().all()
+    assert Fields(connection, 5).add("year")
+    assert "USING INDEX ix_memories_field_1 (<expr>>?)" in plan(connection, asked, 2020)
+    assert sorted(connection.exec_driver_sql(asked, (2020,)).scalars()) == sorted(found)
+    assert connection.execute(select(field_rows)).all() == [(1, "year", 5)]
+
+
+@pytest.mark.parametrize("where", [{"year": 2020}, {"year": {"$gt": 2020}}, {"a.b": {"$lt": 3}}])
+def test_a_filter_uses_the_index_and_finds_the_same(
+    connection: Connection, where: dict[str, Any]
+) -> None:
+    condition: Any = compile_filter(where)
+    condition = condition(memories) if callable(condition) else condition
+    statement = select(memories.c.key).where(condition)
+    before = sorted(connection.execute(statement).scalars())
+    for path in ("year", "a.b"):
+        Fields(connection, 0).add(path)
+    sql = statement.compile(connection, compile_kwargs={"literal_binds": True})
+    assert "INDEX ix_memories_field_" in plan(connection, str(sql))
+    assert sorted(connection.execute(statement).scalars()) == before
+    assert before
+
+
+def test_a_field_is_added_once_however_it_is_written(connection: Connection) -> None:
+    fields = Fields(connection, 0)
+    assert fields.add("year")
+    assert not fields.add("metadata.year")
+    assert not fields.add("year")
+    assert fields.add("a.b")
+    assert fields.all() == ["a.b", "year"]
+    assert indexes(connection) == {
+        "ix_memories_field_1": "CREATE INDEX ix_memories_field_1 ON memories "
+        "(json_extract(metadata, '$.\"year\"'))",
+        "ix_memories_field_2": "CREATE INDEX ix_memories_field_2 ON memories "
+        '(json_extract(metadata, \'$."a"."b"\'))',
+    }
+
+
+def test_removing_a_field_drops_its_index(connection: Connection) -> None:
+    fields = Fields(connection, 0)
+    fields.add("year")
+    fields.add("a.b")
+    assert fields.remove("metadata.year")
+    assert not fields.remove("year")
+    assert fields.all() == ["a.b"]
+    assert list(indexes(connection)) == ["ix_memories_field_2"]
+    assert fields.add("year")
+    assert len(indexes(connection)) == 2
+
+
+def test_missing_indexes_are_made_again(connection: Connection) -> None:
+    fields = Fields(connection, 0)
+    for path in ("year", "a.b", "metadata.id"):
+        fields.add(path)
+    before = indexes(connection)
+    assert fields.ensure() == []
+    for name in ("ix_memories_field_1", "ix_memories_field_3"):
+        connection.exec_driver_sql(f"DROP INDEX {name}")
+    assert fields.ensure() == ["metadata.id", "year"]
+    assert indexes(connection) == before
+
+
+def test_adding_a_field_whose_index_is_missing_makes_it(connection: Connection) -> None:
+    fields = Fields(connection, 0)
+    fields.add("year")
+    connection.exec_driver_sql("DROP INDEX ix_memories_field_1")
+    assert not fields.add("year")
+    assert list(indexes(connection)) == ["ix_memories_field_1"]
+
+
+def test_looking_writes_nothing(database: Database) -> None:
+    with database.write() as connection:
+        Fields(connection, 0).add("year")
+    with database.read() as connection:
+        connection.execute(text("PRAGMA query_only=ON"))
+        try:
+            assert Fields(connection, 0).ensure() == []
+            assert Fields(connection, 0).all() == ["year"]
+        finally:
+            connection.execute(text("PRAGMA query_only=OFF"))
+
+
+@pytest.mark.parametrize("path", ["id", "namespace", "importance", "created_at", "parent_id"])
+def test_a_field_of_the_record_needs_no_such_index(connection: Connection, path: str) -> None:
+    fields = Fields(connection, 0)
+    with pytest.raises(InputError, match="needs no index of this kind") as found:
+        fields.add(path)
+    assert found.value.field == "path"
+    assert fields.add(f"metadata.{path}"), "the metadata key of that name is another field"
+    assert fields.all() == [f"metadata.{path}"]
+
+
+def test_metadata_keys_that_look_like_something_else_are_told_apart(
+    connection: Connection,
+) -> None:
+    fields = Fields(connection, 0)
+    for path in ("id.x", "metadata.id", "metadata.metadata.year", "year", "metadata"):
+        assert fields.add(path)
+        assert path in fields.all()
+    for path in fields.all():
+        assert not fields.add(path), "what is listed is read as the same field again"
+    assert fields.remove("metadata.metadata.year")
+    assert "year" in fields.all()
+
+
+@pytest.mark.parametrize("path", ["", "a'b", 'a"b', "a..b", "a[0]", "$.a", "a\\b", "\ud800", 3])
+def test_what_is_no_path_is_refused(connection: Connection, path: Any) -> None:
+    with pytest.raises(InputError, match="path must be a metadata key") as found:
+        Fields(connection, 0).add(path)
+    assert found.value.field == "path"
+    assert indexes(connection) == {}
+
+
+@pytest.mark.parametrize("path", ["50% of: %s ?x :y", "été 日本", "select", "a-b; DROP TABLE x"])
+def test_any_key_that_filters_take_can_have_an_index(connection: Connection, path: str) -> None:
+    metadata = json.dumps({path: 7}, ensure_ascii=False)
+    connection.execute(insert(memories).values(**row(100, metadata)))
+    Fields(connection, 0).add(path)
+    found = select(memories.c.key).where(field_expression(parse_path(path)) == 7)
+    assert connection.execute(found).scalars().all() == [100]
+    sql = str(found.compile(connection, compile_kwargs={"literal_binds": True}))
+    assert "USING INDEX ix_memories_field_1" in plan(connection, sql)
+
+
+def test_fields_survive_reopening_and_follow_what_is_written(database: Database) -> None:
+    with database.write() as connection:
+        Fields(connection, 0).add("year")
+    again = Database(database.path, Settings())
+    with again.write() as connection:
+        connection.execute(insert(memories).values(**row(50, json.dumps({"year": 2222}))))
+        asked = "SELECT key FROM memories WHERE json_extract(metadata, '$.\"year\"') = 2222"
+        assert "INDEX ix_memories_field_1" in plan(connection, asked)
+        assert connection.exec_driver_sql(asked).scalars().all() == [50]
+    assert again.problems() == []
+    again.close()
+
+
+def test_two_that_add_one_field_at_once_make_one_index(database: Database) -> None:
+    other = Database(database.path, Settings())
+    outcomes: list[bool] = []
+
+    def add(through: Database) -> None:
+        with through.write() as connection:
+            outcomes.append(Fields(connection, 0).add("year"))
+
+    threads = [threading.Thread(target=add, args=[each]) for each in (database, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False, True]
+    with database.read() as connection:
+        assert len(indexes(connection)) == 1
+    other.close()
