@@ -184,7 +184,7 @@ class Files:
         replica = self._store._serving.replica
         with replica.lock, self._store._reader() as repository:
             replica._forget()
-            index = replica.catch_up(repository, repository.pulse().seq)
+            index = replica.catch_up(repository, repository.head().seq)
             parts = [*repository.spaces.vectors_since(replica.space, 0)]
         keys = np.concatenate([part for part, _ in parts])
         return np.array_equal(np.sort(keys), index.keys()) and all(

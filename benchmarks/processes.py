@@ -75,12 +75,12 @@ def change_check(store: MemoryStore) -> None:
     for _ in range(2000):
         started = time.perf_counter()
         with store._reader() as repository:
-            repository.pulse()
+            repository.head()
         times.append(time.perf_counter() - started)
     with store._reader() as repository:
         started = time.perf_counter()
         for _ in range(2000):
-            repository.pulse()
+            repository.head()
         alone = (time.perf_counter() - started) / 2000
     whole = float(np.median(times))
     print(

@@ -126,16 +126,16 @@ BUGS = [
     Bug(
         "an open store does not see that the active space changed",
         "kronos/serving/serving.py",
-        "            pulse.active_space != self.active.id\n"
-        "            or pulse.fingerprint != self.active.fingerprint\n            or ",
+        "            head.active_space != self.active.id\n"
+        "            or head.fingerprint != self.active.fingerprint\n            or ",
         "            ",
         "tests/repository/test_jobs.py tests/serving/test_model_laws.py",
     ),
     Bug(
         "an open store knows spaces by their numbers alone",
         "kronos/serving/serving.py",
-        "            or pulse.fingerprint != self.active.fingerprint\n"
-        "            or pulse.store_id != self.replica.store_id\n",
+        "            or head.fingerprint != self.active.fingerprint\n"
+        "            or head.store_id != self.replica.store_id\n",
         "",
         "tests/db/test_restore.py",
     ),
@@ -246,7 +246,7 @@ BUGS = [
     ),
     Bug(
         "a ranking looks at the nearest alone",
-        "kronos/search/engine.py",
+        "kronos/search/answer.py",
         "                or chosen[wanted - 1].score >= beyond\n",
         "                or True\n",
         "tests/search/test_search.py",
@@ -262,7 +262,7 @@ BUGS = [
     Bug(
         "an edited text keeps its old fold",
         "kronos/repository/memories.py",
-        'values = {**values, "folded": self.words.folded(values["content"])}',
+        'values = {**values, "folded": self.fulltext.folded(values["content"])}',
         "pass",
         "tests/repository/test_fulltext.py",
     ),
@@ -342,7 +342,7 @@ BUGS = [
     ),
     Bug(
         "questions of threads share a program's own embedder",
-        "kronos/serving/serving.py",
+        "kronos/serving/resolver.py",
         "        if not sees_texts_alone(embedder):\n",
         "        if False:\n",
         "tests/concurrency/test_surroundings.py",
@@ -705,7 +705,7 @@ BUGS = [
     ),
     Bug(
         "a group of few is not looked for",
-        "kronos/search/engine.py",
+        "kronos/search/answer.py",
         "        more = self._pool(size, others) if others.size else None\n",
         "        more = None\n",
         "tests/search/test_groups.py",

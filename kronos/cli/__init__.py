@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from kronos import __version__
-from kronos.cli import links, memories, searching, upkeep
+from kronos.cli import links, maintenance, memories, searching
 from kronos.cli.encoding import speak_utf8, typed
 from kronos.cli.indexes import index
 from kronos.cli.jobs import reindex, start
@@ -49,14 +49,14 @@ app.command()(links.link)
 app.command()(links.unlink)
 app.command()(links.links)
 app.command()(links.trace)
-app.command()(upkeep.info)
-app.command()(upkeep.tune)
-app.command()(upkeep.compact)
-app.command()(upkeep.doctor)
-app.command()(upkeep.export)
-app.command()(upkeep.backup)
-app.command()(upkeep.restore)
-app.command()(upkeep.recover)
+app.command()(maintenance.info)
+app.command()(maintenance.tune)
+app.command()(maintenance.compact)
+app.command()(maintenance.doctor)
+app.command()(maintenance.export)
+app.command()(maintenance.backup)
+app.command()(maintenance.restore)
+app.command()(maintenance.recover)
 app.add_typer(index, name="index")
 app.add_typer(db, name="db")
 app.add_typer(reindex, name="reindex")

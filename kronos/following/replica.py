@@ -337,7 +337,7 @@ class Replica:
             StorageError: older snapshots cannot be deleted.
         """
         with self.lock, reading() as repository:
-            head = repository.pulse().seq
+            head = repository.head().seq
             index = self.catch_up(repository, head)
             make = index.begin_compaction()
         compacted = make()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Transaction: TypeAlias = Callable[[], AbstractContextManager[Repository]]
     """Begins a transaction: one that reads, or one that repairs; None: nothing is repaired."""
-    Sight: TypeAlias = Callable[[], AbstractContextManager[tuple[VectorIndex, Repository]]]
+    CurrentIndex: TypeAlias = Callable[[], AbstractContextManager[tuple[VectorIndex, Repository]]]
 
 _INDEXES_WAY_OUT = "Only SQLite's indexes are wrong: `kronos doctor --repair` makes them anew"
 _IDS_SHOWN = 20
@@ -199,7 +199,7 @@ def wrong_words(database: Database, writing: Transaction | None) -> Iterator[Pro
         found = [str(exc)]
     if found and writing is not None:
         with writing() as repository:
-            repository.words.rebuild()
+            repository.fulltext.rebuild()
     for detail in found:
         yield Problem("words", detail, repaired=writing is not None)
 
@@ -207,12 +207,12 @@ def wrong_words(database: Database, writing: Transaction | None) -> Iterator[Pro
 def misread_texts(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
     """Find texts whose words are read otherwise than a question's; repaired, all are read anew."""
     with reading() as repository:
-        count = repository.words.misread()
+        count = repository.fulltext.misread()
     if not count:
         return
     if writing is not None:
         with writing() as repository:
-            repository.words.rebuild()
+            repository.fulltext.rebuild()
     yield Problem(
         "words",
         f"the words of {count} texts are not read as this Kronos reads a question's, so searches "
@@ -246,16 +246,16 @@ def pending_memories(repository: Repository) -> Iterator[Problem]:
         )
 
 
-def wrong_index(sight: Sight, replica: Replica, *, repair: bool) -> Iterator[Problem]:
+def wrong_index(current: CurrentIndex, replica: Replica, *, repair: bool) -> Iterator[Problem]:
     """Compare this process's index with the rows; repaired, it is replayed.
 
     Args:
-        sight: the index and the rows at one moment, for which searches wait.
+        current: the index and the rows at one moment, for which searches wait.
         replica: whose index it is.
         repair: whether to.
     """
     try:
-        difference = _difference(sight, replica.space)
+        difference = _difference(current, replica.space)
     except CorruptStoreError as exc:
         yield Problem("index", f"the index cannot follow the database: {exc}")
         return
@@ -263,16 +263,16 @@ def wrong_index(sight: Sight, replica: Replica, *, repair: bool) -> Iterator[Pro
         if repair:
             with replica.saving, replica.lock:
                 replica.discard()
-            with sight():
+            with current():
                 pass
         yield Problem("index", difference, repaired=repair)
 
 
-def _difference(sight: Sight, space: Space) -> str | None:
+def _difference(current: CurrentIndex, space: Space) -> str | None:
     """What differs: looked at bit by bit, each at a moment of its own, so that searches go on."""
     after = -1
     for _ in gently(itertools.count()):
-        with sight() as (index, repository):
+        with current() as (index, repository):
             keys, rows = repository.spaces.vectors_behind(space, after, _ROWS_AT_ONCE)
             if not keys.size:
                 count = repository.spaces.vector_count(space.id)

@@ -144,7 +144,7 @@ class _Rows:
         begins, turns = True, Turns()
         while True:
             with turns, self._writing() as repository:
-                if not repository.words.merge(begins=begins):
+                if not repository.fulltext.merge(begins=begins):
                     return
             begins = False
 

@@ -134,7 +134,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
+class _Unclaimed:
     """Texts that nobody had claimed when they were read, and how far the job was then."""
 
     position: Position
@@ -475,7 +475,7 @@ class _Worker:
                 return None, None
         return None if upcoming is None else upcoming.result(), made
 
-    def _look(self) -> _Sight | None:
+    def _look(self) -> _Unclaimed | None:
         """The next texts that nobody has claimed; None when there are none, or no more are due."""
         if self._job.stopping:
             return None
@@ -488,7 +488,7 @@ class _Worker:
                 limit=self._pace.claim(position.remaining),
                 after=position.cursor,
             )
-        return _Sight(position, _Claim(texts)) if texts else None
+        return _Unclaimed(position, _Claim(texts)) if texts else None
 
     def _embed(self, part: _Part) -> _Made | None:
         """Embed a part; None when somebody wants to stop while the embedder is waited for."""
@@ -504,22 +504,22 @@ class _Worker:
         self._pace.took(len(part.texts), seconds, embedded.fits)
         return _Made(part, embedded)
 
-    def _claim(self, sight: _Sight | None) -> _Claim | None:
-        """Take texts that were in sight, or the next ones if another worker was faster."""
-        while sight is not None:
-            if _patiently(functools.partial(self._take, sight)):
-                return sight.claim
-            sight = self._look()
+    def _claim(self, unclaimed: _Unclaimed | None) -> _Claim | None:
+        """Take texts that were in unclaimed, or the next ones if another worker was faster."""
+        while unclaimed is not None:
+            if _patiently(functools.partial(self._take, unclaimed)):
+                return unclaimed.claim
+            unclaimed = self._look()
         return None
 
-    def _take(self, sight: _Sight) -> bool:
+    def _take(self, unclaimed: _Unclaimed) -> bool:
         with self._job.writing() as repository:
             if self._job.position(repository).state != "open":
                 return False
             return repository.jobs.claim(
                 self._job.id,
-                sight.position,
-                sight.claim.last_hash,
+                unclaimed.position,
+                unclaimed.claim.last_hash,
                 owner=self._owner,
                 lease_s=self._job.work.lease_s,
             )

@@ -1,6 +1,6 @@
 """The words of the memories: which memories hold one, and how much it says of each.
 
-`Words` speaks over one open transaction, as `Repository` does. Scores are BM25 as SQLite's FTS5
+`Fulltext` speaks over one open transaction, as `Repository` does. Scores are BM25 as SQLite's FTS5
 computes it (k1 = 1.2, b = 0.75; https://sqlite.org/fts5.html#the_bm25_function), turned round so
 that higher is better, with one change: FTS5 gives no weight at all to a word that half of the texts
 hold, and in a small store such a word may be all there is; it weighs at least 0.1 here.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 
-class Words:
+class Fulltext:
     """The word indexes, over one open transaction."""
 
     def __init__(self, connection: Connection) -> None:

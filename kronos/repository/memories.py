@@ -24,7 +24,7 @@ from kronos.db.dialect import Prepared, fetch, insert_rows, listed, savepoint, u
 from kronos.db.numbers import read_numbers
 from kronos.db.tables import accesses, deletions, memories, store
 from kronos.errors import DuplicateIdError, NotFoundError
-from kronos.repository.fulltext import Words
+from kronos.repository.fulltext import Fulltext
 from kronos.repository.history import History
 from kronos.repository.jobs import Jobs
 from kronos.repository.links import Links, Reached
@@ -54,7 +54,7 @@ class Batch:
 
 
 @dataclass(slots=True)
-class Pulse:
+class Head:
     """What an open store compares to learn that something changed.
 
     The id of a space alone says little: the first space of every store has the same one.
@@ -136,9 +136,9 @@ class Repository(Rows):
         return History(self._connection, self._now)
 
     @property
-    def words(self) -> Words:
+    def fulltext(self) -> Fulltext:
         """The index of words."""
-        return Words(self._connection)
+        return Fulltext(self._connection)
 
     @property
     def links(self) -> Links:
@@ -156,10 +156,10 @@ class Repository(Rows):
         """The store's UUID."""
         return str(self._connection.execute(select(store.c.uuid)).scalar_one())
 
-    def pulse(self) -> Pulse:
+    def head(self) -> Head:
         """The last seq, the active space, and whose they are."""
-        ((seq, store_id, active, fingerprint),) = fetch(self._connection, _PULSE)
-        return Pulse(seq, store_id, active, fingerprint, file_of(self._connection))
+        ((seq, store_id, active, fingerprint),) = fetch(self._connection, _HEAD)
+        return Head(seq, store_id, active, fingerprint, file_of(self._connection))
 
     # -- Memories: reading ----------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class Repository(Rows):
             _resolve(batch, [*islice(blobs, len(batch.records))], taken, writes)
             for batch in batches
         ]
-        self.words.fold(write.record for write in writes.values())
+        self.fulltext.fold(write.record for write in writes.values())
         self._insert([write for write in writes.values() if write.key is None], space)
         self._replace([write for write in writes.values() if write.key is not None], space)
         return outcomes
@@ -268,7 +268,7 @@ class Repository(Rows):
             for seq, write in zip(seqs, writes, strict=True)
         ]
         insert_rows(self._connection, "memories", _NEW, rows)
-        self.words.add(seqs[0], seqs[-1])
+        self.fulltext.add(seqs[0], seqs[-1])
         self.spaces.insert_vectors(
             space,
             [
@@ -328,7 +328,7 @@ class Repository(Rows):
             made = (content_hash, checked_blobs(space, vector)[0])
         same_text = content_hash == known_hash
         if "content" in values:
-            values = {**values, "folded": self.words.folded(values["content"])}
+            values = {**values, "folded": self.fulltext.folded(values["content"])}
         self._edit([*values], [_Edit(key, [*values.values()], same_text, made)], space)
         changed = select(*(memories.c[name] for name in COLUMNS)).where(memories.c.key == key)
         return as_memory(self._connection.execute(changed).one())
@@ -416,7 +416,7 @@ class Repository(Rows):
 
 
 # What every search asks, as text for the driver: through SQLAlchemy it takes three times as long.
-_PULSE = (
+_HEAD = (
     "SELECT seq, uuid, spaces.id, fingerprint"
     " FROM store LEFT JOIN spaces ON spaces.state = 'active'"
 )

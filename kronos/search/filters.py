@@ -125,7 +125,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Test(Filter):
+class Comparison(Filter):
     """One comparison of one field."""
 
     field: str
@@ -234,7 +234,7 @@ def canonical(filter: Filter | None) -> str:
 
 
 def _as_json(filter: Filter | None) -> Any:
-    if isinstance(filter, Test):
+    if isinstance(filter, Comparison):
         return [filter.operator, filter.field, _stored(filter)]
     if isinstance(filter, Not):
         return ["$not", _as_json(filter.member)]
@@ -422,7 +422,7 @@ def _read_entry(key: Any, wanted: Any, depth: int) -> Filter:
         return _read_connective(key, wanted, depth + 1)
     if isinstance(wanted, Mapping):
         return _read_operators(key, wanted, depth)
-    return Test(key, "$eq", wanted)
+    return Comparison(key, "$eq", wanted)
 
 
 def _read_connective(name: str, wanted: Any, depth: int) -> Filter:
@@ -456,7 +456,7 @@ def _read_operators(key: Any, wanted: object, depth: int) -> Filter:
         [
             Not(_read_operators(key, value, depth + 1))
             if name == "$not"
-            else Test(key, name, value)
+            else Comparison(key, name, value)
             for name, value in wanted.items()
         ],
     )
@@ -496,22 +496,22 @@ class Field:
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, value: object) -> Filter:  # type: ignore[override]
-        return Test(self._key, "$eq", value)
+        return Comparison(self._key, "$eq", value)
 
     def __ne__(self, value: object) -> Filter:  # type: ignore[override]
-        return Test(self._key, "$ne", value)
+        return Comparison(self._key, "$ne", value)
 
     def __gt__(self, value: Any) -> Filter:
-        return Test(self._key, "$gt", value)
+        return Comparison(self._key, "$gt", value)
 
     def __ge__(self, value: Any) -> Filter:
-        return Test(self._key, "$gte", value)
+        return Comparison(self._key, "$gte", value)
 
     def __lt__(self, value: Any) -> Filter:
-        return Test(self._key, "$lt", value)
+        return Comparison(self._key, "$lt", value)
 
     def __le__(self, value: Any) -> Filter:
-        return Test(self._key, "$lte", value)
+        return Comparison(self._key, "$lte", value)
 
     def __contains__(self, value: object) -> NoReturn:
         raise TypeError(f"`in` asks Python, not the store: use {self!r}.contains(...)")
@@ -521,23 +521,23 @@ class Field:
 
     def in_(self, values: Sequence[Any]) -> Filter:
         """It equals one of the values."""
-        return Test(self._key, "$in", values)
+        return Comparison(self._key, "$in", values)
 
     def not_in(self, values: Sequence[Any]) -> Filter:
         """It equals none of the values, or is missing."""
-        return Test(self._key, "$nin", values)
+        return Comparison(self._key, "$nin", values)
 
     def exists(self, wanted: bool = True) -> Filter:
         """It is there; with False: it is missing."""
-        return Test(self._key, "$exists", wanted)
+        return Comparison(self._key, "$exists", wanted)
 
     def contains(self, value: Any) -> Filter:
         """It is an array with an element that equals the value, or a text that holds it."""
-        return Test(self._key, "$contains", value)
+        return Comparison(self._key, "$contains", value)
 
     def like(self, pattern: str) -> Filter:
         r"""It is a text that matches: `%` is any run, `_` one character, a backslash escapes."""
-        return Test(self._key, "$like", pattern)
+        return Comparison(self._key, "$like", pattern)
 
 
 class Fields:
@@ -604,7 +604,7 @@ def _compile(filter: Filter, rows: FromClause, *, wanted: bool, place: int = 0) 
     """The condition that a filter holds, or that it does not."""
     if isinstance(filter, Not):
         return _compile(filter.member, rows, wanted=not wanted, place=place)
-    if isinstance(filter, Test):
+    if isinstance(filter, Comparison):
         return _Part(0, place, _compile_test(filter, rows, wanted=wanted))
     # De Morgan: tests are true or false, so a negation may go down to them. There it costs no
     # parentheses, and leaves the tests that are not negated to an index.
@@ -632,13 +632,13 @@ def _pair(connective: str, first: _Part, second: _Part) -> _Part:
     return _Part(held, first.place, pair)
 
 
-def _compile_test(test: Test, rows: FromClause, *, wanted: bool) -> Condition:
+def _compile_test(test: Comparison, rows: FromClause, *, wanted: bool) -> Condition:
     name = _OPPOSITES.get(test.operator, test.operator)
     condition = (_over_metadata if test.path else _over_record)(test, name, rows)
     return condition if (name == test.operator) is wanted else not_(condition)
 
 
-def _over_record(test: Test, name: str, rows: FromClause) -> Condition:
+def _over_record(test: Comparison, name: str, rows: FromClause) -> Condition:
     column, value = rows.c[test.field], _stored(test)
     if name == "$exists":
         return column.is_not(None) if value else column.is_(None)
@@ -650,7 +650,7 @@ def _over_record(test: Test, name: str, rows: FromClause) -> Condition:
     return and_(column.is_not(None), _compared(column, name, value))
 
 
-def _over_metadata(test: Test, name: str, rows: FromClause) -> Condition:
+def _over_metadata(test: Comparison, name: str, rows: FromClause) -> Condition:
     value, found = test.value, field_expression(test.path, rows)
     # No NULL: it would be neither true nor false.
     kind: ColumnElement[Any] = func.coalesce(json_type(rows.c.metadata, test.path), "")
@@ -711,7 +711,7 @@ def _kinds(value: Any) -> tuple[str, ...]:
     return ("text",) if isinstance(value, str) else ("integer", "real")
 
 
-def _stored(test: Test) -> Any:
+def _stored(test: Comparison) -> Any:
     """A test's value as the columns hold it: times in microseconds since 1970 UTC."""
     if isinstance(test.value, tuple):
         return [_as_stored(each) for each in test.value]

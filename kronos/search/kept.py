@@ -206,7 +206,7 @@ class Matching:
     def find(self, repository: Repository, sets: KeySets) -> KeySet:
         """See `Asked`."""
         scope, condition = self.selection.scope, self.selection.condition
-        seq, expired_by = repository.pulse().seq, repository.expired_by
+        seq, expired_by = repository.head().seq, repository.expired_by
         if not self.listed and condition is None and repository.is_whole_store(scope):
             return KeySet(None, seq, expired_by)
         return KeySet(Table.of(repository.table(scope, condition)), seq, expired_by)
@@ -270,7 +270,7 @@ class Grouped:
     selection: Selection
     moment: int | None
     path: tuple[str, ...]
-    """As `kronos.search.engine.group_path` gives it."""
+    """As `kronos.search.answer.group_path` gives it."""
 
     @property
     def name(self) -> Hashable:
@@ -279,7 +279,7 @@ class Grouped:
 
     def find(self, repository: Repository, sets: KeySets) -> KeySet:
         """See `Asked`."""
-        none = KeySet(None, repository.pulse().seq, repository.expired_by, {})
+        none = KeySet(None, repository.head().seq, repository.expired_by, {})
         return replace(none, table=Table.of(self.rows(repository, None, none)))
 
     def follow(self, repository: Repository, sets: KeySets, known: KeySet, head: int) -> KeySet:
@@ -372,7 +372,7 @@ class KeySets:
 
     def learn(self, repository: Repository, asked: Asked[KeptT]) -> KeptT:
         """Find what is asked for, or follow it, in a transaction that nobody waits for; exact."""
-        head = repository.pulse().seq
+        head = repository.head().seq
         known: Any = self._get(asked)
         # A database that was put back has other rows at the seqs that were seen.
         if known is None or not repository.told_since() <= known.seq <= head:

@@ -24,7 +24,7 @@ from kronos.db.fulltext.folding import Word, read
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.repository.fulltext import Words
+    from kronos.repository.fulltext import Fulltext
     from kronos.types import Keys, Tokenizer
 
     Floats: TypeAlias = NDArray[np.float64]
@@ -81,7 +81,7 @@ def names_something(query: str) -> bool:
     return any(capitals[1:]) or any(count > 1 for count in capitals[:1])
 
 
-def terms(words: Words, question: str) -> list[Term]:
+def terms(words: Fulltext, question: str) -> list[Term]:
     """What of a question is looked for: its words, and those that stand side by side in it.
 
     Args:
@@ -156,7 +156,9 @@ def _affordable(counts: dict[str, int]) -> list[str]:
     return [word for word in counts if word in kept]
 
 
-def word_scores(words: Words, found: Sequence[Term], *, past: bool = False) -> tuple[Keys, Floats]:
+def word_scores(
+    words: Fulltext, found: Sequence[Term], *, past: bool = False
+) -> tuple[Keys, Floats]:
     """Score all texts that hold any of some words.
 
     Args:

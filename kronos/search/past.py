@@ -190,7 +190,7 @@ class Past:
     def words(self, query: str) -> tuple[Keys, Floats]:
         """See `Source`."""
         assert self.known.table is not None
-        words = self.repository.words
+        words = self.repository.fulltext
         found = terms(words, query)
         keys, scores = word_scores(words, found)
         versions, past_scores = word_scores(words, found, past=True)

@@ -80,7 +80,7 @@ class Present:
 
     def words(self, query: str) -> tuple[Keys, Floats]:
         """See `Source`."""
-        words = self.repository.words
+        words = self.repository.fulltext
         keys, scores = word_scores(words, terms(words, query))
         if self.allowed is None:
             return keys, scores

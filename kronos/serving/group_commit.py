@@ -62,9 +62,9 @@ def write_together(repository: Repository, writes: Sequence[Write]) -> list[Any]
         For each write what it returns, or the error that refuses it: `SpaceChangedError` when its
         vectors are of a space that serves no longer.
     """
-    pulse = repository.pulse()
+    head = repository.head()
     is_current = {
-        serving: serving.is_current(repository, pulse)
+        serving: serving.is_current(repository, head)
         for serving in {write.serving for write in writes}
         if serving is not None
     }

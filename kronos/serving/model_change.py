@@ -14,7 +14,7 @@ from kronos.types import Failure, Job
 
 if TYPE_CHECKING:
     from kronos.reindex.job import ReindexJob, Work
-    from kronos.serving.serving import Settler
+    from kronos.serving.resolver import ServingResolver
     from kronos.types import Embedder, Space
 
 _FAILURES_SHOWN = 100
@@ -24,7 +24,7 @@ _FAILURES_SHOWN = 100
 class ModelChange:
     """The jobs of one store, as a user sees them."""
 
-    settler: Settler
+    resolver: ServingResolver
     known: Sequence[Embedder]
     """Embedders that are loaded."""
 
@@ -58,8 +58,8 @@ class ModelChange:
         Raises:
             NotFoundError: there is none.
         """
-        with self.settler.database.read() as connection:
-            space = Repository(connection, self.settler.clock()).spaces.last_retired()
+        with self.resolver.database.read() as connection:
+            space = Repository(connection, self.resolver.clock()).spaces.last_retired()
         if space is None:
             raise NotFoundError(
                 "there is no space to roll back to: none was kept (see keep_spaces), or the model "
@@ -73,8 +73,8 @@ class ModelChange:
         Raises:
             NotFoundError: there is none.
         """
-        with self.settler.database.write() as connection:
-            jobs = Repository(connection, self.settler.clock()).jobs
+        with self.resolver.database.write() as connection:
+            jobs = Repository(connection, self.resolver.clock()).jobs
             unfinished = jobs.all(unfinished=True)
             if not unfinished:
                 raise _no_job()
@@ -83,13 +83,13 @@ class ModelChange:
 
     def jobs(self) -> list[Job]:
         """All jobs that are remembered, the newest first."""
-        with self.settler.database.read() as connection:
-            return Repository(connection, self.settler.clock()).jobs.all()
+        with self.resolver.database.read() as connection:
+            return Repository(connection, self.resolver.clock()).jobs.all()
 
     def failures(self) -> list[Failure]:
         """The first texts of each space that cannot be embedded."""
-        with self.settler.database.read() as connection:
-            spaces = Repository(connection, self.settler.clock()).spaces
+        with self.resolver.database.read() as connection:
+            spaces = Repository(connection, self.resolver.clock()).spaces
             return [
                 failure
                 for space in spaces.all()
@@ -97,8 +97,8 @@ class ModelChange:
             ]
 
     def _unfinished(self) -> Job:
-        with self.settler.database.read() as connection:
-            found = Repository(connection, self.settler.clock()).jobs.all(unfinished=True)
+        with self.resolver.database.read() as connection:
+            found = Repository(connection, self.resolver.clock()).jobs.all(unfinished=True)
         if not found:
             raise _no_job()
         return found[0]
@@ -106,9 +106,9 @@ class ModelChange:
     def _job(
         self, space: Space, options: JobOptions, work: Work, stop: threading.Event | None
     ) -> ReindexJob:
-        return self.settler.job_of(
+        return self.resolver.job_of(
             space,
-            lambda: self.settler.embedder_of(space, self.known),
+            lambda: self.resolver.embedder_of(space, self.known),
             options=options,
             work=work,
             stop=stop,

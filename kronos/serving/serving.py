@@ -1,67 +1,41 @@
-"""Who answers: the space that is searched and written, its embedder and its index, as one value.
+"""The serving space: which space is searched and written, with its embedder and its index.
 
-`Settler` finds it when a store opens, and again when another process has changed the active space.
-The rule that a fallback never takes the place of a real model
-stands here: when the model that made the store cannot be loaded, a hash space is built beside the
-real one and serves, while the real one stays active and its new texts wait as pending.
+It never changes: `kronos.serving.resolver` makes another one when another space is to serve.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kronos.concurrency.coalescing import Combiner
 from kronos.concurrency.threads import may_wait_for_embedder
-from kronos.embedding.checked import embed_documents, embed_queries
+from kronos.embedding.checked import embed_documents
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.patience import ONCE, Patience
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
     EmbedderMismatchError,
-    KronosWarning,
-    ModelLoadError,
     NoEmbedderError,
-    NotFoundError,
-    ReadOnlyStoreError,
-    ReindexError,
-    SpaceChangedError,
-    TransientEmbeddingError,
 )
-from kronos.following.replica import Replica, SnapshotPolicy
-from kronos.index.policy import IndexPolicy
-from kronos.index.snapshot import newest_seq
-from kronos.reindex.job import ReindexJob, Work, catch_up
-from kronos.repository.jobs import JobOptions
-from kronos.repository.memories import Batch, Pulse, Repository
+from kronos.following.replica import Replica
+from kronos.repository.memories import Batch, Head, Repository
 from kronos.validation import Record, check_embeddings
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from kronos.db.database import Database, FileId
-    from kronos.repository.spaces import Spaces
-    from kronos.settings import Settings
+    from kronos.db.database import FileId
     from kronos.types import (
         Embedder,
-        OnModelChange,
-        ProgressCallback,
-        ReindexReport,
         Space,
         Vectors,
     )
 
-HANDED_IN = "vectors handed in"
+
 MOST_TEXTS = 256
-"""So many questions are embedded together at most."""
+"""Questions embedded in one batch, at most."""
 
 
 def sees_texts_alone(embedder: Embedder | None) -> bool:
@@ -172,7 +146,7 @@ class Serving:
         return row
 
     @property
-    def stands_in(self) -> bool:
+    def is_fallback(self) -> bool:
         """Whether a fallback serves while the active space waits for its model."""
         return self.space.id != self.active.id
 
@@ -190,21 +164,21 @@ class Serving:
         may_wait_for_embedder()
         return self.embedder
 
-    def is_current(self, repository: Repository, pulse: Pulse) -> bool:
+    def is_current(self, repository: Repository, head: Head) -> bool:
         """Whether store and active space are still those that this was set up for.
 
         An id is not enough: a backup of another store may have been put in the place of this one,
         and its spaces have the same small numbers.
         """
         if (
-            pulse.active_space != self.active.id
-            or pulse.fingerprint != self.active.fingerprint
-            or pulse.store_id != self.replica.store_id
-            or pulse.file != self.file
+            head.active_space != self.active.id
+            or head.fingerprint != self.active.fingerprint
+            or head.store_id != self.replica.store_id
+            or head.file != self.file
         ):
             return False
         # A fallback's space may be dropped by whoever has the model.
-        return not self.stands_in or repository.spaces.has(self.space)
+        return not self.is_fallback or repository.spaces.has(self.space)
 
 
 def _vector_of(record: Record, known: Mapping[bytes, Vectors], made: Iterator[Vectors]) -> Any:
@@ -213,359 +187,3 @@ def _vector_of(record: Record, known: Mapping[bytes, Vectors], made: Iterator[Ve
         return record.embedding
     vector = known.get(record.content_hash)
     return next(made) if vector is None else vector
-
-
-@dataclass(frozen=True, slots=True)
-class Settler:
-    """Finds who answers: when a store opens, and when its active space has changed."""
-
-    database: Database
-    folder: Path
-    """Where index snapshots are kept."""
-    device: str
-    """Where indexes live."""
-    settings: Settings
-    clock: Callable[[], datetime]
-    load: Callable[[str, int], EmbeddingService]
-    """Loads a model by what a caller asked for, hash vectors being so wide; ModelLoadError when it
-    cannot be had."""
-    embedding_dim: int
-    """The width of hash vectors, and of a new store without an embedder."""
-    strict: bool
-    """Raise where a fallback would take over."""
-    for_texts: Patience
-    """With an embedder that fails in passing, where texts are stored and in jobs."""
-    for_questions: Patience
-    """The same, where somebody waits for an answer."""
-
-    def settle(
-        self,
-        embedder: Embedder | None,
-        *,
-        alias: str | None,
-        on_model_change: OnModelChange,
-        progress: ProgressCallback | None,
-    ) -> tuple[Serving, Callable[[threading.Event], Callable[[], object]] | None]:
-        """Decide who answers, when a store opens.
-
-        Args:
-            embedder: None serves the active space with vectors that are handed in.
-            alias: what the caller asked for.
-            on_model_change: what to do when another embedder made the active space.
-            progress: called while vectors are made.
-
-        Returns:
-            Who answers, and what makes the task that is to run in the background, if there is one.
-
-        Raises:
-            EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
-                "error".
-            ReindexError: some texts cannot be embedded, or somebody cancelled the job.
-        """
-        active, complete = self._look(embedder)
-        if active is None:
-            self._begin(embedder, alias)
-            active, complete = self._look(embedder)
-        assert active is not None
-        if embedder is None:
-            return self._serve(active, None), None
-        reason = embedder.fallback_reason if isinstance(embedder, EmbeddingService) else None
-        if active.fingerprint == embedder.fingerprint:
-            if not complete:
-                active = self._complete(active, embedder, alias, progress)
-            return self._serve(active, embedder, degraded=reason), None
-        if reason is not None and active.model != HASH_MODEL:
-            return self._stand_in(active, embedder, reason, progress), None
-        if on_model_change == "error":
-            raise _refused_change(active, embedder, alias)
-        if on_model_change == "background":
-            options = JobOptions(activate=True)
-            return (
-                self.follow([embedder]),
-                lambda stop: self.job(embedder, alias=alias, options=options, stop=stop).run,
-            )
-        return self._serve(self._rebuild(embedder, alias, progress), embedder), None
-
-    def is_set_up(self) -> bool:
-        """Whether the store has an active space; a new one has none."""
-        with self.database.read() as connection:
-            return Repository(connection, self.clock()).spaces.active() is not None
-
-    def _look(self, embedder: Embedder | None) -> tuple[Space | None, bool]:
-        """The active space, and whether nothing is pending in it that could be embedded."""
-        with self.database.read() as connection:
-            spaces = Repository(connection, self.clock()).spaces
-            active = spaces.active()
-            if active is None or embedder is None:
-                return active, False
-            complete = not spaces.pending_count(active.id) or not spaces.pending_texts(
-                active.id, limit=1
-            )
-        return active, complete
-
-    def _begin(self, embedder: Embedder | None, alias: str | None) -> None:
-        """Give a store that is new its first space, unless another process has."""
-        with self.database.write() as connection:
-            repository = Repository(connection, self.clock())
-            spaces = repository.spaces
-            if spaces.active() is None:
-                spaces.activate(self._find_or_create(spaces, embedder, alias))
-                if repository.words.tokenizer != self.settings.tokenizer:
-                    repository.words.rebuild(self.settings.tokenizer)
-
-    def _find_or_create(
-        self, spaces: Spaces, embedder: Embedder | None, alias: str | None
-    ) -> Space:
-        if embedder is None:
-            dim = self.embedding_dim
-            return spaces.find_or_create(
-                fingerprint=f"given:dim={dim}", model=HANDED_IN, alias=None, dim=dim
-            )
-        return spaces.find_or_create(
-            fingerprint=embedder.fingerprint,
-            model=embedder.model_id,
-            alias=alias,
-            dim=int(embedder.dim),  # NumPy's integers are none to a database
-            revision=getattr(embedder, "revision", None),
-        )
-
-    def _rebuild(
-        self, embedder: Embedder, alias: str | None, progress: ProgressCallback | None
-    ) -> Space:
-        """Bring an embedder's space up to date and make it the active one, before anything else."""
-        report = self.job(embedder, alias=alias, options=JobOptions(activate=True)).run(progress)
-        if report.space.state != "active":
-            raise _not_all_made(report)
-        return report.space
-
-    def _complete(
-        self,
-        active: Space,
-        embedder: Embedder,
-        alias: str | None,
-        progress: ProgressCallback | None,
-    ) -> Space:
-        """Embed what is pending; without that answers a store that can only be read.
-
-        So does one whose embedder is out of reach for now: its words can be searched.
-        """
-        try:
-            return self._rebuild(embedder, alias, progress)
-        except (ReadOnlyStoreError, TransientEmbeddingError) as exc:
-            warnings.warn(
-                f"some memories have no vector yet, and searches miss them: {exc}",
-                KronosWarning,
-                stacklevel=2,
-            )
-            return active
-
-    def _stand_in(
-        self, active: Space, embedder: Embedder, reason: str, progress: ProgressCallback | None
-    ) -> Serving:
-        """Let hash vectors answer beside the active space, which waits for its model."""
-        while True:
-            space = self._space_of(embedder, HASH_MODEL)
-            try:
-                catch_up(
-                    self.database,
-                    space,
-                    embedder,
-                    batch_size=self.settings.batch_size,
-                    clock=self.clock,
-                    patience=self.for_texts,
-                    progress=progress,
-                )
-            except SpaceChangedError:  # a `compact` of another process dropped it meanwhile
-                continue
-            return self._serve(space, embedder, active=active, degraded=reason)
-
-    def _space_of(self, embedder: Embedder, alias: str | None) -> Space:
-        with self.database.write() as connection:
-            spaces = Repository(connection, self.clock()).spaces
-            return self._find_or_create(spaces, embedder, alias)
-
-    def job(
-        self,
-        embedder: Embedder,
-        *,
-        alias: str | None,
-        options: JobOptions,
-        work: Work | None = None,
-        stop: threading.Event | None = None,
-    ) -> ReindexJob:
-        """A job that brings an embedder's space up to date; the space is made when it is new.
-
-        Raises:
-            DimensionMismatchError: the embedder's fingerprint is known with another width.
-        """
-        with self.database.write() as connection:
-            repository = Repository(connection, self.clock())
-            space = self._find_or_create(repository.spaces, embedder, alias)
-            # In one transaction: a space without a job is dropped by any `compact`.
-            job_id = repository.jobs.open(space, options)
-        return self._job(job_id, space, lambda: embedder, work, stop)
-
-    def job_of(
-        self,
-        space: Space,
-        embedder: Callable[[], Embedder],
-        *,
-        options: JobOptions,
-        work: Work | None = None,
-        stop: threading.Event | None = None,
-    ) -> ReindexJob:
-        """A job that brings a space up to date; its embedder is asked for when it is needed.
-
-        Raises:
-            NotFoundError: the space is gone.
-        """
-        with self.database.write() as connection:
-            repository = Repository(connection, self.clock())
-            if not repository.spaces.has(space):
-                raise NotFoundError(
-                    f"space {space.id} ({space.model}) is gone: another process dropped it. Make "
-                    f"it anew with `kronos reindex --model {space.alias or space.model}`"
-                )
-            job_id = repository.jobs.open(space, options)
-        return self._job(job_id, space, embedder, work, stop)
-
-    def _job(
-        self,
-        job_id: int,
-        space: Space,
-        embedder: Callable[[], Embedder],
-        work: Work | None,
-        stop: threading.Event | None,
-    ) -> ReindexJob:
-        return ReindexJob(
-            self.database,
-            job_id,
-            space,
-            embedder,
-            work or Work.of(self.settings),
-            clock=self.clock,
-            patience=self.for_texts,
-            stop=stop,
-        )
-
-    def follow(self, known: Sequence[Embedder] | None) -> Serving:
-        """Let the space answer that is the active one now.
-
-        Args:
-            known: embedders that are loaded; None when this process embeds nothing.
-
-        Raises:
-            ModelLoadError: its embedder cannot be had, and `strict` is set.
-        """
-        with self.database.read() as connection:
-            active = Repository(connection, self.clock()).spaces.active()
-        assert active is not None  # a store that was opened has one for ever
-        if known is None or active.model == HANDED_IN:
-            return self._serve(active, None)
-        try:
-            return self._serve(active, self.embedder_of(active, known))
-        except ModelLoadError as exc:
-            if self.strict:
-                raise
-            warnings.warn(
-                f"the store's vectors are those of {active.model}, which cannot be used: hash "
-                f"vectors answer in its place, and new texts wait for it. The reason: {exc}",
-                KronosWarning,
-                stacklevel=2,
-            )
-            return self._stand_in(active, HashEmbedder(self.embedding_dim), str(exc), None)
-
-    def embedder_of(self, space: Space, known: Sequence[Embedder]) -> Embedder:
-        """The embedder that made a space: one that is loaded, or the model that was asked for.
-
-        Raises:
-            ModelLoadError: the model cannot be had, or has other weights by now, or the embedder is
-                a program's own.
-        """
-        for embedder in known:
-            if embedder.fingerprint == space.fingerprint:
-                return embedder
-        if space.alias is None:
-            raise ModelLoadError(
-                f"the vectors of space {space.id} were made by {space.model}, which a program "
-                "handed in: open the store with embedder= set to it, or change the model with "
-                "`kronos reindex --model`"
-            )
-        service = self.load(space.alias, space.dim)
-        if service.fingerprint != space.fingerprint:
-            raise ModelLoadError(
-                f"{space.alias} has other weights or settings now than those that made space "
-                f"{space.id}: run `kronos reindex --model {space.alias}`"
-            )
-        return service
-
-    def _serve(
-        self,
-        space: Space,
-        embedder: Embedder | None,
-        *,
-        active: Space | None = None,
-        degraded: str | None = None,
-    ) -> Serving:
-        """Let a space answer; `active` names the active one when it is another."""
-        newest = newest_seq(self.folder, space.id)  # first: others write and save meanwhile
-        with self.database.read() as connection:
-            repository = Repository(connection, self.clock())
-            pulse = repository.pulse()
-            replica = Replica(
-                space,
-                store_id=pulse.store_id,
-                folder=self.folder,
-                device=self.device,
-                policy=SnapshotPolicy(
-                    self.settings.snapshot_changes, self.settings.snapshot_interval_s
-                ),
-                sync=self.database.sync,
-                mode=lambda: self.database.dialect.mode,
-                index_policy=replace(
-                    IndexPolicy.of(self.settings.index),
-                    gpu_half=self.settings.gpu_storage == "float16",
-                ),
-            )
-            if not repository.spaces.pending_count(space.id):
-                replica.complete_seq = pulse.seq
-        if newest is not None and newest > pulse.seq:
-            replica.discard_beyond(pulse.seq)
-        return Serving(
-            space,
-            embedder,
-            replica,
-            active or space,
-            pulse.file,
-            degraded,
-            None if embedder is None else self._ask(embedder),
-            self.for_texts,
-            self.for_questions,
-        )
-
-    def _ask(self, embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
-        """What embeds questions; those that come at once together, where nobody can tell."""
-        ask = functools.partial(embed_queries, embedder, patience=self.for_questions)
-        if not sees_texts_alone(embedder):
-            return ask
-        # Who shared a batch has waited: each alone would wait as long again.
-        return Combiner(ask, most=MOST_TEXTS, for_all=(TransientEmbeddingError,))
-
-
-def _not_all_made(report: ReindexReport) -> ReindexError:
-    return ReindexError(
-        f"the store's vectors could not all be made anew with {report.space.model} (its job is "
-        f"{report.state}; {report.failed} memories hold a text it cannot embed): `kronos reindex "
-        "status` shows them, `kronos reindex activate --allow-failed` goes on without them; opened "
-        "with the model it had, the store answers as before"
-    )
-
-
-def _refused_change(active: Space, embedder: Embedder, alias: str | None) -> EmbedderMismatchError:
-    same = " (other weights or settings under the same name)"
-    return EmbedderMismatchError(
-        f"the store's vectors were made by {active.model}, and the embedder at hand is "
-        f"{embedder.model_id}{same if active.model == embedder.model_id else ''}: run "
-        f"`kronos reindex --model {alias or embedder.model_id}`, or open the store with "
-        'on_model_change="rebuild" or "background"'
-    )

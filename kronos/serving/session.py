@@ -33,12 +33,13 @@ from kronos.errors import (
     StoreClosedError,
     StoreCopyError,
 )
-from kronos.maintenance import check as doctor
+from kronos.maintenance import check as checks
 from kronos.repository.memories import Repository
 from kronos.search.fields import fields_of
 from kronos.search.kept import KeySets
 from kronos.serving.group_commit import FOR_ALL, MOST_ROWS, Change, Write, write_together
-from kronos.serving.serving import Serving, Settler
+from kronos.serving.resolver import ServingResolver
+from kronos.serving.serving import Serving
 from kronos.settings import Location, Settings
 from kronos.validation import check_limit, check_namespace, check_time
 
@@ -159,13 +160,13 @@ class Opened:
             database = Database(self.location.database, self._settings)
             try:
                 with suppress(StorageError):
-                    doctor.remove_unfinished(self.location.database, self.location.index)
+                    checks.remove_unfinished(self.location.database, self.location.index)
                 schema.prepare(database, migrate=self._migrate)
                 database.hold()
                 with suppress(StorageError):  # busy, read-only: `check` says what is left
                     schema.finish(database, wait=False)
                 self._mend_field_indexes(database)
-                own, serving, job = self._settle(self._settler(database), progress)
+                own, serving, job = self._resolve(self._resolver(database), progress)
                 with self._changing:
                     if self._settling is not settling:  # `close` waited no longer
                         raise StoreClosedError("the store was closed while it was opened")
@@ -178,15 +179,15 @@ class Opened:
             if job is not None:
                 self._jobs.start(job)
 
-    def _settle(
-        self, settler: Settler, progress: ProgressCallback | None
+    def _resolve(
+        self, resolver: ServingResolver, progress: ProgressCallback | None
     ) -> tuple[Embedder | None, Serving, Callable[[threading.Event], Callable[[], object]] | None]:
         """The embedder that was asked for, who answers, and a job that makes vectors meanwhile."""
         keeps = self._embedder is None and self._model == KEPT_MODEL
-        if keeps and settler.is_set_up():
-            return None, settler.follow(()), None
+        if keeps and resolver.is_set_up():
+            return None, resolver.follow(()), None
         own = self._load(DEFAULT_MODEL, strict=self._strict) if keeps else self._own_embedder()
-        serving, job = settler.settle(
+        serving, job = resolver.resolve(
             own,
             alias=self._alias(),
             on_model_change=self._on_model_change,
@@ -236,8 +237,8 @@ class Opened:
             return check_embedder(self._embedder)
         return None if self._model is None else self._load(self._model, strict=self._strict)
 
-    def _settler(self, database: Database) -> Settler:
-        return Settler(
+    def _resolver(self, database: Database) -> ServingResolver:
+        return ServingResolver(
             database=database,
             folder=self.location.index,
             device=self._device,
@@ -388,7 +389,7 @@ class Opened:
             own = [] if self._own is None else [self._own]
             known = None if left.embedder is None else [left.embedder, *loaded, *own]
             database = self._open_database
-            serving = self._settler(database).follow(known)
+            serving = self._resolver(database).follow(known)
             database.hold()  # a backup of another store may have been restored
             with self._changing:
                 if self._serving is not left:  # closed: `close` does not wait for ever

@@ -62,7 +62,7 @@ class Reading(Upkeep):
 
     def _at_hand(self, repository: Repository, held: Held, asked: Asked[KeptT]) -> KeptT:
         """What is asked for, as it is in a transaction of `_with_sets`; what has expired is out."""
-        head = repository.pulse().seq
+        head = repository.head().seq
         known: KeptT | None = held.get(asked.name)
         return self._key_sets.at_hand(repository, head, asked, held=known, exact=True)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kronos.search import engine
-from kronos.search.engine import Candidate, Query, Request, Search, Watch
+from kronos.search import answer
+from kronos.search.answer import Candidate, Query, Request, Search, SearchTrace
 from kronos.search.kept import Grouped, KeptT, Known, Matching
 from kronos.search.past import NotEmbeddedError, Past, PastVectors, Texts
 from kronos.search.plan import Found, nearest_of_each
@@ -134,33 +134,33 @@ class Finding:
         moment = question.wanted.moment
         self._rows: Rows = repository if moment is None else repository.as_of(moment)
 
-    def run(self) -> list[tuple[list[Candidate], Watch]]:
+    def run(self) -> list[tuple[list[Candidate], SearchTrace]]:
         """The candidates of each question, and the steps by which they were found.
 
         Raises:
             NotAtHand: a set is to be found first.
             NotEmbeddedError: texts of the past are to be embedded first.
         """
-        shared = Watch(is_told=self._wanted.explain)
+        shared = SearchTrace(is_told=self._wanted.explain)
         source = self._source(shared)
         ahead = self._ahead(source)
         read = self._rows.rows_of(_found_ahead(ahead)) if len(ahead) > 1 else {}
         found = []
         for query, own in zip(self._question.queries, ahead, strict=True):
-            watch = shared.copy()
-            found.append((self._candidates(query, own, watch, read), watch))
+            trace = shared.copy()
+            found.append((self._candidates(query, own, trace, read), trace))
         return found
 
     def _candidates(
-        self, query: Query, source: Source, watch: Watch, read: Mapping[int, Sequence[Any]]
+        self, query: Query, source: Source, trace: SearchTrace, read: Mapping[int, Sequence[Any]]
     ) -> list[Candidate]:
         wanted = self._wanted
-        candidates = self._search(self._request, query, source, watch, read).run(wanted.at_hand)
+        candidates = self._search(self._request, query, source, trace, read).run(wanted.at_hand)
         if wanted.request.ranking.rerank is None:
             return candidates
         if wanted.request.group_by is not None:  # the judge is to see as many groups as are wanted
             grouped = replace(self._request, group_by=wanted.request.group_by)
-            best = self._search(grouped, query, source, watch, read).run(wanted.request.limit)
+            best = self._search(grouped, query, source, trace, read).run(wanted.request.limit)
             seen = {each.key for each in candidates}
             candidates += [each for each in best if each.key not in seen]
         if not wanted.compares_later:
@@ -173,16 +173,16 @@ class Finding:
         request: Request,
         query: Query,
         source: Source,
-        watch: Watch,
+        trace: SearchTrace,
         read: Mapping[int, Sequence[Any]],
     ) -> Search:
         if request.group_by is None:
-            return Search(self._rows, source, request, query, watch, self._living, read=read)
+            return Search(self._rows, source, request, query, trace, self._living, read=read)
         grouped = Grouped(request.selection, self._wanted.moment, request.group_by)
         groups = functools.partial(self._at_hand, grouped, exact=True)
         # Whoever needed the groups once will need them again, and reads no row in vain.
         known = groups() if self._sets.knows(grouped) else None
-        return Search(self._rows, source, request, query, watch, groups, known=known, read=read)
+        return Search(self._rows, source, request, query, trace, groups, known=known, read=read)
 
     def _living(self) -> KeySet:
         """All that may be found and lives."""
@@ -191,9 +191,9 @@ class Finding:
             return self._at_hand(Known(selection, moment))
         return self._at_hand(Matching(selection, listed=True), exact=True)
 
-    def _source(self, watch: Watch) -> Source:
+    def _source(self, trace: SearchTrace) -> Source:
         selection, moment = self._request.selection, self._wanted.moment
-        with watch.step("filter") as note:
+        with trace.step("filter") as note:
             if moment is not None:
                 return self._past(Known(selection, moment), note)
             allowed = None
@@ -239,7 +239,7 @@ class Finding:
         if len(queries) == 1 or not isinstance(source, Present) or request.mode == "lexical":
             return [source] * len(queries)
         assert source.index is not None
-        asked = engine.first_size(request, request.limit)
+        asked = answer.first_size(request, request.limit)
         rows = np.array([query.vector for query in queries], np.float32)
         found: list[Found] = nearest_of_each(source.index, rows, asked, source.allowed)
         return [Ahead(source, each, asked) for each in found]

@@ -15,7 +15,7 @@ import numpy as np
 from kronos.concurrency.threads import may_wait_for_embedder
 from kronos.embedding.reranking import Reranker, load_reranker
 from kronos.repository.rows import these
-from kronos.search import engine
+from kronos.search import answer
 from kronos.store.browsing import Reading
 from kronos.types import Hit
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kronos.repository.links import Neighbour
     from kronos.repository.memories import Repository
     from kronos.repository.rows import Rows
-    from kronos.search.engine import Candidate, Query, Watch
+    from kronos.search.answer import Candidate, Query, SearchTrace
     from kronos.store.finding import Wanted
     from kronos.types import Keys
 
@@ -35,12 +35,12 @@ class Judging(Reading):
     """How hits come of candidates; `MemoryStore` is the class to use."""
 
     def _rerank(
-        self, query: Query, candidates: list[Candidate], wanted: Wanted, watch: Watch
+        self, query: Query, candidates: list[Candidate], wanted: Wanted, trace: SearchTrace
     ) -> list[Candidate]:
         """Put candidates in the order of a judge, one a group; all of them are judged."""
         ranking, request = wanted.request.ranking, wanted.request
         assert ranking.rerank is not None
-        with watch.step("rerank") as note:
+        with trace.step("rerank") as note:
             reranker = self._reranker(ranking.rerank)
             judged = reranker.judge(query.text or "", [each.memory.content for each in candidates])
             note.detail, note.count = ranking.rerank, len(candidates)
@@ -50,11 +50,11 @@ class Judging(Reading):
         ]
         ranked = [each for each in ranked if each.score >= request.min_score]
         ranked.sort(key=lambda each: (-each.score, each.key))
-        ranked = engine.one_of_each_group(ranked, request.group_by)
+        ranked = answer.one_of_each_group(ranked, request.group_by)
         if not wanted.compares_later or not ranked:
             return ranked
         vectors = np.array([each.vector for each in ranked], np.float32)
-        return engine.diversified(ranked, vectors, request.limit, ranking.diversity)
+        return answer.diversified(ranked, vectors, request.limit, ranking.diversity)
 
     def _reranker(self, name: str) -> Reranker:
         may_wait_for_embedder()

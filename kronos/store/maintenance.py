@@ -31,7 +31,7 @@ from kronos.errors import (
 )
 from kronos.files import expanded
 from kronos.index.snapshot import discard_other_snapshots
-from kronos.maintenance import check as doctor
+from kronos.maintenance import check as checks
 from kronos.maintenance.compaction import compact
 from kronos.reindex.job import ReindexJob, Work
 from kronos.reindex.plan import estimate
@@ -111,8 +111,8 @@ class Upkeep(Opened):
         work = self._work(workers, batch_size, rate, max_seconds)
         embedder, alias = self._target(model)
         options = JobOptions(activate=activate, allow_failed=allow_failed, keep_old=keep_old)
-        settler = self._settler(self._open_database)
-        job = settler.job(embedder, alias=alias, options=options, work=work, stop=stop)
+        resolver = self._resolver(self._open_database)
+        job = resolver.job(embedder, alias=alias, options=options, work=work, stop=stop)
         return self._run(job, progress)
 
     def _work(
@@ -137,7 +137,7 @@ class Upkeep(Opened):
         report = job.run(progress)
         serving = self._serving
         with self._reader() as repository:
-            moved = not serving.is_current(repository, repository.pulse())
+            moved = not serving.is_current(repository, repository.head())
         if moved:
             self._follow(serving, *job.loaded)
         return report
@@ -146,7 +146,7 @@ class Upkeep(Opened):
         serving = self._serving
         if model is not None:
             return self._load(model, strict=True), absolute(model)
-        if serving.stands_in:  # what answers in its place never becomes the active one
+        if serving.is_fallback:  # what answers in its place never becomes the active one
             raise _lost(serving.degraded)
         if serving.embedder is None and serving.space.alias is not None:
             return self._kept_model(serving.space, serving.space.alias), serving.space.alias
@@ -163,7 +163,7 @@ class Upkeep(Opened):
     def _change(self) -> ModelChange:
         at_hand = [self._own, self._serving.embedder]
         known = [embedder for embedder in at_hand if embedder is not None]
-        return ModelChange(self._settler(self._open_database), known)
+        return ModelChange(self._resolver(self._open_database), known)
 
     def plan_reindex(
         self,
@@ -355,7 +355,7 @@ class Upkeep(Opened):
     def _caught_up(self) -> Serving:
         """Who answers, the index having taken up all that is committed."""
         with self._current_index() as (serving, repository):
-            serving.replica.catch_up(repository, repository.pulse().seq)
+            serving.replica.catch_up(repository, repository.head().seq)
             return serving
 
     @contextmanager
@@ -364,7 +364,7 @@ class Upkeep(Opened):
         while True:
             serving = self._serving
             with serving.replica.saving, serving.replica.lock, self._reader() as repository:
-                if serving.is_current(repository, repository.pulse()):
+                if serving.is_current(repository, repository.head()):
                     yield serving, repository
                     return
             self._follow(serving)
@@ -399,7 +399,7 @@ class Upkeep(Opened):
                 store_id=repository.store_id(),
                 path=str(self.location.database),
                 memories=repository.count(),
-                seq=repository.pulse().seq,
+                seq=repository.head().seq,
                 embedder=None if serving.embedder is None else serving.space.model,
                 degraded=serving.degraded,
                 dim=serving.space.dim,
@@ -411,7 +411,7 @@ class Upkeep(Opened):
                 database_bytes=self._open_database.size_bytes(),
                 schema=schema.current(self._open_database) or "",
                 versions=repository.history.count(),
-                tokenizer=repository.words.tokenizer,
+                tokenizer=repository.fulltext.tokenizer,
                 indexed_fields=tuple(fields_of(repository).all()),
                 index_effort=index.effort,
                 index_recall=index.recall,
@@ -446,27 +446,27 @@ class Upkeep(Opened):
     def _check(self, repair: bool, steps: Steps) -> Report:
         database, location = self._open_database, self.location
         database.require_in_place()
-        advice = [*doctor.surroundings(database, location.database.parent)]
-        problems = [*doctor.damaged_database(database, self._backup_beside, repair=repair)]
+        advice = [*checks.surroundings(database, location.database.parent)]
+        problems = [*checks.damaged_database(database, self._backup_beside, repair=repair)]
         steps.take()
-        problems += doctor.altered_texts(database, self._clock)
+        problems += checks.altered_texts(database, self._clock)
         steps.take()
         if any(problem.kind == "database" and not problem.repaired for problem in problems):
             return Report(tuple(problems), tuple(advice))  # no row can be believed
-        problems += doctor.wrong_schema(database)
+        problems += checks.wrong_schema(database)
         writing = self._writer if repair else None
-        problems += doctor.misfit_vectors(self._reader, writing)
-        problems += doctor.wrong_counts(self._reader, writing)
-        problems += doctor.missing_field_indexes(self._reader, writing)
-        problems += doctor.misread_texts(self._reader, writing)
+        problems += checks.misfit_vectors(self._reader, writing)
+        problems += checks.wrong_counts(self._reader, writing)
+        problems += checks.missing_field_indexes(self._reader, writing)
+        problems += checks.misread_texts(self._reader, writing)
         with self._reader() as repository:
-            problems += doctor.pending_memories(repository)
+            problems += checks.pending_memories(repository)
             if repair:
-                doctor.remove_orphans(location.database, location.index, repository)
-            advice += doctor.orphaned_files(location.database, location.index, repository)
+                checks.remove_orphans(location.database, location.index, repository)
+            advice += checks.orphaned_files(location.database, location.index, repository)
         steps.take()
         try:
-            problems += doctor.wrong_words(database, writing)
+            problems += checks.wrong_words(database, writing)
         except StorageError as exc:
             advice.append(Problem("words", f"the words could not be compared: {exc}"))
         steps.take()
@@ -481,24 +481,24 @@ class Upkeep(Opened):
         """Who answers, and where its index and the rows do not agree."""
         while True:
             serving = self._serving
-            sight = functools.partial(self._sight, serving)
+            current_index = functools.partial(self._index_of, serving)
             try:
-                return serving, [*doctor.wrong_index(sight, serving.replica, repair=repair)]
+                return serving, [*checks.wrong_index(current_index, serving.replica, repair=repair)]
             except SpaceChangedError:
                 self._follow(serving)
 
     @contextmanager
-    def _sight(self, serving: Serving) -> Iterator[tuple[VectorIndex, Repository]]:
+    def _index_of(self, serving: Serving) -> Iterator[tuple[VectorIndex, Repository]]:
         """The index of who serves, and the rows at the same moment; searches wait meanwhile.
 
         Raises:
             SpaceChangedError: another space serves now.
         """
         with serving.replica.lock, self._reader() as repository:
-            pulse = repository.pulse()
-            if not serving.is_current(repository, pulse):
+            head = repository.head()
+            if not serving.is_current(repository, head):
                 raise SpaceChangedError
-            yield serving.replica.catch_up(repository, pulse.seq), repository
+            yield serving.replica.catch_up(repository, head.seq), repository
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self.location.database, "before-repair"))

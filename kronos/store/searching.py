@@ -31,8 +31,8 @@ from kronos.errors import (
 )
 from kronos.reindex.job import catch_up
 from kronos.repository.jobs import JobOptions
-from kronos.search import engine
-from kronos.search.engine import Candidate, Query, Request, Watch
+from kronos.search import answer
+from kronos.search.answer import Candidate, Query, Request, SearchTrace
 from kronos.search.kept import NotAtHand
 from kronos.search.past import NotEmbeddedError
 from kronos.search.plan import Selection
@@ -51,7 +51,7 @@ from kronos.validation import (
 )
 
 if TYPE_CHECKING:
-    from kronos.repository.memories import Pulse, Repository
+    from kronos.repository.memories import Head, Repository
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
     from kronos.serving.serving import Serving
@@ -130,7 +130,7 @@ class Searching(Judging):
             if min_score is None
             else check_number(min_score, field="min_score"),
             ranking=ranking,
-            group_by=None if group_by is None else engine.group_path(group_by),
+            group_by=None if group_by is None else answer.group_path(group_by),
             now=to_microseconds(now),
             tells_shares=bool(explain) or ranking.rerank is not None,
         )
@@ -267,8 +267,8 @@ class Searching(Judging):
         question = answering.question
         self._keep_index_up(question)
         hits = [
-            self._finish(question, query, candidates, watch)
-            for query, (candidates, watch) in zip(question.queries, found, strict=True)
+            self._finish(question, query, candidates, trace)
+            for query, (candidates, trace) in zip(question.queries, found, strict=True)
         ]
         if self._settings.track_access:
             self._note_access([hit.id for each in hits for hit in each])
@@ -286,7 +286,7 @@ class Searching(Judging):
         elif isinstance(obstacle, NotAtHand):
             answering.held[obstacle.asked.name] = self._learn(obstacle.asked)
 
-    def _find(self, answering: _Answering) -> list[tuple[list[Candidate], Watch]]:
+    def _find(self, answering: _Answering) -> list[tuple[list[Candidate], SearchTrace]]:
         """The candidates of each question, in one transaction."""
         question = answering.question
         wanted, serving = question.wanted, question.serving
@@ -296,24 +296,24 @@ class Searching(Judging):
         replica = serving.replica
         needed = request.asks_vectors or wanted.compares_later
         with replica.lock if needed else nullcontext(), self._reader() as repository:
-            pulse = repository.pulse()
+            head = repository.head()
             # Words are found without whoever embeds now, whose model may take long to load.
-            if needed and not serving.is_current(repository, pulse):
+            if needed and not serving.is_current(repository, head):
                 raise SpaceChangedError
-            index = replica.catch_up(repository, pulse.seq) if needed else None
+            index = replica.catch_up(repository, head.seq) if needed else None
             if index is not None and answering.waits and not wanted.as_of:
-                self._check_complete(serving, repository, pulse)
+                self._check_complete(serving, repository, head)
             return Finding(
-                question, request, index, repository, pulse.seq, self._key_sets, answering.held
+                question, request, index, repository, head.seq, self._key_sets, answering.held
             ).run()
 
     def _finish(
-        self, question: Question, query: Query, candidates: list[Candidate], watch: Watch
+        self, question: Question, query: Query, candidates: list[Candidate], trace: SearchTrace
     ) -> Hits:
         """What is done outside the transaction: the slow judge, linked memories, the hits."""
         wanted = question.wanted
         if wanted.request.ranking.rerank is not None:
-            candidates = self._rerank(query, candidates, wanted, watch)
+            candidates = self._rerank(query, candidates, wanted, trace)
         name = WORDS if question.mode == "lexical" else question.serving.space.model
         shares = wanted.explain
         hits = [
@@ -324,7 +324,7 @@ class Searching(Judging):
             hits += self._linked(hits, candidates, wanted, name)
         if not wanted.explain:
             return Hits(hits)
-        return Hits(hits, Explanation(question.mode, name, tuple(watch.steps)))
+        return Hits(hits, Explanation(question.mode, name, tuple(trace.steps)))
 
     # -- What comes between ----------------------------------------------------------------------
 
@@ -358,17 +358,17 @@ class Searching(Judging):
         if (replica.save_is_due or replica.build_is_due) and not self._snapshots.busy:
             self._snapshots.start(lambda stop: lambda: replica.keep_up(stop))
 
-    def _check_complete(self, serving: Serving, repository: Repository, pulse: Pulse) -> None:
+    def _check_complete(self, serving: Serving, repository: Repository, head: Head) -> None:
         """See whether a process with another embedder wrote texts that this space lacks."""
         replica = serving.replica
-        if replica.complete_seq >= pulse.seq or serving.embedder is None:
+        if replica.complete_seq >= head.seq or serving.embedder is None:
             return
         pending = repository.spaces.pending_since(
             serving.space.id, replica.complete_seq, limit=_TEXTS_IN_A_SEARCH + 1
         )
         if pending:
             raise _Behind(pending)
-        replica.complete_seq = pulse.seq
+        replica.complete_seq = head.seq
 
     def _catch_up(self, question: Question, texts: int) -> None:
         """Embed what another process left pending: a few at once, many in the background.
@@ -378,7 +378,7 @@ class Searching(Judging):
         """
         serving = question.serving
         is_later = texts > _TEXTS_IN_A_SEARCH or not question.is_embedded
-        if is_later and not serving.stands_in:
+        if is_later and not serving.is_fallback:
             self._jobs.start(lambda stop: functools.partial(self._catch_up_behind, serving, stop))
             return
         try:
@@ -399,8 +399,8 @@ class Searching(Judging):
 
     def _catch_up_behind(self, serving: Serving, stop: threading.Event) -> None:
         embedder = serving.require_embedder("open it with the model that it has")
-        settler = self._settler(self._open_database)
-        settler.job(embedder, alias=None, options=JobOptions(), stop=stop).run()
+        resolver = self._resolver(self._open_database)
+        resolver.job(embedder, alias=None, options=JobOptions(), stop=stop).run()
 
     def _embed_the_past(self, missing: NotEmbeddedError, answering: _Answering) -> None:
         """Make the vectors of texts that no memory holds any more, once for every space.

@@ -608,7 +608,7 @@ class MemoryStore(Searching):
             copied = ExactIndex(serving.space.dim)
             try:
                 for start in range(0, keys.size, _VECTORS_A_COPY):
-                    with self._sight(serving) as (index, _):
+                    with self._index_of(serving) as (index, _):
                         part = keys[start : start + _VECTORS_A_COPY]
                         part = part[index.held(part)]
                         copied.upsert(part, index.vectors_of(part))
@@ -841,7 +841,7 @@ class MemoryStore(Searching):
             self._open_database.stoppable(lambda: steps.is_stopped),
             self._writer() as repository,
         ):
-            repository.words.rebuild(tokenizer)
+            repository.fulltext.rebuild(tokenizer)
 
     def export_to(
         self,

@@ -74,11 +74,11 @@ def test_every_word_of_a_text_stands_in_its_fold(text: str) -> None:
         for form in typed(word):
             asked = [each for each in read(form, BY_WORDS) if each.kind != "end"]
             assert asked
-            assert all(stands_in(by_words, each) for each in asked)
+            assert all(is_fallback(by_words, each) for each in asked)
             assert all(is_part_of(by_trigrams, each) for each in read(form, "trigram"))
 
 
-def stands_in(found: list[str], word: Word) -> bool:
+def is_fallback(found: list[str], word: Word) -> bool:
     wanted = word.text.split()
     if word.kind == "letter":
         return any(token.startswith(wanted[0]) for token in found)

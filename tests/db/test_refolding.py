@@ -16,7 +16,7 @@ from kronos import MemoryStore, NewMemory
 from kronos.db import schema
 from kronos.db.database import Database
 from kronos.db.fulltext import fts5 as words
-from kronos.repository.fulltext import Words
+from kronos.repository.fulltext import Fulltext
 from kronos.search.lexical import terms, word_scores
 from kronos.settings import Settings
 from tests.db.make_asset import ASSETS, ROWS
@@ -55,7 +55,7 @@ def old(tmp_path: Path) -> Path:
 
 def found(database: Database, question: str, *, past: bool = False) -> list[str]:
     with database.read() as connection:
-        index = Words(connection)
+        index = Fulltext(connection)
         keys, _ = word_scores(index, terms(index, question), past=past)
         table = "versions" if past else "memories"
         rows = connection.execute(text(f"SELECT key, content FROM {table}")).all()

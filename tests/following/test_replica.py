@@ -589,7 +589,7 @@ def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
     store = open_vectors()
     fill(store)
     with store._reader() as repository, store._serving.replica.lock:
-        store._serving.replica.catch_up(repository, repository.pulse().seq)
+        store._serving.replica.catch_up(repository, repository.head().seq)
     with pytest.warns(KronosWarning, match="no memory to build an index of 1500 vectors"):
         store._serving.replica.build(lambda: False)
     assert_right(store)

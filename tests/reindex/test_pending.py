@@ -106,9 +106,9 @@ def test_a_space_and_its_job_begin_together(tmp_path: Path) -> None:
     compacting.start()
     try:
         for number in range(25):
-            settler = store._settler(store._open_database)
+            resolver = store._resolver(store._open_database)
             options = JobOptions(activate=False)
-            job = settler.job(Named(f"B{number}"), alias=None, options=options)
+            job = resolver.job(Named(f"B{number}"), alias=None, options=options)
             with store._reader() as repository:
                 assert repository.spaces.has(job.space), "its job keeps it"
             store.cancel_reindex()
@@ -123,12 +123,12 @@ def test_a_space_and_its_job_begin_together(tmp_path: Path) -> None:
 def test_a_job_for_a_space_that_is_gone_says_so(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path, embedder=Named("A")) as store:
         store.add("text")
-        settler = store._settler(store._open_database)
-        job = settler.job(Named("B"), alias=None, options=JobOptions(activate=False))
+        resolver = store._resolver(store._open_database)
+        job = resolver.job(Named("B"), alias=None, options=JobOptions(activate=False))
         store.cancel_reindex()
         store.compact()
         with pytest.raises(NotFoundError, match="is gone"):
-            settler.job_of(job.space, lambda: Named("B"), options=JobOptions())
+            resolver.job_of(job.space, lambda: Named("B"), options=JobOptions())
 
 
 def test_a_fallback_whose_space_is_dropped_while_it_is_filled_makes_it_anew(tmp_path: Path) -> None:

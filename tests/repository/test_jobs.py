@@ -246,8 +246,8 @@ def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: O
     with open_store() as store:
         store.add_many(TEXTS)
     with open_store(embedding_model=None) as store:
-        settler = store._settler(store._open_database)
-        job = settler.job(HashEmbedder(48), alias="hash", options=JobOptions())
+        resolver = store._resolver(store._open_database)
+        job = resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
         with job.writing() as repository:
             texts = repository.spaces.pending_texts(job.space.id, limit=10)
             claimed = repository.jobs.claim(
@@ -268,7 +268,7 @@ def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: O
 def test_a_claim_moves_the_cursor_by_compare_and_set(open_store: Opener) -> None:
     store = open_store()
     store.add_many(TEXTS)
-    job = store._settler(store._open_database).job(
+    job = store._resolver(store._open_database).job(
         HashEmbedder(48), alias="hash", options=JobOptions()
     )
     with job.reading() as repository:

@@ -17,7 +17,7 @@ from kronos.db.database import Database
 from kronos.db.tables import links as link_rows
 from kronos.db.tables import memories as memory_rows
 from kronos.errors import InputError, NotFoundError
-from kronos.repository.fulltext import Words
+from kronos.repository.fulltext import Fulltext
 from kronos.repository.links import Direction, Links, Neighbour, Reached
 from kronos.settings import Settings
 from kronos.types import Link
@@ -98,7 +98,7 @@ def fill(connection: Connection, graph: Graph) -> Links:
         for key in range(1, graph.size + 1)
     ]
     connection.execute(insert(memory_rows), rows)
-    Words(connection).add(1, graph.size)
+    Fulltext(connection).add(1, graph.size)
     names = ("source_key", "target_key", "relation", "weight", "created_at")
     if graph.edges:
         values = [dict(zip(names, (*edge, 0), strict=True)) for edge in graph.edges]

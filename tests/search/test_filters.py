@@ -268,7 +268,7 @@ def built_entry(key: str, wanted: Any) -> Filter:
         connect = operator.and_ if key == "$and" else operator.or_
         return joined(connect, [built(each) for each in wanted])
     if not isinstance(wanted, Mapping):
-        return filters.Test(key, "$eq", wanted)
+        return filters.Comparison(key, "$eq", wanted)
     return joined(operator.and_, [built_test(key, *each) for each in wanted.items()])
 
 
@@ -630,7 +630,7 @@ def test_the_builder_takes_the_same_keys(key: str) -> None:
     with pytest.raises(FilterError):
         parse_path(key)
     with pytest.raises(FilterError):
-        filters.Test(key, "$eq", 1)
+        filters.Comparison(key, "$eq", 1)
 
 
 def test_no_filter_is_none() -> None:
@@ -705,9 +705,9 @@ def test_and_or_and_not_of_python_are_caught() -> None:
 
 def test_a_tree_is_valid_or_does_not_exist() -> None:
     for make in (
-        lambda: filters.Test('a"', "$eq", 1),
-        lambda: filters.Test("a", "=", 1),
-        lambda: filters.Test("a", "$eq", object()),
+        lambda: filters.Comparison('a"', "$eq", 1),
+        lambda: filters.Comparison("a", "=", 1),
+        lambda: filters.Comparison("a", "$eq", object()),
         lambda: filters.And(()),
         lambda: filters.Or((F.a == 1, "b")),  # type: ignore[arg-type]
         lambda: filters.Not(None),  # type: ignore[arg-type]
@@ -737,7 +737,7 @@ def test_values_of_subclasses_become_their_own_type() -> None:
 
     for value, plain in [(Colour.RED, "red"), (Level.HIGH, 3), (np.float64(0.5), 0.5)]:
         test = F.k == value
-        assert isinstance(test, filters.Test)
+        assert isinstance(test, filters.Comparison)
         assert type(test.value) is type(plain)
         assert canonical(test) == canonical(F.k == plain)
     for value in (np.int64(3), np.bool_(True), np.array([1])):

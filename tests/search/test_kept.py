@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kronos import F, MemoryStore
 from kronos.repository.memories import Repository
 from kronos.search import kept
-from kronos.search.engine import group_path
+from kronos.search.answer import group_path
 from kronos.search.kept import Grouped, KeySet, KeySets, Known, Matching, NotAtHand
 from kronos.search.plan import EVERY_MEMORY, Selection
 from kronos.settings import Settings
@@ -32,7 +32,7 @@ from tests.search.oracle import matches
 
 def at_hand(store: MemoryStore, sets: KeySets, asked: Any, **options: Any) -> KeySet:
     with store._reader() as repository:
-        found: KeySet = sets.at_hand(repository, repository.pulse().seq, asked, **options)
+        found: KeySet = sets.at_hand(repository, repository.head().seq, asked, **options)
         return found
 
 
@@ -110,7 +110,7 @@ def test_a_transaction_that_sees_less_than_is_kept_takes_none_of_it(open_store: 
     asked = Matching(Selection.of(None, F.n < 10))
     learnt(store, sets, asked)
     with store._reader() as before:
-        head = before.pulse().seq
+        head = before.head().seq
         store.add("two", metadata={"n": 2})
         assert at_hand(store, sets, asked).count == 2
         with pytest.raises(NotAtHand):
@@ -304,7 +304,7 @@ class KeptMachine(RuleBasedStateMachine):
     def both(self, asked: Any) -> KeySet:
         """The same whether it was followed or is found anew."""
         with self.store._reader() as repository:
-            head = repository.pulse().seq
+            head = repository.head().seq
             try:
                 followed: KeySet = self.sets.at_hand(repository, head, asked, exact=True)
             except NotAtHand:

@@ -131,15 +131,15 @@ class _Pool:
 
 
 @dataclass(slots=True)
-class Watch:
+class SearchTrace:
     """Notes the steps of a search, and how long each took, where somebody is to be told."""
 
     is_told: bool = True
     steps: list[PlanStep] = field(default_factory=list)
 
-    def copy(self) -> Watch:
+    def copy(self) -> SearchTrace:
         """The same steps, to be followed by others."""
-        return Watch(self.is_told, [*self.steps])
+        return SearchTrace(self.is_told, [*self.steps])
 
     def step(self, name: str) -> _Step:
         """Time a step; what is noted on the value becomes part of it."""
@@ -189,7 +189,7 @@ class Search:
         source: where candidates come from.
         request: what is asked for.
         query: what is looked for.
-        watch: notes the steps.
+        trace: notes the steps.
         everyone: all that may be found and lives, by their groups if any are wanted; asked only
             where a search needs it.
         known: what is known of them before; None: nothing.
@@ -202,7 +202,7 @@ class Search:
         source: Source,
         request: Request,
         query: Query,
-        watch: Watch,
+        trace: SearchTrace,
         everyone: Everyone,
         *,
         known: KeySet | None = None,
@@ -212,7 +212,7 @@ class Search:
         self._source = source
         self._request = request
         self._query = query
-        self._watch = watch
+        self._watch = trace
         self._ask_everyone = everyone
         self._read = read
         self._everyone = known
