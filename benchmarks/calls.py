@@ -107,7 +107,7 @@ def seen(service: EmbeddingService, texts: Sequence[str]) -> tuple[float, float,
         found: dict[bytes, Rows] = {}
 
         def read() -> None:
-            with store._reader() as repository:
+            with store._session.reader() as repository:
                 space = repository.spaces.active()
                 assert space is not None
                 found.update(repository.spaces.made_before(space, hashes))

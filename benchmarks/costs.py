@@ -71,7 +71,7 @@ class Filled:
         self.ids = [f"m{number}" for number in range(count)]
         for number in range(0, count, 100):
             self.store.link(f"m{number}", f"m{number + 1}", "follows")
-        self.store.index_field("rank")
+        self.store.maintenance.index_field("rank")
         # As much at every size: the past costs what was changed since.
         time.sleep(0.01)
         self.moment = datetime.now(timezone.utc)
@@ -79,7 +79,7 @@ class Filled:
         for number in range(5, 1005, 10):
             self.store.update(f"m{number}", content=self.text())
         self.store.delete([f"m{number}" for number in range(6, 506, 10)])
-        self.store.tune(0.95)  # builds the graph
+        self.store.maintenance.tune(0.95)  # builds the graph
         self.store.search("warm")
         self.store.close()  # saves it
         self.store.connect()
@@ -261,13 +261,18 @@ def _writes(filled: Filled) -> Iterator[Verb]:
 def _upkeep(filled: Filled) -> Iterator[Verb]:
     store = filled.store
     yield Verb("stats", lambda _: store.stats())
-    yield Verb("jobs", lambda _: store.jobs())
-    yield Verb("failures", lambda _: store.failures())
-    yield Verb("indexed_fields", lambda _: store.indexed_fields())
+    yield Verb("jobs", lambda _: store.models.jobs())
+    yield Verb("failures", lambda _: store.models.failures())
+    yield Verb("indexed_fields", lambda _: store.maintenance.indexed_fields())
     yield Verb("reindex, nothing pending", lambda _: store.reindex(), 3)
-    yield Verb("plan_reindex, nothing pending", lambda _: store.plan_reindex(), 3)
-    yield Verb("check", lambda _: store.check(), 1, "compares everything")
-    yield Verb("compact", lambda _: store.compact(), 1, "merges words, and saves the index anew")
+    yield Verb("plan_reindex, nothing pending", lambda _: store.models.plan(), 3)
+    yield Verb("check", lambda _: store.maintenance.check(), 1, "compares everything")
+    yield Verb(
+        "compact",
+        lambda _: store.maintenance.compact(),
+        1,
+        "merges words, and saves the index anew",
+    )
     yield Verb("export_to", lambda _: store.export_to(filled.folder / "x.jsonl"), 1, "writes all")
     yield Verb("duplicates", lambda _: store.duplicates(0.999), 1, "compares every pair")
 
@@ -321,13 +326,13 @@ def others(filled: Filled) -> dict[str, Call]:
         mark = f"beside {n}"
         store.add_many([{"content": filled.text(), "namespace": mark} for _ in range(50)])
         store.delete(namespace=mark)
-        store.compact()
+        store.maintenance.compact()
 
     return {
         "new filters": lambda n: store.search("w1", where=(F.five == 2) & (F.n != -n)),
         "a count by a new filter": lambda n: store.count(where=(F.doc > 2) & (F.n != -n)),
         "stats": lambda _: store.stats(),
-        "check": lambda _: store.check(),
+        "check": lambda _: store.maintenance.check(),
         "compact": compact,
         "the past": lambda n: store.count(as_of=filled.moment + timedelta(microseconds=10**7 + n)),
     }

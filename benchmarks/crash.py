@@ -86,7 +86,7 @@ class Writer:
             case 2:
                 self._store.search("first")
             case 3 if self._chance.random() < 0.2:
-                self._store.compact()
+                self._store.maintenance.compact()
             case _:
                 pass
 
@@ -155,7 +155,9 @@ def look(folder: Path, witness: Witness, faults: Counter[str]) -> float:
             pending = sum(e.pending for e in store.stats().spaces if e.space.state == "active")
             faults["stale"] += not pending
         _compare(held, witness, faults)
-        faults["not agreeing"] += sum(p.kind != "pending" for p in store.check().problems)
+        faults["not agreeing"] += sum(
+            p.kind != "pending" for p in store.maintenance.check().problems
+        )
         try:
             probe = NewMemory("a write", id="probe", embedding=vector, metadata={"batch": "probe"})
             store.add_many([probe])

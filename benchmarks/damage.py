@@ -168,7 +168,7 @@ class Files:
 
     @staticmethod
     def _rows_of(store: MemoryStore) -> list[object]:
-        with store._reader() as repository:
+        with store._session.reader() as repository:
             return [*rows(repository, None, None, repository.spaces.active())]
 
     def _look_at_index(self) -> str:
@@ -181,8 +181,8 @@ class Files:
 
     def _index_is_right(self) -> bool:
         """Whether the index, loaded anew, is equal to the rows."""
-        replica = self._store._serving.replica
-        with replica.lock, self._store._reader() as repository:
+        replica = self._store._session.serving.replica
+        with replica.lock, self._store._session.reader() as repository:
             replica._forget()
             index = replica.catch_up(repository, repository.head().seq)
             parts = [*repository.spaces.vectors_since(replica.space, 0)]

@@ -64,7 +64,7 @@ def filled(folder: str, texts: list[str]) -> MemoryStore:
             yield NewMemory(text, id=str(number), metadata={"rank": rank, "lang": "en"})
 
     store.add_many(items())
-    store.index_field("rank")
+    store.maintenance.index_field("rank")
     return store
 
 

@@ -74,10 +74,10 @@ def change_check(store: MemoryStore) -> None:
     times = []
     for _ in range(2000):
         started = time.perf_counter()
-        with store._reader() as repository:
+        with store._session.reader() as repository:
             repository.head()
         times.append(time.perf_counter() - started)
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         started = time.perf_counter()
         for _ in range(2000):
             repository.head()
@@ -106,7 +106,7 @@ def fresh_reads(store: MemoryStore) -> None:
             started = time.perf_counter()
             store.search(query)
             fresh.append(time.perf_counter() - started)
-            assert store._serving.replica._applied == seq
+            assert store._session.serving.replica._applied == seq
     print(
         f"first search after another process's commit of 100, store of {store.count():,}: p50 "
         f"{np.median(fresh) * 1e3:.1f} ms, p95 {np.percentile(fresh, 95) * 1e3:.1f} ms; "

@@ -75,7 +75,7 @@ def vectors_in(store: MemoryStore) -> tuple[list[str], Any]:
     """The texts of all memories and their vectors in the active space."""
     texts: list[str] = []
     parts = []
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
         for keys, rows in repository.spaces.vectors_since(space, 0):
@@ -149,7 +149,7 @@ def hash_rates(folder: Path, texts: Sequence[str]) -> None:
         print(f"  {dim} wide: {rate_of(report, speed)}")
     with MemoryStore.open(folder, embedding_model=None) as store:
         before = time.perf_counter()
-        gone = store.compact(keep_spaces=0)
+        gone = store.maintenance.compact(keep_spaces=0)
         seconds = time.perf_counter() - before
         given = (gone.bytes_before - gone.bytes_after) / 1e6
         print(f"  compact: {given:.0f} MB given back, {len(gone.dropped)} spaces, {seconds:.1f} s")
@@ -203,14 +203,14 @@ def back(folder: Path, expected: dict[str, Any], mini: EmbeddingService) -> None
     with MemoryStore.open(
         folder, embedder=mini, on_model_change="background", embedding_dim=256
     ) as waiting:
-        waiting._jobs.wait()  # MiniLM again: that was the rollback, paid at opening
-        print(f"  opened with the old model: {waiting.jobs()[0].embedded} texts embedded")
+        waiting._session.jobs.wait()  # MiniLM again: that was the rollback, paid at opening
+        print(f"  opened with the old model: {waiting.models.jobs()[0].embedded} texts embedded")
         waiting.reindex("hash")
         for number, memory in enumerate(page):
             text = f"{memory.content[:60]} changed {number}"
             waiting.update(memory.id, content=text)
             expected[text] = mini.embed_documents([text])[0]
-        report = waiting.rollback()
+        report = waiting.models.rollback()
         print(
             f"  rolled back {waiting.count(namespace='*')} memories: {report.embedded} texts "
             f"embedded, {report.seconds:.2f} s"

@@ -1,40 +1,45 @@
-"""KronosMemory: the store, async. The verbs of `MemoryStore`, on threads.
+"""KronosMemory: the store for asyncio. It has the verbs of `MemoryStore`, and runs them on threads.
 
 Calls that are under way at the same time share their work, whatever their event loops: adds share
-an encoding and a transaction, questions an encoding; a lone call waits for nobody. A cancelled call
-is done or not done, never half.
+an encoding and a transaction, questions an encoding; a lone call waits for no other. A cancelled
+call is done or not done, never half.
 """
 
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from datetime import datetime
-from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kronos.aio.calls import is_small
-from kronos.aio.upkeep import AsyncUpkeep
+from kronos.aio.maintenance import AsyncMaintenance
+from kronos.aio.mirroring import Mirror, apart, as_job, mirroring, reading, writing
+from kronos.aio.models import AsyncModels
+from kronos.aio.opening import AsyncOpening, awaited
+from kronos.embedding.registry import DEFAULT_MODEL
 from kronos.errors import naming_stored
-from kronos.types import Hits, Link, Memory, NewMemory, Progress, Step, Version
+from kronos.store.store import MemoryStore
+from kronos.types import Hits, Memory, NewMemory, Progress
 
 if TYPE_CHECKING:
-    from kronos.repository.links import Direction
-    from kronos.search.filters import Where
-    from kronos.search.ranking import Ranking
+    from kronos.settings import Settings
+    from kronos.store.answering.finding import Queried
     from kronos.types import (
-        Metadata,
+        AsyncEmbedder,
+        Embedder,
         OnConflict,
+        OnModelChange,
         ProgressCallback,
-        SearchMode,
-        Vectors,
     )
     from kronos.validation import Item
 
+Memories = TypeVar("Memories", bound="KronosMemory")
 T = TypeVar("T")
 
 
-class KronosMemory(AsyncUpkeep):
+class KronosMemory(Mirror):
     """A store of memories that are found by meaning, for asyncio.
 
     Use it as `async with KronosMemory(path) as memory:`, or call `connect` and `close`. All verbs,
@@ -68,34 +73,111 @@ class KronosMemory(AsyncUpkeep):
         migrate: upgrade a database of an older Kronos, after a backup.
     """
 
-    async def add(
+    def __init__(
         self,
-        content: str,
+        storage_path: str | os.PathLike[str],
         *,
-        metadata: Metadata | None = None,
-        namespace: str | None = None,
-        importance: float = 0.5,
-        parent_id: str | None = None,
-        expires_at: datetime | None = None,
-        id: str | None = None,
-        embedding: Vectors | Sequence[float] | None = None,
-        on_conflict: OnConflict = "error",
-    ) -> str:
-        """Store one memory; see `MemoryStore.add`."""
-        item = NewMemory(
-            content,
-            id=id,
+        namespace: str = "default",
+        embedding_model: str | None = DEFAULT_MODEL,
+        embedder: Embedder | AsyncEmbedder | None = None,
+        device: str = "auto",
+        embedding_dim: int = 384,
+        on_model_change: OnModelChange = "rebuild",
+        strict: bool = False,
+        settings: Settings | None = None,
+        migrate: bool = False,
+    ) -> None:
+        own = awaited(embedder)
+        self._store = MemoryStore(
+            storage_path,
             namespace=namespace,
-            metadata=metadata,
-            importance=importance,
-            parent_id=parent_id,
-            expires_at=expires_at,
-            embedding=embedding,
+            embedding_model=embedding_model,
+            embedder=own or embedder,  # type: ignore[arg-type]
+            device=device,
+            embedding_dim=embedding_dim,
+            on_model_change=on_model_change,
+            strict=strict,
+            settings=settings,
+            migrate=migrate,
         )
-        calls = self._open_calls
-        batch = await calls.check(self._store._prepare, item, on_conflict)
+        super().__init__(self._store, AsyncOpening(self._store, own))
+        self.models = AsyncModels(self._store.models, self._opening)
+        """Changes of the embedding model: plans, jobs, rollback."""
+        self.maintenance = AsyncMaintenance(self._store.maintenance, self._opening)
+        """Checks, compaction, tuning, backups, and indexes of words and fields."""
+
+    async def connect(self, *, progress: ProgressCallback | None = None) -> None:
+        """Open the store; does nothing when it is open.
+
+        Tasks that call it at once, of any event loops, open it once. When all of them are
+        cancelled, the store is closed again as soon as it is open.
+
+        Raises:
+            StoreClosedError: `close` was called meanwhile.
+            KronosError: as `MemoryStore.open` does.
+        """
+        await self._opening.connect(progress=progress)
+
+    async def close(self) -> None:
+        """Finish what is under way, save the index and close; does nothing when it is closed.
+
+        Any task of any event loop may call it, also several at once. Calls that are under way come
+        to their end, or raise `StoreClosedError`; long ones are stopped. It waits for no embedder
+        longer than ten seconds. Afterwards `connect` opens the store again.
+        """
+        await self._opening.close()
+
+    async def __aenter__(self: Memories) -> Memories:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        self._store.__reduce__()
+
+    get = reading(MemoryStore.get)
+    find = reading(MemoryStore.find)
+    list = reading(MemoryStore.list)
+    count = reading(MemoryStore.count)
+    history = reading(MemoryStore.history)
+    links = reading(MemoryStore.links)
+    trace = reading(MemoryStore.trace)
+
+    delete = writing(MemoryStore.delete)
+    touch = writing(MemoryStore.touch)
+    link = writing(MemoryStore.link)
+    unlink = writing(MemoryStore.unlink)
+
+    stats = apart(MemoryStore.stats)
+    reindex = as_job(MemoryStore.reindex)
+    duplicates = as_job(MemoryStore.duplicates)
+    export_to = as_job(MemoryStore.export_to)
+    import_from = as_job(MemoryStore.import_from)
+
+    # -- Verbs that share their work with those of other tasks ------------------------------------
+
+    @mirroring(MemoryStore.add)
+    async def add(self, content: str, *, on_conflict: OnConflict = "error", **fields: Any) -> str:
+        calls = self._opening.calls
+        item = NewMemory(content, **fields)
+        batch = await calls.check(self._store._adding.prepare, item, on_conflict)
         return (await calls.add(batch))[0]
 
+    @mirroring(MemoryStore.upsert)
+    async def upsert(self, content: str, **fields: Any) -> str:
+        calls, prepare = self._opening.calls, self._store._adding.prepare
+        item = NewMemory(content, **fields)
+        batch = await calls.check(prepare, item, "replace", match_content=True)
+        return (await calls.add(batch))[0]
+
+    @mirroring(MemoryStore.add_many)
     async def add_many(
         self,
         items: Iterable[Item],
@@ -103,247 +185,64 @@ class KronosMemory(AsyncUpkeep):
         on_conflict: OnConflict = "error",
         progress: ProgressCallback | None = None,
     ) -> builtins.list[str]:
-        """Store many memories; see `MemoryStore.add_many`."""
-        batches = self._store._batches(items, on_conflict)
+        batches = self._store._adding.batches(items, on_conflict)
         ids: builtins.list[str] = []
-        is_few = isinstance(items, list | tuple) and is_small(items)
+        is_few = isinstance(items, builtins.list | tuple) and is_small(items)
         with naming_stored(ids):
             while batch := (
                 next(batches, None)
                 if is_few
                 else await self._look_through(items, lambda _: next(batches, None))
             ):
-                ids += await self._open_calls.add(batch)
+                ids += await self._opening.calls.add(batch)
                 if progress is not None:
                     progress(Progress(len(ids), None))
         return ids
 
     async def _look_through(self, given: Iterable[Any], take: Callable[[Any], T]) -> T:
         """Look through what a caller hands in; an iterator of its own may take long over it."""
-        calls = self._open_calls
-        is_at_hand = isinstance(given, list | tuple)
+        calls = self._opening.calls
+        is_at_hand = isinstance(given, builtins.list | tuple)
         return await (calls.check if is_at_hand else calls.fetch)(take, given)
 
-    async def upsert(
-        self,
-        content: str,
-        *,
-        id: str | None = None,
-        metadata: Metadata | None = None,
-        namespace: str | None = None,
-        importance: float = 0.5,
-        parent_id: str | None = None,
-        expires_at: datetime | None = None,
-        embedding: Vectors | Sequence[float] | None = None,
-    ) -> str:
-        """Store one memory in the place of another; see `MemoryStore.upsert`."""
-        item = NewMemory(
-            content,
-            id=id,
-            namespace=namespace,
-            metadata=metadata,
-            importance=importance,
-            parent_id=parent_id,
-            expires_at=expires_at,
-            embedding=embedding,
-        )
-        calls = self._open_calls
-        batch = await calls.check(self._store._prepare, item, "replace", match_content=True)
-        return (await calls.add(batch))[0]
+    @mirroring(MemoryStore.update)
+    async def update(self, id: str, **fields: Any) -> Memory:
+        calls = self._opening.calls
+        way = calls.write if fields.get("content", ...) is ... else calls.encode
+        return await way(self._store.update, id, **fields)
 
-    async def get(self, id: str, *, as_of: datetime | None = None) -> Memory:
-        """Read a memory; see `MemoryStore.get`."""
-        return await self._open_calls.read(self._store.get, id, as_of=as_of)
-
-    async def find(self, id: str, *, as_of: datetime | None = None) -> Memory | None:
-        """Read a memory, or None; see `MemoryStore.find`."""
-        return await self._open_calls.read(self._store.find, id, as_of=as_of)
-
-    async def history(self, id: str) -> builtins.list[Version]:
-        """What a memory was, and is; see `MemoryStore.history`."""
-        return await self._open_calls.read(self._store.history, id)
-
-    async def update(
-        self,
-        id: str,
-        *,
-        content: str | EllipsisType = ...,
-        metadata: Metadata | EllipsisType | None = ...,
-        importance: float | EllipsisType = ...,
-        expires_at: datetime | EllipsisType | None = ...,
-    ) -> Memory:
-        """Change fields of a memory; see `MemoryStore.update`."""
-        calls = self._open_calls
-        way = calls.write if content is ... else calls.encode
-        return await way(
-            self._store.update,
-            id,
-            content=content,
-            metadata=metadata,
-            importance=importance,
-            expires_at=expires_at,
-        )
-
-    async def delete(
-        self,
-        ids: str | Iterable[str] | None = None,
-        *,
-        where: Where | None = None,
-        namespace: str | None = None,
-    ) -> int:
-        """Delete memories; see `MemoryStore.delete`."""
-        return await self._open_calls.write(
-            self._store.delete, ids, where=where, namespace=namespace
-        )
-
-    async def touch(self, ids: str | Iterable[str]) -> int:
-        """Note that memories are made use of; see `MemoryStore.touch`."""
-        return await self._open_calls.write(self._store.touch, ids)
-
-    async def search(
-        self,
-        query: str | Sequence[float] | Vectors | None = None,
-        *,
-        limit: int = 10,
-        namespace: str | None = None,
-        where: Where | None = None,
-        mode: SearchMode = "hybrid",
-        min_score: float | None = None,
-        near: str | None = None,
-        ranking: Ranking | None = None,
-        group_by: str | None = None,
-        as_of: datetime | None = None,
-        expand: int = 0,
-        expand_outside: bool = False,
-        explain: bool = False,
-    ) -> Hits:
-        """Find the memories that match best; see `MemoryStore.search`."""
-        (hits,) = await self._search(
-            [query],
-            limit=limit,
-            namespace=namespace,
-            where=where,
-            mode=mode,
-            min_score=min_score,
-            near=near,
-            ranking=ranking,
-            group_by=group_by,
-            as_of=as_of,
-            expand=expand,
-            expand_outside=expand_outside,
-            explain=explain,
-        )
+    @mirroring(MemoryStore.search)
+    async def search(self, query: Queried | None = None, **options: Any) -> Hits:
+        (hits,) = await self._search([query], **options)
         return hits
 
-    async def search_many(
-        self,
-        queries: Iterable[str | Sequence[float] | Vectors],
-        *,
-        limit: int = 10,
-        namespace: str | None = None,
-        where: Where | None = None,
-        mode: SearchMode = "hybrid",
-        min_score: float | None = None,
-        ranking: Ranking | None = None,
-        group_by: str | None = None,
-        as_of: datetime | None = None,
-        expand: int = 0,
-        expand_outside: bool = False,
-        explain: bool = False,
-    ) -> builtins.list[Hits]:
-        """Answer many questions at once; see `MemoryStore.search_many`."""
-        return await self._search(
-            await self._look_through(queries, self._store._check_queries),
-            limit=limit,
-            namespace=namespace,
-            where=where,
-            mode=mode,
-            min_score=min_score,
-            near=None,
-            ranking=ranking,
-            group_by=group_by,
-            as_of=as_of,
-            expand=expand,
-            expand_outside=expand_outside,
-            explain=explain,
-        )
+    @mirroring(MemoryStore.search_many)
+    async def search_many(self, queries: Iterable[Queried], **options: Any) -> builtins.list[Hits]:
+        check = self._store._searching.asking.check_queries
+        return await self._search(await self._look_through(queries, check), **options)
 
     async def _search(
-        self, asked: Sequence[str | Sequence[float] | Vectors | None], **options: Any
+        self, asked: Sequence[Queried | None], *, namespace: str | None = None, **options: Any
     ) -> builtins.list[Hits]:
-        calls, store = self._open_calls, self._store
-        wanted = await calls.check(store._wanted, **options)
+        calls, searching = self._opening.calls, self._store._searching
+        wanted = await calls.check(searching.asking.options, namespace, **options)
         if not asked:
             return []
-        serving, texts = await calls.check(store._to_embed, asked, wanted)
+        serving, texts = await calls.check(searching.asking.to_embed, asked, wanted)
         made = await calls.ask(serving, texts) if texts else None
         # A reranker is a model too, and slow.
         way = calls.read if wanted.request.ranking.rerank is None else calls.encode
-        return await way(store._answer, asked, wanted, made)
+        return await way(searching.answering.answer, asked, wanted, made)
 
-    async def list(
-        self,
-        *,
-        where: Where | None = None,
-        namespace: str | None = None,
-        after: str | None = None,
-        limit: int = 100,
-        as_of: datetime | None = None,
-    ) -> builtins.list[Memory]:
-        """Read memories in the order in which they were added; see `MemoryStore.list`."""
-        return await self._open_calls.read(
-            self._store.list,
-            where=where,
-            namespace=namespace,
-            after=after,
-            limit=limit,
-            as_of=as_of,
-        )
-
+    @mirroring(MemoryStore.iterate)
     async def iterate(
-        self,
-        *,
-        where: Where | None = None,
-        namespace: str | None = None,
-        as_of: datetime | None = None,
+        self, *, where: Any = None, namespace: str | None = None, as_of: Any = None
     ) -> AsyncIterator[Memory]:
-        """Read all memories, `async for`; see `MemoryStore.iterate`."""
-        selection = await self._open_calls.check(self._store._selection, where, namespace)
+        opening, browsing = self._opening, self._store._browsing
+        selection = await opening.calls.check(browsing.selection, where, namespace)
         key = -1
-        while part := await self._open_calls.read(self._store._fetch, selection, as_of, key):
+        while part := await opening.calls.read(browsing.fetch, selection, as_of, key):
             for _, memory in part:
-                self._open_calls  # noqa: B018 - closed, it hands out nothing that it had read either
+                opening.calls  # noqa: B018 - a closed store hands out nothing more
                 yield memory
             key = part[-1][0]
-
-    async def count(
-        self,
-        *,
-        where: Where | None = None,
-        namespace: str | None = None,
-        as_of: datetime | None = None,
-    ) -> int:
-        """Count memories; see `MemoryStore.count`."""
-        return await self._open_calls.read(
-            self._store.count, where=where, namespace=namespace, as_of=as_of
-        )
-
-    async def link(
-        self, source_id: str, target_id: str, relation: str, weight: float = 1.0
-    ) -> None:
-        """Link a memory to another one; see `MemoryStore.link`."""
-        await self._open_calls.write(self._store.link, source_id, target_id, relation, weight)
-
-    async def unlink(self, source_id: str, target_id: str, relation: str | None = None) -> int:
-        """Remove links; see `MemoryStore.unlink`."""
-        return await self._open_calls.write(self._store.unlink, source_id, target_id, relation)
-
-    async def links(self, id: str) -> builtins.list[Link]:
-        """The links from and to a memory; see `MemoryStore.links`."""
-        return await self._open_calls.read(self._store.links, id)
-
-    async def trace(
-        self, id: str, direction: Direction = "ancestors", depth: int = 10
-    ) -> builtins.list[Step]:
-        """Where a memory comes from, or what came of it; see `MemoryStore.trace`."""
-        return await self._open_calls.read(self._store.trace, id, direction, depth)

@@ -117,7 +117,7 @@ class Settings:
     tokenizer: Tokenizer = "porter"
     """How a new store cuts texts into words: "porter" (English word stems), "unicode61" (words as
     they are), "trigram" (words, and any part of a word from three letters on). For a store that
-    exists: `rebuild_words`."""
+    exists: `maintenance.rebuild_fulltext`."""
     keep_history: bool = True
     """Keep what memories were when they are changed or deleted, for `history` and `as_of`."""
     track_access: bool = False

@@ -149,7 +149,7 @@ BUGS = [
     Bug(
         "a write into a file that went away is acknowledged",
         "kronos/db/database.py",
-        "if self._writes and not database._is_at_its_path(connection):",
+        "if self._session.write_all and not database._is_at_its_path(connection):",
         "if False:",
         "tests/db/test_restore.py",
     ),
@@ -304,9 +304,9 @@ BUGS = [
     Bug(
         "writes that come at once are acknowledged before their commit",
         "kronos/serving/session.py",
-        "        with self._writer() as repository:\n"
+        "        with self._session.writer() as repository:\n"
         "            return write_together(repository, writes)\n",
-        "        with self._writer() as repository:\n"
+        "        with self._session.writer() as repository:\n"
         "            done = write_together(repository, writes)\n"
         "            repository.connection.rollback()\n"
         "            return done\n",
@@ -650,7 +650,7 @@ BUGS = [
         "kronos/store/searching.py",
         """                with self._writer_at_once() as repository:
                     repository.history.add_vectors""",
-        """                with self._writer() as repository:
+        """                with self._session.writer() as repository:
                     repository.history.add_vectors""",
         "tests/store/test_reads.py",
     ),

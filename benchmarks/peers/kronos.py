@@ -52,10 +52,10 @@ class Adapter:
         pass
 
     def settle(self) -> None:
-        self._store.tune()  # it waits for the graph that is being built
+        self._store.maintenance.tune()  # it waits for the graph that is being built
 
     def set_effort(self, effort: int) -> None:
-        self._store.tune(effort / 1000)
+        self._store.maintenance.tune(effort / 1000)
 
     def search(self, query: Rows, k: int, below: int | None = None) -> Any:
         where = None if below is None else F.share < below
@@ -71,7 +71,7 @@ class Adapter:
         self._store.delete([str(id) for id in ids])
 
     def compact(self) -> None:
-        self._store.compact()
+        self._store.maintenance.compact()
 
     def close(self) -> None:
         self._store.close()

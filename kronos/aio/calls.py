@@ -37,7 +37,7 @@ from kronos.embedding.awaited import AwaitedEmbedder
 from kronos.errors import StoppedError, StoreClosedError, TransientEmbeddingError
 from kronos.serving.group_commit import FOR_ALL, MOST_ROWS
 from kronos.serving.serving import MOST_TEXTS, Serving, sees_texts_alone
-from kronos.store.finding import Made
+from kronos.store.answering.finding import Made
 
 if TYPE_CHECKING:
     from kronos.repository.memories import Batch
@@ -166,12 +166,12 @@ class Calls:
     # -- What tasks share -------------------------------------------------------------------------
 
     def _combined(self) -> Combiner[Batch, _Outcomes]:
-        return Combiner(self._store._add_together, most=MOST_ROWS, for_all=FOR_ALL)
+        return Combiner(self._store._adding.add_together, most=MOST_ROWS, for_all=FOR_ALL)
 
     async def add(self, batch: Batch) -> list[str]:
         """Embed and write a batch, with those of other tasks: its ids."""
         await asyncio.sleep(0)  # tasks that were woken together go together
-        size, embedder = len(batch.records), self._store._serving.embedder
+        size, embedder = len(batch.records), self._store._session.serving.embedder
         surroundings: Surroundings | None = None
         if all(record.embedding is not None for record in batch.records):
             outcome = self._handed_in.hand_over([batch], size, self._writing.submit)
@@ -189,7 +189,7 @@ class Calls:
 
     def _add_together(self, additions: Sequence[_Adding]) -> _Outcomes:
         batches = [each.batch for each in additions]
-        return _for_all(additions, lambda: self._store._add_together(batches))
+        return _for_all(additions, lambda: self._store._adding.add_together(batches))
 
     async def ask(self, serving: Serving, texts: Sequence[str]) -> Made:
         """Embed the texts of a question, with those of other tasks."""

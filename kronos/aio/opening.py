@@ -1,4 +1,4 @@
-"""A `KronosMemory` that is open: opening and closing it, from any event loop and any thread.
+"""Opening and closing a `KronosMemory`, from any event loop and any thread.
 
 At most one thread opens or closes at a time, and whoever asks for the same meanwhile waits with the
 one who came first. Between two calls no event loop leaves anything here.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
 from kronos.aio.calls import Calls
 from kronos.concurrency.forking import follow_forks
@@ -27,12 +25,9 @@ from kronos.errors import StoreClosedError
 from kronos.store.store import MemoryStore
 
 if TYPE_CHECKING:
-    from kronos.settings import Settings
-    from kronos.types import AsyncEmbedder, Embedder, OnModelChange, ProgressCallback
+    from kronos.types import AsyncEmbedder, Embedder, ProgressCallback
 
 _CLOSED_MEANWHILE = "the store was closed while it was opened"
-
-Memories = TypeVar("Memories", bound="AsyncOpened")
 
 
 @dataclass(eq=False)
@@ -54,36 +49,17 @@ class _Turn:
         self.surroundings.caller.is_gone = self.waiting == 0
 
 
-class AsyncOpened:
-    """What every call of a `KronosMemory` stands on; it documents the arguments."""
+class AsyncOpening:
+    """Opens and closes a store for event loops and threads.
 
-    def __init__(
-        self,
-        storage_path: str | os.PathLike[str],
-        *,
-        namespace: str = "default",
-        embedding_model: str | None = "mini",
-        embedder: Embedder | AsyncEmbedder | None = None,
-        device: str = "auto",
-        embedding_dim: int = 384,
-        on_model_change: OnModelChange = "rebuild",
-        strict: bool = False,
-        settings: Settings | None = None,
-        migrate: bool = False,
-    ) -> None:
-        self._awaited = _awaited(embedder)
-        self._store = MemoryStore(
-            storage_path,
-            namespace=namespace,
-            embedding_model=embedding_model,
-            embedder=self._awaited or embedder,  # type: ignore[arg-type]
-            device=device,
-            embedding_dim=embedding_dim,
-            on_model_change=on_model_change,
-            strict=strict,
-            settings=settings,
-            migrate=migrate,
-        )
+    Args:
+        store: what is opened; it is not open.
+        embedder: a program's own embedder, in the form that threads call; None where it has none.
+    """
+
+    def __init__(self, store: MemoryStore, embedder: AwaitedEmbedder | None) -> None:
+        self._store = store
+        self._awaited = embedder
         self._calls: Calls | None = None
         """There while the store is open."""
         self._begin_anew()
@@ -202,30 +178,20 @@ class AsyncOpened:
         if self._awaited is not None:
             self._awaited.close()
 
-    async def __aenter__(self: Memories) -> Memories:
-        await self.connect()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def __reduce__(self) -> NoReturn:
-        self._store.__reduce__()
-
     @property
-    def _open_calls(self) -> Calls:
+    def calls(self) -> Calls:
+        """How event loops call the store.
+
+        Raises:
+            StoreClosedError: the store is not open.
+        """
         if (calls := self._calls) is None:
             raise StoreClosedError
         return calls
 
 
-def _awaited(embedder: Embedder | AsyncEmbedder | None) -> AwaitedEmbedder | None:
-    """A program's own embedder as one that threads call; None where threads call it anyway."""
+def awaited(embedder: Embedder | AsyncEmbedder | None) -> AwaitedEmbedder | None:
+    """A program's own embedder as one that threads can call; None for any other one."""
     methods = (getattr(embedder, "embed_documents", None), getattr(embedder, "embed_queries", None))
     if isinstance(embedder, EmbeddingService | HashEmbedder) or not all(map(callable, methods)):
         return None

@@ -22,7 +22,7 @@ Field = Annotated[str, typer.Argument(help="A metadata key, with dots to go down
 def add(field: Field, store: Store = None, as_json: Json = False) -> None:
     """Give a metadata key an index of its own."""
     with open_store(store, embeds=False) as memories:
-        added = memories.index_field(field)
+        added = memories.maintenance.index_field(field)
     line = f"{field} has an index of its own now" if added else f"{field} has one already"
     print_result({"field": field, "added": added}, line, as_json)
 
@@ -31,7 +31,7 @@ def add(field: Field, store: Store = None, as_json: Json = False) -> None:
 def remove(field: Field, store: Store = None, as_json: Json = False) -> None:
     """Take a metadata key's index away."""
     with open_store(store, embeds=False) as memories:
-        removed = memories.unindex_field(field)
+        removed = memories.maintenance.unindex_field(field)
     line = f"{field} has no index any more" if removed else f"{field} had no index"
     print_result({"field": field, "removed": removed}, line, as_json)
 
@@ -40,7 +40,7 @@ def remove(field: Field, store: Store = None, as_json: Json = False) -> None:
 def list_(store: Store = None, as_json: Json = False) -> None:
     """List the metadata keys that have an index."""
     with open_store(store, embeds=False) as memories:
-        fields = memories.indexed_fields()
+        fields = memories.maintenance.indexed_fields()
     if as_json:
         print_json(fields)
         return
@@ -61,6 +61,6 @@ def words(
 ) -> None:
     """Make the word index anew from the texts, which can be cut into words in another way."""
     with open_store(store, embeds=False) as memories:
-        memories.rebuild_words(tokenizer)  # type: ignore[arg-type]  # the store checks it
+        memories.maintenance.rebuild_fulltext(tokenizer)  # type: ignore[arg-type]  # the store checks it
     cut = "" if tokenizer is None else f", cut by {tokenizer}"
     print_result({"tokenizer": tokenizer}, f"the word index was made anew{cut}", as_json)

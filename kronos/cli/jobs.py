@@ -77,7 +77,7 @@ def start(
     # Without the model that it has: that may be lost, and what is pending is the job's to embed.
     with open_store(store, embeds=False, device=device) as memories:
         if dry_run:
-            _show_plan(memories.plan_reindex(model), as_json)
+            _show_plan(memories.models.plan(model), as_json)
             return
         _work(
             memories,
@@ -103,7 +103,7 @@ def status(store: Store = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
-        jobs, failures = memories.jobs(), memories.failures()
+        jobs, failures = memories.models.jobs(), memories.models.failures()
     if as_json:
         print_json(
             {"jobs": [asdict(job) for job in jobs], "failures": [asdict(f) for f in failures]}
@@ -133,7 +133,7 @@ def resume(
     with open_store(store, embeds=False, device=device) as memories:
         _work(
             memories,
-            lambda stop, progress: memories.resume_reindex(
+            lambda stop, progress: memories.models.resume(
                 workers=workers,
                 batch_size=batch_size,
                 rate=rate,
@@ -157,7 +157,7 @@ def activate(
     with open_store(store, embeds=False, device=device) as memories:
         _work(
             memories,
-            lambda stop, progress: memories.activate_reindex(
+            lambda stop, progress: memories.models.activate(
                 allow_failed=allow_failed or None, stop=stop, progress=progress
             ),
             as_json,
@@ -170,7 +170,7 @@ def rollback(store: Store = None, device: Device = "auto", as_json: Json = False
     with open_store(store, embeds=False, device=device) as memories:
         _work(
             memories,
-            lambda stop, progress: memories.rollback(stop=stop, progress=progress),
+            lambda stop, progress: memories.models.rollback(stop=stop, progress=progress),
             as_json,
         )
 
@@ -181,7 +181,7 @@ def cancel(store: Store = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
-        job = memories.cancel_reindex()
+        job = memories.models.cancel()
     print_result(asdict(job), job_line(job), as_json)
 
 

@@ -56,7 +56,7 @@ def compact(
 
     before = parse_time(forget_before, "--forget-before")
     with open_store(store, embeds=False) as memories:
-        report = memories.compact(keep_spaces=keep_spaces, forget_before=before)
+        report = memories.maintenance.compact(keep_spaces=keep_spaces, forget_before=before)
     names = ", ".join(f"{space.id} ({space.model})" for space in report.dropped)
     print_result(
         asdict(report),
@@ -87,7 +87,7 @@ def tune(
         err.status("building the index and measuring its recall"),
         open_store(path or store, embeds=False) as memories,
     ):
-        report = memories.tune(target)
+        report = memories.maintenance.tune(target)
     print_result(asdict(report) | {"reached": report.reached}, tune_line(report), as_json)
     if not report.reached:
         raise StorageError(
@@ -108,7 +108,7 @@ def doctor(
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
-        report = memories.check(repair=repair)
+        report = memories.maintenance.check(repair=repair)
     if as_json:
         print_json({"ok": report.ok, **asdict(report)})
     for found in () if as_json else (*report.problems, *report.advice):
@@ -145,7 +145,7 @@ def backup(
 ) -> None:
     """Copy the whole store to a file, while others read and write."""
     with open_store(store, embeds=False) as memories:
-        written = memories.backup(path)
+        written = memories.maintenance.backup(path)
     print_result({"backup": str(written)}, f"the backup is {written}", as_json)
 
 
@@ -157,7 +157,7 @@ def restore(
     """Put a backup in the store's place; what was there is kept aside."""
     from kronos.store.store import MemoryStore
 
-    aside = MemoryStore.restore(path, store or default_store())
+    aside = MemoryStore(store or default_store()).maintenance.restore(path)
     kept = f"; what was there before is {aside}" if aside else ""
     print_result(
         {"before": None if aside is None else str(aside)}, f"{path} was put back{kept}", as_json
@@ -170,7 +170,7 @@ def recover(store: Store = None, as_json: Json = False) -> None:
 
     from kronos.store.store import MemoryStore
 
-    report = MemoryStore.recover(store or default_store())
+    report = MemoryStore(store or default_store()).maintenance.recover()
     lost = f"; damaged and left out: {', '.join(report.damaged[:20])}" if report.damaged else ""
     print_result(
         asdict(report),

@@ -92,7 +92,7 @@ async def use_every_way(memory: KronosMemory) -> None:
     assert (await memory.search("bees fly", limit=1))[0].id == id
     assert len(await memory.search_many(["bees", "cats"])) == 2
     assert len(await asyncio.gather(*(memory.search(f"cat {i}") for i in range(20)))) == 20
-    assert (await memory.plan_reindex()).memories == 0
+    assert (await memory.models.plan()).memories == 0
     assert (await memory.reindex()).pending == 0
     assert (await memory.stats()).max_tokens == 512
 
@@ -126,7 +126,7 @@ def test_opening_awaits_on_the_loop_that_opens(tmp_path: Path) -> None:
         async with KronosMemory(tmp_path, embedder=Client(Session())) as memory:
             assert (await memory.stats()).embedder == "api"
             assert (await memory.search("text 7", limit=1))[0].content == "text 7"
-            assert (await memory.rollback()).activated
+            assert (await memory.models.rollback()).activated
 
     asyncio.run(scenario())
 
@@ -310,7 +310,7 @@ def test_a_call_that_is_cancelled_cancels_what_it_awaits(tmp_path: Path, verb: s
                 "search": lambda: memory.search("text"),
                 "update": lambda: memory.update("a", content="changed"),
                 "add_many": lambda: memory.add_many(["text", "text"]),
-                "reindex": lambda: memory.rollback(),
+                "reindex": lambda: memory.models.rollback(),
             }
             if verb == "reindex":
                 await memory.reindex("hash")
@@ -384,7 +384,7 @@ def test_a_job_in_the_background_outlives_the_loop_that_opened(tmp_path: Path) -
     api.seconds = 0.2
     memory = KronosMemory(tmp_path, embedder=api, on_model_change="background")
     asyncio.run(memory.connect())  # its loop ends at once
-    memory._store._jobs.wait(30)
+    memory._store._session.jobs.wait(30)
     assert asyncio.run(memory.stats()).spaces[-1].pending == 0
     assert asyncio.run(memory.search("text 7", limit=1))[0].embedder == "api"
     asyncio.run(memory.close())

@@ -32,8 +32,11 @@ from kronos.concurrency import background
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError, KronosWarning, ModelLoadError, StoreClosedError
 from kronos.serving import session as opening
-from kronos.serving.session import utc_now
+from kronos.serving.embedders import Embedders
+from kronos.serving.options import utc_now
 from kronos.settings import Settings
+from kronos.store.maintenance import Maintenance
+from kronos.store.models import Models
 
 HASH: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 64}
 SOON = Settings(network_timeout_s=0.05)
@@ -113,19 +116,24 @@ def test_every_verb_works_in_a_loop_of_its_own(memory: KronosMemory, tmp_path: P
     assert run(memory.unlink(first, second)) == run(memory.touch(first)) == 1
     assert len(run(everything())) == run(memory.count()) == run(memory.stats()).memories == 3
     assert len(run(memory.history(second))) == 2
-    assert run(memory.index_field("year"))
-    assert run(memory.indexed_fields()) == ["year"]
-    assert run(memory.unindex_field("year"))
-    run(memory.rebuild_words())
-    assert run(memory.check()).ok
-    assert run(memory.duplicates(0.99)) == run(memory.jobs()) == run(memory.failures()) == []
-    assert run(memory.plan_reindex()).memories == run(memory.reindex()).embedded == 0
-    assert run(memory.tune()).recall == 1
+    assert run(memory.maintenance.index_field("year"))
+    assert run(memory.maintenance.indexed_fields()) == ["year"]
+    assert run(memory.maintenance.unindex_field("year"))
+    run(memory.maintenance.rebuild_fulltext())
+    assert run(memory.maintenance.check()).ok
+    assert (
+        run(memory.duplicates(0.99))
+        == run(memory.models.jobs())
+        == run(memory.models.failures())
+        == []
+    )
+    assert run(memory.models.plan()).memories == run(memory.reindex()).embedded == 0
+    assert run(memory.maintenance.tune()).recall == 1
     assert run(memory.export_to(tmp_path / "all.jsonl")) == 3
     assert len(run(memory.import_from(tmp_path / "all.jsonl"))) == 3
-    assert run(memory.backup(tmp_path / "copy.db")).exists()
+    assert run(memory.maintenance.backup(tmp_path / "copy.db")).exists()
     assert run(memory.delete(third)) == 1
-    assert run(memory.compact()).expired == 0
+    assert run(memory.maintenance.compact()).expired == 0
 
 
 def test_loops_that_live_long_and_short_share_one_memory(memory: KronosMemory) -> None:
@@ -243,13 +251,13 @@ def test_a_connect_that_fails_fails_for_all_who_wait_and_can_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = KronosMemory(tmp_path, **HASH)
-    load = MemoryStore._own_embedder
+    load = Embedders.asked_for
 
     def fail(store: MemoryStore) -> Any:
         time.sleep(0.2)
         raise ModelLoadError("not now")
 
-    monkeypatch.setattr(MemoryStore, "_own_embedder", fail)
+    monkeypatch.setattr(Embedders, "asked_for", fail)
 
     def connect(_: int) -> Any:
         with contextlib.suppress(ModelLoadError):
@@ -257,7 +265,7 @@ def test_a_connect_that_fails_fails_for_all_who_wait_and_can_be_tried_again(
             return "opened"
 
     assert in_threads(6, connect) == [None] * 6
-    monkeypatch.setattr(MemoryStore, "_own_embedder", load)
+    monkeypatch.setattr(Embedders, "asked_for", load)
     assert in_threads(6, connect) == ["opened"] * 6
     asyncio.run(memory.close())
 
@@ -266,14 +274,14 @@ def test_a_connect_that_all_gave_up_leaves_the_store_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading, loaded = threading.Event(), threading.Event()
-    load = MemoryStore._own_embedder
+    load = Embedders.asked_for
 
-    def slow(store: MemoryStore) -> Any:
+    def slow(embedders: Embedders) -> Any:
         loading.set()
         assert loaded.wait(30)
-        return load(store)
+        return load(embedders)
 
-    monkeypatch.setattr(MemoryStore, "_own_embedder", slow)
+    monkeypatch.setattr(Embedders, "asked_for", slow)
     memory = KronosMemory(tmp_path, **HASH)
 
     async def scenario() -> None:
@@ -285,7 +293,7 @@ def test_a_connect_that_all_gave_up_leaves_the_store_closed(
         loaded.set()
         with pytest.raises(StoreClosedError):
             await memory.count()
-        while memory._turn is not None:
+        while memory._opening._turn is not None:
             await asyncio.sleep(0.01)
         with pytest.raises(StoreClosedError):
             memory._store.count()
@@ -300,14 +308,14 @@ def test_close_while_it_is_opened_ends_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading = threading.Event()
-    load = MemoryStore._own_embedder
+    load = Embedders.asked_for
 
-    def slow(store: MemoryStore) -> Any:
+    def slow(embedders: Embedders) -> Any:
         loading.set()
         time.sleep(0.3)
-        return load(store)
+        return load(embedders)
 
-    monkeypatch.setattr(MemoryStore, "_own_embedder", slow)
+    monkeypatch.setattr(Embedders, "asked_for", slow)
     memory = KronosMemory(tmp_path, **HASH)
 
     async def scenario() -> None:
@@ -446,19 +454,19 @@ VERBS: dict[str, Callable[[KronosMemory, Path], Coroutine[Any, Any, Any]]] = {
     "links": lambda m, _: m.links("m1"),
     "trace": lambda m, _: m.trace("m1"),
     "stats": lambda m, _: m.stats(),
-    "check": lambda m, _: m.check(),
-    "tune": lambda m, _: m.tune(),
+    "check": lambda m, _: m.maintenance.check(),
+    "tune": lambda m, _: m.maintenance.tune(),
     "duplicates": lambda m, _: m.duplicates(),
-    "compact": lambda m, _: m.compact(),
+    "compact": lambda m, _: m.maintenance.compact(),
     "reindex": lambda m, _: m.reindex(),
-    "plan_reindex": lambda m, _: m.plan_reindex(),
-    "jobs": lambda m, _: m.jobs(),
-    "failures": lambda m, _: m.failures(),
-    "backup": lambda m, folder: m.backup(folder / f"{time.time_ns()}.db"),
+    "plan": lambda m, _: m.models.plan(),
+    "jobs": lambda m, _: m.models.jobs(),
+    "failures": lambda m, _: m.models.failures(),
+    "backup": lambda m, folder: m.maintenance.backup(folder / f"{time.time_ns()}.db"),
     "export_to": lambda m, folder: m.export_to(folder / f"{time.time_ns()}.jsonl"),
-    "index_field": lambda m, _: m.index_field("year"),
-    "indexed_fields": lambda m, _: m.indexed_fields(),
-    "rebuild_words": lambda m, _: m.rebuild_words(),
+    "index_field": lambda m, _: m.maintenance.index_field("year"),
+    "indexed_fields": lambda m, _: m.maintenance.indexed_fields(),
+    "rebuild_fulltext": lambda m, _: m.maintenance.rebuild_fulltext(),
 }
 
 
@@ -485,7 +493,7 @@ def test_a_call_amid_which_the_store_is_closed_ends_soon(tmp_path: Path, verb: s
     for pause in (0, 0.002, 0.02):
         asyncio.run(scenario(pause))
     with MemoryStore.open(tmp_path / "store", **HASH) as store:
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
 
 
 def test_the_loop_that_opened_it_may_be_gone_when_it_is_closed(tmp_path: Path) -> None:
@@ -549,7 +557,7 @@ def test_calls_can_be_made_as_the_interpreter_ends(tmp_path: Path) -> None:
             async with memory:
                 id = await memory.add("the last words", metadata={"n": [*range(5000)]})
                 print((await memory.search("last words", limit=1))[0].id == id)
-                print((await memory.check()).ok, await memory.count())
+                print((await memory.maintenance.check()).ok, await memory.count())
         atexit.register(lambda: asyncio.run(last()))
         """,
         tmp_path,
@@ -612,9 +620,9 @@ PROMPT: dict[str, Callable[[Any], Any]] = {
     "links": lambda m: m.links("a"),
     "delete": lambda m: m.delete("c"),
     "stats": lambda m: m.stats(),
-    "check": lambda m: m.check(),
-    "jobs": lambda m: m.jobs(),
-    "compact": lambda m: m.compact(),
+    "check": lambda m: m.maintenance.check(),
+    "jobs": lambda m: m.models.jobs(),
+    "compact": lambda m: m.maintenance.compact(),
 }
 """What needs no embedder."""
 THREE = [{"content": f"bees {id}", "id": id} for id in "abc"]
@@ -664,7 +672,7 @@ def test_nothing_that_needs_no_embedder_waits_for_one_in_asyncio(tmp_path: Path)
         assert all(isinstance(each, StoreClosedError) for each in ended)
         # What is stuck holds up nobody who comes later.
         again = Gated()
-        memory._store._embedder = again
+        memory._store._session.options.embedder = again
         await memory.connect()
         assert await asyncio.wait_for(memory.add("again"), 10)
         await memory.close()
@@ -718,7 +726,7 @@ def test_a_search_that_needs_no_embedder_leaves_what_is_pending_to_the_backgroun
             for way in ways:
                 assert len(pool.submit(way).result(10)) >= 2
         embedder.gate.set()
-        store._jobs.wait(30)
+        store._session.jobs.wait(30)
         assert "late" in {hit.id for hit in store.search(vector(16))}
 
 
@@ -747,7 +755,7 @@ def test_close_leaves_a_job_that_is_stuck_to_its_thread(
     embedder.gate.set()
     with MemoryStore.open(tmp_path, embedder=embedder) as store:
         assert store.count() == 3
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
 
 
 @pytest.mark.parametrize("face", ["async", "sync"])
@@ -755,14 +763,14 @@ def test_close_waits_for_no_model_that_loads_for_ever_and_the_store_opens_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: float, face: str
 ) -> None:
     loading, loaded = threading.Event(), threading.Event()
-    load = MemoryStore._own_embedder
+    load = Embedders.asked_for
 
-    def slow(store: MemoryStore) -> Any:
+    def slow(embedders: Embedders) -> Any:
         loading.set()
         assert loaded.wait(60)
-        return load(store)
+        return load(embedders)
 
-    monkeypatch.setattr(MemoryStore, "_own_embedder", slow)
+    monkeypatch.setattr(Embedders, "asked_for", slow)
     memory = KronosMemory(tmp_path, **HASH)
     store = MemoryStore(tmp_path, **HASH) if face == "sync" else memory._store
 
@@ -778,7 +786,7 @@ def test_close_waits_for_no_model_that_loads_for_ever_and_the_store_opens_again(
         started = time.monotonic()
         close()
         assert time.monotonic() - started < 20 * short_waits
-        monkeypatch.setattr(MemoryStore, "_own_embedder", load)
+        monkeypatch.setattr(Embedders, "asked_for", load)
         connect()
         assert store.add("text", id="a") == "a"
         loaded.set()
@@ -794,9 +802,9 @@ def test_a_call_that_comes_to_its_second_half_after_the_end_says_so(tmp_path: Pa
     async def scenario() -> None:
         memory = KronosMemory(tmp_path, embedder=embedder)
         await memory.connect()
-        under_way, store = memory._open_calls, memory._store
-        batch = store._prepare("text", "error")
-        serving = store._serving
+        under_way, store = memory._opening.calls, memory._store
+        batch = store._adding.prepare("text", "error")
+        serving = store._session.serving
         embedder.gate.clear()
         waiting = [asyncio.create_task(memory.add("stuck")) for _ in range(2)]
         waiting.append(asyncio.create_task(memory.search("stuck")))  # type: ignore[arg-type]
@@ -809,7 +817,7 @@ def test_a_call_that_comes_to_its_second_half_after_the_end_says_so(tmp_path: Pa
             under_way.write(store.delete, "m"),
             under_way.encode(store.count),
             under_way.apart(store.count),
-            under_way.long(store.check, stop=None),
+            under_way.long(store.maintenance.check, stop=None),
         ):
             with pytest.raises(StoreClosedError):
                 await asyncio.wait_for(late, 10)
@@ -846,9 +854,10 @@ def test_maintenance_never_takes_the_threads_that_searches_need(
 ) -> None:
     going_on = threading.Event()
     held_up = ["check", "duplicates", "compact", "backup", "export_to", "import_from", "tune"]
-    held_up += ["plan_reindex", "reindex", "rebuild_words", "index_field", "stats"]
+    held_up += ["plan", "reindex", "rebuild_fulltext", "index_field", "stats"]
     for verb in held_up:
-        monkeypatch.setattr(MemoryStore, verb, lambda *_, **__: going_on.wait(60))
+        owner = next(each for each in (MemoryStore, Maintenance, Models) if hasattr(each, verb))
+        monkeypatch.setattr(owner, verb, lambda *_, **__: going_on.wait(60))
 
     async def scenario() -> None:
         async with KronosMemory(tmp_path, **HASH) as memory:
@@ -931,7 +940,7 @@ def test_threads_that_do_anything_at_once_lose_and_hang_nothing(tmp_path: Path, 
     held = {m.id: m.content for m in asyncio.run(memory.list(limit=100_000))}
     assert acknowledged.items() <= held.items()
     assert len(acknowledged) > 50
-    assert asyncio.run(memory.check()).problems == ()
+    assert asyncio.run(memory.maintenance.check()).problems == ()
     for text in random.Random(seed).sample([*acknowledged.values()], 5):
         assert text in {hit.content for hit in asyncio.run(memory.search(text, limit=100))}
     asyncio.run(memory.close())

@@ -174,10 +174,10 @@ CALLS: dict[str, Callable[[KronosMemory, Path], Awaitable[object]]] = {
     "touch, ids": lambda m, _: m.touch(MANY_TEXTS),
     "list, many": lambda m, _: m.list(limit=5000),
     "stats": lambda m, _: m.stats(),
-    "check": lambda m, _: m.check(),
+    "check": lambda m, _: m.maintenance.check(),
     "duplicates": lambda m, _: m.duplicates(0.9),
-    "compact": lambda m, _: m.compact(),
-    "backup": lambda m, folder: m.backup(folder / f"{time.time_ns()}.db"),
+    "compact": lambda m, _: m.maintenance.compact(),
+    "backup": lambda m, folder: m.maintenance.backup(folder / f"{time.time_ns()}.db"),
     "export": lambda m, folder: m.export_to(folder / "new.jsonl", vectors=True),
     "import": lambda m, folder: m.import_from(folder / "old.jsonl", on_conflict="replace"),
     "change of model, and back": lambda m, _: _change_model(m),
@@ -189,8 +189,8 @@ async def _all(memory: KronosMemory, where: Any) -> int:
 
 
 async def _change_model(memory: KronosMemory) -> None:
-    await memory.rollback()
-    await memory.rollback()
+    await memory.models.rollback()
+    await memory.models.rollback()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from kronos import KronosMemory, MemoryStore
+from kronos.aio.maintenance import AsyncMaintenance
+from kronos.aio.models import AsyncModels
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import (
     ConfigurationError,
@@ -24,28 +26,52 @@ from kronos.errors import (
     StoreClosedError,
 )
 from kronos.settings import Settings
+from kronos.store.maintenance import Maintenance
+from kronos.store.models import Models
 
-VERBS = [
-    name
-    for name, verb in inspect.getmembers(MemoryStore, callable)
-    if not name.startswith("_") and name not in ("open", "iterate")
+FACES: list[tuple[type, type]] = [
+    (MemoryStore, KronosMemory),
+    (Models, AsyncModels),
+    (Maintenance, AsyncMaintenance),
 ]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_both_facades_have_the_same_signatures(verb: str) -> None:
-    sync, asynchronous = getattr(MemoryStore, verb), getattr(KronosMemory, verb)
-    assert inspect.iscoroutinefunction(asynchronous)
-    assert inspect.signature(sync) == inspect.signature(asynchronous)
+def verbs_of(face: type) -> set[str]:
+    return {name for name, _ in inspect.getmembers(face, callable) if not name.startswith("_")}
 
 
-def test_both_facades_have_the_same_verbs() -> None:
-    asynchronous = {name for name, _ in inspect.getmembers(KronosMemory, callable)}
-    for_forks = {"before_fork", "after_fork"}
-    assert {name for name in asynchronous if name[0] != "_"} - for_forks == {*VERBS, "iterate"}
-    sync, iterated = (inspect.signature(face.iterate) for face in (MemoryStore, KronosMemory))
-    assert sync.parameters == iterated.parameters
+VERBS = [
+    (sync, asynchronous, name)
+    for sync, asynchronous in FACES
+    for name in sorted(verbs_of(sync) - {"open", "iterate"})
+]
+
+
+@pytest.mark.parametrize(("sync", "asynchronous", "name"), VERBS)
+def test_both_faces_have_the_same_signatures_and_documentation(
+    sync: type, asynchronous: type, name: str
+) -> None:
+    verb, mirrored = getattr(sync, name), getattr(asynchronous, name)
+    assert inspect.iscoroutinefunction(mirrored)
+    assert inspect.signature(verb) == inspect.signature(mirrored)
+    documentation = inspect.getdoc(verb)
+    assert documentation
+    if name not in ("connect", "close"):  # which know of tasks
+        assert inspect.getdoc(mirrored) == documentation
+
+
+@pytest.mark.parametrize(("sync", "asynchronous"), FACES)
+def test_both_faces_have_the_same_verbs(sync: type, asynchronous: type) -> None:
+    assert verbs_of(asynchronous) == verbs_of(sync) - {"open"}
+
+
+def test_both_faces_iterate_alike() -> None:
+    assert inspect.signature(MemoryStore.iterate) == inspect.signature(KronosMemory.iterate)
     assert inspect.isasyncgenfunction(KronosMemory.iterate)
+
+
+def test_the_store_has_the_verbs_of_every_day() -> None:
+    assert len(verbs_of(MemoryStore) - {"open", "connect", "close"}) <= 24
 
 
 def test_both_constructors_take_the_same_options() -> None:
@@ -89,7 +115,7 @@ def test_all_verbs_work_together(tmp_path: Path) -> None:
             assert (await memory.search("dogs bark"))[0].id == id
             assert await memory.delete(more) == 2
             assert (await memory.stats()).memories == 1
-            assert (await memory.check()).ok
+            assert (await memory.maintenance.check()).ok
             assert (await memory.reindex()).embedded == 0
 
     asyncio.run(scenario())
@@ -190,7 +216,7 @@ def test_a_cancelled_add_is_done_or_not_done(tmp_path: Path) -> None:
                 else:
                     assert isinstance(result, asyncio.CancelledError)
             assert {h.id for h in await memory.search("text", limit=1000)} == stored
-            assert (await memory.check()).ok
+            assert (await memory.maintenance.check()).ok
 
     asyncio.run(scenario())
 

@@ -327,7 +327,7 @@ def test_a_reindex_without_a_model_embeds_what_is_pending_as_a_job(
     kronos("add", "the cat sat on the mat", "--model", "no-such/model")
     with (
         MemoryStore.open(tmp_path / ".kronos", embedding_model=None) as store,
-        store._writer() as repository,
+        store._session.writer() as repository,
     ):
         (space,) = repository.spaces.all()
         repository.spaces.make_pending(space, repository.keys(None, None))
@@ -440,10 +440,10 @@ def test_near_a_memory_no_model_is_loaded(inside: Inside, monkeypatch: pytest.Mo
     assert set(asked) == {None}
     # Where texts wait to be embedded, they are.
     store = MemoryStore.open(inside.folder / ".kronos", embedding_model=None)
-    with store, store._writer() as repository:
+    with store, store._session.writer() as repository:
         entry = repository.entry("ketch")
         assert entry is not None
-        repository.spaces.make_pending(store._serving.space, np.array([entry.key]))
+        repository.spaces.make_pending(store._session.serving.space, np.array([entry.key]))
     asked.clear()
     assert ids(inside.json("search", "--near", "ketch", "-l", "1")) == ["again"]
     assert asked[-1] == "keep"

@@ -135,7 +135,7 @@ def test_commands_on_a_store_of_an_embedder_that_they_lack_say_so_and_go_on(tmp_
         assert store.count() == 3
         found = store.search("more bees", mode="dense", limit=1)[0]
         assert (found.id, found.embedder) == ("more", "company/model")
-        with store._reader() as repository:
+        with store._session.reader() as repository:
             space = repository.spaces.active()
             assert space is not None
             entry = repository.entry("more")

@@ -18,6 +18,7 @@ from kronos import KronosMemory, MemoryStore
 from kronos.concurrency.surroundings import Surroundings
 from kronos.embedding.hashing import HashEmbedder
 from kronos.settings import Settings
+from kronos.store.adding import Adding
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
 REQUEST: ContextVar[object] = ContextVar("request")
@@ -133,14 +134,14 @@ def test_embedders_of_kronos_are_shared_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared: list[int] = []
-    write = MemoryStore._add_together
+    write = Adding.add_together
 
-    def counted(store: MemoryStore, batches: Any) -> Any:
+    def counted(adding: Adding, batches: Any) -> Any:
         shared.append(len(batches))
         time.sleep(0.02)
-        return write(store, batches)
+        return write(adding, batches)
 
-    monkeypatch.setattr(MemoryStore, "_add_together", counted)
+    monkeypatch.setattr(Adding, "add_together", counted)
 
     async def add(memory: KronosMemory, number: int) -> str:
         TENANT.set(str(number))
@@ -197,13 +198,13 @@ def test_iterators_and_progress_see_the_context_of_the_task(tmp_path: Path) -> N
         await memory.connect(progress=see)
         await memory.add_many(texts(), progress=see)
         await memory.search_many(texts())
-        await memory.check(progress=see)
+        await memory.maintenance.check(progress=see)
         await memory.duplicates(progress=see)
-        await memory.compact(progress=see)
-        await memory.backup(tmp_path / "copy.db", progress=see)
+        await memory.maintenance.compact(progress=see)
+        await memory.maintenance.backup(tmp_path / "copy.db", progress=see)
         await memory.export_to(tmp_path / "x.jsonl", progress=see)
         await memory.import_from(tmp_path / "x.jsonl", progress=see)
-        await memory.plan_reindex(progress=see)
+        await memory.models.plan(progress=see)
         await memory.close()
 
     asyncio.run(scenario())
@@ -223,7 +224,7 @@ def test_every_worker_of_a_reindex_sees_the_context_of_its_caller(
 
     async def scenario() -> None:
         async with KronosMemory(tmp_path, **options) as memory:
-            await memory.rollback()
+            await memory.models.rollback()
             await memory.reindex(workers=3, progress=lambda _: seen.append(TENANT.get()))
 
     def work() -> None:
@@ -232,7 +233,7 @@ def test_every_worker_of_a_reindex_sees_the_context_of_its_caller(
             asyncio.run(scenario())
             return
         with MemoryStore.open(tmp_path, **options) as store:
-            store.rollback()
+            store.models.rollback()
             store.reindex(workers=3, progress=lambda _: seen.append(TENANT.get()))
 
     copy_context().run(work)
@@ -250,7 +251,7 @@ def test_a_job_in_the_background_sees_what_whoever_opened_the_store_saw(tmp_path
         memory = KronosMemory(tmp_path, embedder=embedder, on_model_change="background")
         await memory.connect()
         TENANT.set("somebody else")
-        await asyncio.to_thread(memory._store._jobs.wait, 30)
+        await asyncio.to_thread(memory._store._session.jobs.wait, 30)
         await memory.close()
 
     asyncio.run(scenario())

@@ -422,7 +422,7 @@ def test_a_memory_that_is_forked_amid_calls_works_in_the_child(tmp_path: Path) -
     async def say(text):
         id = await memory.add(text)
         assert (await memory.search(text, limit=1))[0].id == id
-        assert (await memory.check()).ok
+        assert (await memory.maintenance.check()).ok
     for number in range(10):
         child = os.fork()
         if child == 0:

@@ -41,8 +41,8 @@ def test_a_backup_holds_all_and_goes_back_under_an_open_store(
     store, reader = open_store(), open_store()
     fill(store, 1200)
     store.search("text")
-    store._snapshots.wait()
-    saved = store.backup(tmp_path / "saved.db")
+    store._session.snapshots.wait()
+    saved = store.maintenance.backup(tmp_path / "saved.db")
     before = everything(store)
     store.delete("m5")
     store.update("m6", content="changed after the backup")
@@ -50,13 +50,13 @@ def test_a_backup_holds_all_and_goes_back_under_an_open_store(
     assert reader.search("later 7", limit=1)[0].content == "later 7"
     seq = store.stats().seq
 
-    aside = MemoryStore.restore(saved, store.location.folder)
+    aside = MemoryStore(store.location.folder).maintenance.restore(saved)
     assert aside is not None
     for open_one in (store, reader):
         assert everything(open_one) == before
         assert open_one.search("text number 5 of many", limit=1)[0].id == "m5"
         assert all(hit.id in before for hit in open_one.search("later 7", limit=50))
-        assert open_one.check().ok
+        assert open_one.maintenance.check().ok
     assert store.stats().seq > seq, "no seq is given out twice"
     store.add("after the restore", id="after")
     assert reader.search("after the restore", limit=1)[0].id == "after"
@@ -67,7 +67,7 @@ def test_a_backup_holds_all_and_goes_back_under_an_open_store(
         assert again.search("text number 5 of many", limit=1)[0].id == "m5"
 
     # What stood there before is whole too.
-    MemoryStore.restore(aside, tmp_path / "elsewhere")
+    MemoryStore(tmp_path / "elsewhere").maintenance.restore(aside)
     with MemoryStore.open(tmp_path / "elsewhere", embedding_model="hash", embedding_dim=64) as old:
         assert old.find("m5") is None
         assert old.search("later 7", limit=1)[0].content == "later 7"
@@ -77,18 +77,18 @@ def test_the_log_of_a_database_that_is_gone_is_not_taken_up(
     store: MemoryStore, tmp_path: Path
 ) -> None:
     fill(store)
-    saved, before = store.backup(tmp_path / "saved.db"), everything(store)
+    saved, before = store.maintenance.backup(tmp_path / "saved.db"), everything(store)
     store.add_many(f"later {n}" for n in range(50))
     log = store.location.database.with_name("kronos.db-wal")
     lost = tmp_path / "lost"
     lost.mkdir()
     shutil.copy(log, lost)
-    aside = MemoryStore.restore(saved, lost)
+    aside = MemoryStore(lost).maintenance.restore(saved)
     assert aside is not None
     assert aside.with_name(f"{aside.name}-wal").read_bytes() == log.read_bytes()
     with MemoryStore.open(lost, embedding_model="hash", embedding_dim=64) as found:
         assert everything(found) == before
-        assert found.check().problems == ()
+        assert found.maintenance.check().problems == ()
 
 
 def test_a_backup_is_consistent_while_a_writer_runs(store: MemoryStore, tmp_path: Path) -> None:
@@ -107,15 +107,15 @@ with MemoryStore.open(sys.argv[1], embedding_model="hash", embedding_dim=64) as 
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
-        saved = [store.backup(tmp_path / f"{number}.db") for number in range(12)]
+        saved = [store.maintenance.backup(tmp_path / f"{number}.db") for number in range(12)]
         writer.kill()
     for number, backup in enumerate(saved):
-        MemoryStore.restore(backup, tmp_path / f"store{number}")
+        MemoryStore(tmp_path / f"store{number}").maintenance.restore(backup)
         folder = tmp_path / f"store{number}"
         with MemoryStore.open(folder, embedding_model="hash", embedding_dim=64) as copy:
             batches = [memory.metadata["b"] for memory in copy.list(limit=10**6)]
             assert all(batches.count(b) == 20 for b in set(batches)), "half a batch"
-            assert copy.check().ok
+            assert copy.maintenance.check().ok
 
 
 def test_bad_paths_and_bad_backups_are_refused_and_change_nothing(
@@ -123,33 +123,33 @@ def test_bad_paths_and_bad_backups_are_refused_and_change_nothing(
 ) -> None:
     store = open_store(settings=Settings(busy_timeout_s=0.2))
     fill(store, 40)
-    saved = store.backup(tmp_path)
+    saved = store.maintenance.backup(tmp_path)
     assert saved.parent == tmp_path
     assert saved.name.startswith("kronos.db.backup-")
     with pytest.raises(InputError, match="exists"):
-        store.backup(saved)
+        store.maintenance.backup(saved)
     with pytest.raises(InputError, match="no folder"):
-        store.backup(tmp_path / "absent" / "x.db")
+        store.maintenance.backup(tmp_path / "absent" / "x.db")
     before = everything(store)
     folder = store.location.folder
     with pytest.raises(InputError, match="no backup"):
-        MemoryStore.restore(tmp_path / "absent.db", folder)
+        MemoryStore(folder).maintenance.restore(tmp_path / "absent.db")
     (tmp_path / "text.db").write_text("no database " * 500)
     with pytest.raises(CorruptStoreError):
-        MemoryStore.restore(tmp_path / "text.db", folder)
+        MemoryStore(folder).maintenance.restore(tmp_path / "text.db")
     with closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE notes (x)")
     with pytest.raises(ConfigurationError, match="another program"):
-        MemoryStore.restore(tmp_path / "other.db", folder)
+        MemoryStore(folder).maintenance.restore(tmp_path / "other.db")
     damaged = bytearray(saved.read_bytes())
     damaged[5 * 8192 : 6 * 8192] = bytes(8192)
     (tmp_path / "damaged.db").write_bytes(damaged)
     with pytest.raises(CorruptStoreError):
-        MemoryStore.restore(tmp_path / "damaged.db", folder)
-    with store._writer(), pytest.raises(StoreBusyError):
-        MemoryStore.restore(saved, folder, settings=Settings(busy_timeout_s=0.2))
+        MemoryStore(folder).maintenance.restore(tmp_path / "damaged.db")
+    with store._session.writer(), pytest.raises(StoreBusyError):
+        MemoryStore(folder, settings=Settings(busy_timeout_s=0.2)).maintenance.restore(saved)
     assert everything(store) == before
-    assert store.check().ok
+    assert store.maintenance.check().ok
     assert not [name for name in folder.iterdir() if name.name.startswith("kronos.db.new")]
 
 
@@ -181,7 +181,7 @@ def test_what_a_damaged_database_still_holds_is_saved(open_store: Opener, tmp_pa
         folder.mkdir()
         path.write_bytes(broken)
         try:
-            report = MemoryStore.recover(folder)
+            report = MemoryStore(folder).maintenance.recover()
         except CorruptStoreError:
             assert path.read_bytes() == bytes(broken), "the original stays"
             continue
@@ -194,7 +194,7 @@ def test_what_a_damaged_database_still_holds_is_saved(open_store: Opener, tmp_pa
             probe = next(iter(held))
             found = saved.search(before[probe].content, limit=1)  # type: ignore[attr-defined]
             assert found[0].id == probe
-            assert saved.check().problems == ()
+            assert saved.maintenance.check().problems == ()
             saved.add("it takes a write")
         assert not [*folder.glob("kronos.db.new*"), *folder.glob("kronos.db.salvage*")]
 
@@ -205,15 +205,15 @@ def test_a_log_that_was_not_copied_yet_is_recovered_too(store: MemoryStore) -> N
     copy.mkdir()
     for name in ("kronos.db", "kronos.db-wal"):
         shutil.copy(folder / name, copy / name)
-    assert MemoryStore.recover(copy).memories == 30
+    assert MemoryStore(copy).maintenance.recover().memories == 30
 
 
 def test_nothing_can_be_recovered_of_what_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no database"):
-        MemoryStore.recover(tmp_path)
+        MemoryStore(tmp_path).maintenance.recover()
     (tmp_path / "kronos.db").write_bytes(b"garbage " * 8192)
     with pytest.raises(StorageError):
-        MemoryStore.recover(tmp_path)
+        MemoryStore(tmp_path).maintenance.recover()
     assert (tmp_path / "kronos.db").read_bytes() == b"garbage " * 8192
     assert [path.name for path in tmp_path.iterdir()] == ["kronos.db"]
 

@@ -163,7 +163,7 @@ def test_the_vectors_of_a_space_are_counted_on_both_sides_of_0006(database: Data
     store = MemoryStore.open(database.path.parent, embedding_model="hash")
     store.add("four")
     assert store.stats().spaces[0].vectors == 4
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     store.close()
 
 

@@ -108,7 +108,7 @@ def test_whoever_opens_an_old_store_finds_every_text_by_its_words(
     database.close()
     with MemoryStore.open(old, migrate=True, **OPTIONS) as store:
         assert store.stats().tokenizer == tokenizer
-        assert store.check().ok
+        assert store.maintenance.check().ok
         for written, word in WRITTEN.items():
             hits = [hit.content for hit in store.search(word, mode="lexical", limit=50)]
             assert len([hit for hit in hits if hit.startswith(written)]) == ROWS_OF_EACH
@@ -180,14 +180,14 @@ def test_until_it_is_done_old_texts_are_found_as_before_and_new_ones_are_folded(
         ids = [memory.id for memory in store.list(limit=50) if "🚀" in memory.content]
         store.update(ids[0], content="now 🚀 is folded")
         store.delete(ids[1])
-        (problem,) = [each for each in store.check().problems if each.kind == "words"]
+        (problem,) = [each for each in store.maintenance.check().problems if each.kind == "words"]
         assert "an upgrade was stopped" in problem.detail
         database = open_database(old)
         assert agrees(database)
         finish(database)
         check_is_finished(database)
         database.close()
-        assert store.check().ok
+        assert store.maintenance.check().ok
         assert len(store.search("首都", mode="lexical", limit=50)) == ROWS_OF_EACH + 1
 
 

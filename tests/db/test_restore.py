@@ -52,7 +52,7 @@ def in_file(path: Path, folder: Path) -> set[str]:
 
 def assert_right(store: MemoryStore, embedder: Named) -> None:
     """Every memory's vector in the active space is its embedder's own."""
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
         assert space.fingerprint == embedder.fingerprint
@@ -71,11 +71,11 @@ def test_a_backup_of_another_store_restored_under_an_open_one_mixes_no_spaces(
 ) -> None:
     with MemoryStore.open(tmp_path / "b", embedder=B) as other:
         other.add("text of B", id="b")
-        saved = other.backup(tmp_path / "b.bak")
+        saved = other.maintenance.backup(tmp_path / "b.bak")
     store = MemoryStore.open(tmp_path / "a", embedder=A)
     store.add("text of A")
     store.search("text of A", mode="dense")
-    MemoryStore.restore(saved, tmp_path / "a")
+    MemoryStore(tmp_path / "a").maintenance.restore(saved)
     with pytest.warns(KronosWarning, match="hash"):
         (hit,) = store.search("text of B", mode="dense")
     assert hit.score == pytest.approx(1.0, abs=1e-5)
@@ -83,15 +83,15 @@ def test_a_backup_of_another_store_restored_under_an_open_one_mixes_no_spaces(
     store.add("new", id="n")
     store.update("b", content="changed")
     assert store.stats().degraded is not None
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
         assert repository.spaces.vector_count(space.id) == 0, "no vector of A's stands in B's space"
-    assert store.check().ok is False  # pending in B's space, and said so
+    assert store.maintenance.check().ok is False  # pending in B's space, and said so
     store.close()
     with MemoryStore.open(tmp_path / "a", embedder=B) as again:
         assert_right(again, B)
-        assert again.check().ok
+        assert again.maintenance.check().ok
 
 
 def test_a_reindex_of_a_store_that_is_replaced_meanwhile_writes_into_no_other_space(
@@ -99,13 +99,13 @@ def test_a_reindex_of_a_store_that_is_replaced_meanwhile_writes_into_no_other_sp
 ) -> None:
     with MemoryStore.open(tmp_path / "b", embedder=B) as other:
         other.add_many(f"text {n}" for n in range(30))
-        saved = other.backup(tmp_path / "b.bak")
+        saved = other.maintenance.backup(tmp_path / "b.bak")
     restored: list[bool] = []
 
     def put_back(texts: Any) -> None:
         if "text 7" in texts and not restored:
             restored.append(True)
-            MemoryStore.restore(saved, tmp_path / "a")
+            MemoryStore(tmp_path / "a").maintenance.restore(saved)
 
     with MemoryStore.open(tmp_path / "a", embedder=B) as first:
         first.add_many(f"text {n}" for n in range(30))
@@ -126,30 +126,30 @@ def test_a_job_of_a_store_that_is_replaced_by_one_with_a_job_of_the_same_number_
     stopped.set()
     with MemoryStore.open(tmp_path / "b", embedder=B) as other:
         other.add_many(f"text {n}" for n in range(30))
-        other._load = lambda model, **_: Named("D")  # type: ignore[method-assign,assignment]
+        other._session.embedders.load = lambda model, **_: Named("D")  # type: ignore[method-assign,assignment]
         other.reindex("D", stop=stopped)
-        (job,) = other.jobs()
-        saved = other.backup(tmp_path / "b.bak")
+        (job,) = other.models.jobs()
+        saved = other.maintenance.backup(tmp_path / "b.bak")
     restored: list[bool] = []
 
     def put_back(texts: Any) -> None:
         if not restored:
             restored.append(True)
-            MemoryStore.restore(saved, tmp_path / "a")
+            MemoryStore(tmp_path / "a").maintenance.restore(saved)
 
     with MemoryStore.open(tmp_path / "a", embedder=A) as store:
         store.add_many(f"other {n}" for n in range(30))
-        store._load = lambda model, **_: Named("C", meets=put_back)  # type: ignore
+        store._session.embedders.load = lambda model, **_: Named("C", meets=put_back)  # type: ignore
         with pytest.warns(KronosWarning, match="hash vectors answer"):
             report = store.reindex("C", workers=2, batch_size=4)
         assert restored
         assert (report.state, report.activated, report.pending) == ("cancelled", False, 0)
-        assert store.jobs()[0].id == job.id, "as its own had"
+        assert store.models.jobs()[0].id == job.id, "as its own had"
     with MemoryStore.open(tmp_path / "a", embedder=B) as store:
         assert_right(store, B)
-        (found,) = store.jobs()
+        (found,) = store.models.jobs()
         assert replace(found, space=job.space) == job
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 # -- Beside writers -----------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_numbers_are_never_given_twice_by_a_restore_beside_writers(
     """Whoever writes at the worst moment waits, and comes after."""
     one, two = (MemoryStore.open(tmp_path / "s", embedder=A) for _ in range(2))
     one.add_many([NewMemory(f"old {n}", id=f"o{n}") for n in range(3)])
-    saved = one.backup(tmp_path / "x.bak")
+    saved = one.maintenance.backup(tmp_path / "x.bak")
     one.add("after the backup", id="later")
     begin = backup_module._begin_above
     refused: list[bool] = []
@@ -177,7 +177,7 @@ def test_numbers_are_never_given_twice_by_a_restore_beside_writers(
         begin(part, last, settings)
 
     monkeypatch.setattr(backup_module, "_begin_above", meanwhile)
-    aside = MemoryStore.restore(saved, tmp_path / "s")
+    aside = MemoryStore(tmp_path / "s").maintenance.restore(saved)
     assert refused
     assert aside is not None
     for n in range(6):
@@ -186,7 +186,7 @@ def test_numbers_are_never_given_twice_by_a_restore_beside_writers(
         assert ids_of(store) == ["o0", "o1", "o2", *(f"a{n}" for n in range(6))]
         for n in range(6):
             assert store.search(f"after {n}", mode="dense", limit=1)[0].id == f"a{n}"
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         store.close()
     assert in_file(aside, tmp_path / "aside") == {"o0", "o1", "o2", "later"}
 
@@ -201,11 +201,11 @@ def test_a_pending_memory_that_a_restore_brings_back_is_embedded(tmp_path: Path)
             tmp_path / "s", embedding_model="no-such/model", settings=settings
         )
     fallback.add("two, which waits for the model", id="two")
-    saved = fallback.backup(tmp_path / "x.bak")
+    saved = fallback.maintenance.backup(tmp_path / "x.bak")
     fallback.close()
     assert [hit.id for hit in store.search("two, which waits for the model", limit=1)] == ["two"]
     store.delete("two")
-    MemoryStore.restore(saved, tmp_path / "s")
+    MemoryStore(tmp_path / "s").maintenance.restore(saved)
     hit = store.search("two, which waits for the model", mode="dense", limit=1)[0]
     assert (hit.id, hit.embedder) == ("two", "A")
     store.close()
@@ -230,9 +230,9 @@ def test_every_acknowledged_write_is_in_the_store_or_in_a_copy_set_aside(
     folder = tmp_path / "s"
     with MemoryStore.open(folder, embedder=A) as store:
         store.add_many(f"text {n}" for n in range(500))
-        saved = store.backup(tmp_path / "x.bak")
+        saved = store.maintenance.backup(tmp_path / "x.bak")
         if damaged:
-            with store._writer() as repository:  # a dangling row
+            with store._session.writer() as repository:  # a dangling row
                 repository.connection.exec_driver_sql("INSERT INTO tombstones VALUES (1, 5, 5)")
     context = multiprocessing.get_context("fork")
     logs = [tmp_path / f"log-{name}" for name in "pq"]
@@ -250,7 +250,9 @@ def test_every_acknowledged_write_is_in_the_store_or_in_a_copy_set_aside(
             for log, before in zip(logs, written, strict=True)
         ):
             assert all(writer.is_alive() for writer in writers)
-        asides.append(MemoryStore.restore(saved, folder, settings=Settings(busy_timeout_s=30)))
+        asides.append(
+            MemoryStore(folder, settings=Settings(busy_timeout_s=30)).maintenance.restore(saved)
+        )
     for writer in writers:
         writer.kill()
         writer.join()
@@ -262,22 +264,22 @@ def test_every_acknowledged_write_is_in_the_store_or_in_a_copy_set_aside(
     with MemoryStore.open(folder, embedder=A) as store:
         assert acknowledged <= kept | set(ids_of(store))
         assert_right(store, A)
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_a_restore_over_a_damaged_database_is_followed_by_open_stores(tmp_path: Path) -> None:
     store = MemoryStore.open(tmp_path / "s", embedder=A)
     store.add("one", id="one")
-    saved = store.backup(tmp_path / "x.bak")
+    saved = store.maintenance.backup(tmp_path / "x.bak")
     with closing(sqlite3.connect(tmp_path / "s/kronos.db")) as connection:
         connection.execute("INSERT INTO tombstones VALUES (99, 5, 5)")
         connection.commit()
-    MemoryStore.restore(saved, tmp_path / "s")
+    MemoryStore(tmp_path / "s").maintenance.restore(saved)
     store.add("three", id="three")
     assert ids_of(store) == ["one", "three"]
     with MemoryStore.open(tmp_path / "s", embedder=A) as new:
         assert ids_of(new) == ["one", "three"]
-    assert store.check().ok
+    assert store.maintenance.check().ok
     store.close()
 
 
@@ -287,11 +289,11 @@ def test_a_restore_over_a_file_that_is_no_database_is_followed_too(
 ) -> None:
     store = MemoryStore.open(tmp_path / "s", embedder=A)
     store.add("one", id="one")
-    saved = store.backup(tmp_path / "x.bak")
-    store.compact()  # nothing is left in the log
+    saved = store.maintenance.backup(tmp_path / "x.bak")
+    store.maintenance.compact()  # nothing is left in the log
     with (tmp_path / "s/kronos.db").open("r+b") as file:
         file.write(header)
-    aside = MemoryStore.restore(saved, tmp_path / "s")
+    aside = MemoryStore(tmp_path / "s").maintenance.restore(saved)
     assert aside is not None
     assert aside.read_bytes()[:16] == header
     store.add("three", id="three")
@@ -305,7 +307,7 @@ def test_of_two_restores_at_once_both_are_right(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     with MemoryStore.open(folder, embedder=A) as store:
         store.add_many([NewMemory(f"text {n}", id=f"m{n}") for n in range(50)])
-        saved = store.backup(tmp_path / "x.bak")
+        saved = store.maintenance.backup(tmp_path / "x.bak")
         store.add("later", id="later")
     for round in range(6):
         place = folder if round % 2 else tmp_path / f"new{round}"
@@ -313,7 +315,7 @@ def test_of_two_restores_at_once_both_are_right(tmp_path: Path) -> None:
 
         def put_back(place: Path = place, outcomes: list[Any] = outcomes) -> None:
             try:
-                outcomes.append(MemoryStore.restore(saved, place))
+                outcomes.append(MemoryStore(place).maintenance.restore(saved))
             except Exception as exc:
                 outcomes.append(exc)
 
@@ -326,7 +328,7 @@ def test_of_two_restores_at_once_both_are_right(tmp_path: Path) -> None:
         assert failed == []
         with MemoryStore.open(place, embedder=A) as store:
             assert ids_of(store) == [f"m{n}" for n in range(50)]
-            assert store.check().ok
+            assert store.maintenance.check().ok
         assert [file.name for file in place.iterdir() if ".part" in file.name] == []
 
 
@@ -339,7 +341,7 @@ def test_of_two_backups_to_one_name_at_once_one_is_refused(tmp_path: Path) -> No
 
             def save(target: Path = target, outcomes: list[Any] = outcomes) -> None:
                 try:
-                    outcomes.append(store.backup(target))
+                    outcomes.append(store.maintenance.backup(target))
                 except InputError as exc:
                     outcomes.append(exc)
 
@@ -349,7 +351,7 @@ def test_of_two_backups_to_one_name_at_once_one_is_refused(tmp_path: Path) -> No
             for thread in threads:
                 thread.join()
             assert sum(each == target for each in outcomes) == 1
-            MemoryStore.restore(target, tmp_path / f"back{round}")
+            MemoryStore(tmp_path / f"back{round}").maintenance.restore(target)
             with MemoryStore.open(tmp_path / f"back{round}", embedder=A) as again:
                 assert again.count() == 300
         assert [file.name for file in tmp_path.iterdir() if ".part" in file.name] == []
@@ -361,12 +363,12 @@ def test_of_two_backups_to_one_name_at_once_one_is_refused(tmp_path: Path) -> No
 def test_a_backup_of_a_newer_schema_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path / "s", embedder=A) as store:
         store.add("one", id="one")
-        saved = store.backup(tmp_path / "x.bak")
+        saved = store.maintenance.backup(tmp_path / "x.bak")
         with closing(sqlite3.connect(saved)) as connection:
             connection.execute("UPDATE alembic_version SET version_num = '0099'")
             connection.commit()
         with pytest.raises(SchemaTooNewError):
-            MemoryStore.restore(saved, tmp_path / "s")
+            MemoryStore(tmp_path / "s").maintenance.restore(saved)
         assert ids_of(store) == ["one"]
         assert [file.name for file in (tmp_path / "s").glob("*before-restore*")] == []
 
@@ -375,7 +377,7 @@ def test_a_backup_of_a_newer_schema_is_refused_and_changes_nothing(tmp_path: Pat
 def test_a_backup_of_an_older_schema_is_upgraded_on_its_way(tmp_path: Path, asset: str) -> None:
     store = MemoryStore.open(tmp_path / "s", embedding_model=None, embedding_dim=4)
     store.add_many([NewMemory("one", id="own", embedding=[1, 0, 0, 0])])
-    MemoryStore.restore(ASSETS / asset, tmp_path / "s")
+    MemoryStore(tmp_path / "s").maintenance.restore(ASSETS / asset)
     held = ids_of(store)
     assert held
     assert "own" not in held
@@ -390,17 +392,17 @@ def test_a_backup_of_an_older_schema_is_upgraded_on_its_way(tmp_path: Path, asse
 def test_a_backup_with_pages_of_another_size_is_restored(tmp_path: Path, page_bytes: int) -> None:
     store = MemoryStore.open(tmp_path / "s", embedder=A)
     store.add_many([NewMemory(f"text {n}", id=f"m{n}") for n in range(40)])
-    saved = store.backup(tmp_path / "x.bak")
+    saved = store.maintenance.backup(tmp_path / "x.bak")
     with closing(sqlite3.connect(saved, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA page_size={page_bytes}")
         connection.execute("VACUUM")
         assert connection.execute("PRAGMA page_size").fetchone() == (page_bytes,)
     store.add("later", id="later")
-    MemoryStore.restore(saved, tmp_path / "s")
+    MemoryStore(tmp_path / "s").maintenance.restore(saved)
     assert ids_of(store) == [f"m{n}" for n in range(40)]
     assert store.search("text 7", mode="dense", limit=1)[0].id == "m7"
-    assert store.check().ok
+    assert store.maintenance.check().ok
     store.close()
 
 
@@ -413,16 +415,16 @@ def test_copies_of_a_private_store_stay_private(tmp_path: Path) -> None:
         store = MemoryStore.open(folder, embedder=A, settings=settings)
         store.add("a secret", id="one")
         (folder / "kronos.db").chmod(0o600)
-        saved = store.backup(tmp_path / "x.bak")
+        saved = store.maintenance.backup(tmp_path / "x.bak")
         store.export_to(tmp_path / "all.jsonl")
         store.search("x", mode="dense")
         store.close()
-        aside = MemoryStore.restore(saved, folder)
-        MemoryStore.restore(saved, tmp_path / "new")
-        report = MemoryStore.recover(folder)
+        aside = MemoryStore(folder).maintenance.restore(saved)
+        MemoryStore(tmp_path / "new").maintenance.restore(saved)
+        report = MemoryStore(folder).maintenance.recover()
         with (folder / "kronos.db").open("r+b") as file:
             file.write(b"nothing of a database")
-        damaged = MemoryStore.restore(saved, folder)
+        damaged = MemoryStore(folder).maintenance.restore(saved)
         with MemoryStore.open(folder, embedder=A, settings=settings) as again:
             again.search("x", mode="dense")
         assert aside is not None
@@ -449,7 +451,7 @@ def test_recover_keeps_how_texts_are_cut_into_words(tmp_path: Path, tokenizer: A
     with MemoryStore.open(tmp_path / "s", embedder=A, settings=settings) as store:
         store.add("the lighthouse keepers", id="one")
         expected = [len(store.search(q, mode="lexical")) for q in ("ghthou", "keeper", "keepers")]
-    MemoryStore.recover(tmp_path / "s")
+    MemoryStore(tmp_path / "s").maintenance.recover()
     with MemoryStore.open(tmp_path / "s", embedder=A) as store:
         assert store.stats().tokenizer == tokenizer
         found = [len(store.search(q, mode="lexical")) for q in ("ghthou", "keeper", "keepers")]
@@ -465,17 +467,17 @@ def test_the_log_of_a_database_behind_a_link_is_recovered_and_restored_too(tmp_p
     for end in ("", "-wal"):  # as a killed process leaves them
         shutil.copy(tmp_path / f"disk/kronos.db{end}", far / f"real.db{end}")
     (folder / "kronos.db").symlink_to(far / "real.db")
-    saved = store.backup(tmp_path / "x.bak")
+    saved = store.maintenance.backup(tmp_path / "x.bak")
     store.close()
-    report = MemoryStore.recover(folder)
+    report = MemoryStore(folder).maintenance.recover()
     assert report.memories == 5
     assert (folder / "kronos.db").is_symlink(), "the link stays, and leads to the new database"
     with MemoryStore.open(folder, embedder=A) as linked:
         assert len(ids_of(linked)) == 5
         linked.add("six", id="six")
-        MemoryStore.restore(saved, folder)
+        MemoryStore(folder).maintenance.restore(saved)
         assert len(ids_of(linked)) == 5
-        linked.compact()
+        linked.maintenance.compact()
     assert (folder / "kronos.db").is_symlink()
     assert [file.name for file in folder.iterdir() if file.name.startswith("kronos.db")] == [
         "kronos.db"
@@ -511,25 +513,25 @@ def verbs(store: MemoryStore, tmp_path: Path) -> Iterator[tuple[str, Any]]:
         "search vectors": lambda: store.search("one", mode="dense"),
         "search_many": lambda: store.search_many(["one"]),
         "duplicates": store.duplicates,
-        "index_field": lambda: store.index_field("n"),
-        "unindex_field": lambda: store.unindex_field("n"),
-        "indexed_fields": store.indexed_fields,
-        "rebuild_words": store.rebuild_words,
+        "index_field": lambda: store.maintenance.index_field("n"),
+        "unindex_field": lambda: store.maintenance.unindex_field("n"),
+        "indexed_fields": store.maintenance.indexed_fields,
+        "rebuild_words": store.maintenance.rebuild_fulltext,
         "export_to": lambda: store.export_to(tmp_path / "x.jsonl"),
-        "backup": lambda: store.backup(tmp_path / "x.bak"),
+        "backup": lambda: store.maintenance.backup(tmp_path / "x.bak"),
         "stats": store.stats,
-        "check": store.check,
-        "repair": lambda: store.check(repair=True),
-        "tune": store.tune,
-        "compact": store.compact,
+        "check": store.maintenance.check,
+        "repair": lambda: store.maintenance.check(repair=True),
+        "tune": store.maintenance.tune,
+        "compact": store.maintenance.compact,
         "reindex": store.reindex,
-        "plan_reindex": store.plan_reindex,
-        "jobs": store.jobs,
-        "failures": store.failures,
-        "resume": store.resume_reindex,
-        "activate": store.activate_reindex,
-        "rollback": store.rollback,
-        "cancel": store.cancel_reindex,
+        "plan_reindex": store.models.plan,
+        "jobs": store.models.jobs,
+        "failures": store.models.failures,
+        "resume": store.models.resume,
+        "activate": store.models.activate,
+        "rollback": store.models.rollback,
+        "cancel": store.models.cancel,
     }.items()
 
 
@@ -606,7 +608,7 @@ def test_a_copy_of_the_store_in_its_place_is_followed_and_not_its_old_index(
     folder = tmp_path / "s"
     store = MemoryStore.open(folder, embedder=A)
     store.add_many([NewMemory(f"text {n}", id=f"m{n}") for n in range(20)])
-    store.backup(tmp_path / "copy.db")
+    store.maintenance.backup(tmp_path / "copy.db")
     store.add_many([NewMemory(f"later {n}", id=f"l{n}") for n in range(5)])
     store.search("later 1", where={"n": {"$exists": False}})
     for file in folder.glob("kronos.db*"):
@@ -620,7 +622,7 @@ def test_a_copy_of_the_store_in_its_place_is_followed_and_not_its_old_index(
         assert hits[0].id == f"x{n}"
     assert not any(hit.id.startswith("l") for hit in store.search("later 1", limit=30))
     store.add("new", id="new")
-    assert store.check().ok
+    assert store.maintenance.check().ok
     store.close()
 
 
@@ -635,5 +637,5 @@ def test_a_write_that_ends_in_a_file_that_went_away_is_not_acknowledged(tmp_path
         shutil.rmtree(folder)
 
     with pytest.raises(StoreReplacedError, match="went with it"):
-        store._write(lose_it_meanwhile)
+        store._session.write(lose_it_meanwhile)
     store.close()

@@ -84,7 +84,7 @@ def test_a_width_may_be_an_integer_of_numpy(open_store: Opener, dim: Any) -> Non
         store.add("a text")
         assert store.stats().dim == 3
         assert [hit.content for hit in store.search("a text", mode="dense")] == ["a text"]
-        assert type(store.plan_reindex().dim) is int
+        assert type(store.models.plan().dim) is int
     assert open_store(embedder=embedder).count() == 1
 
 

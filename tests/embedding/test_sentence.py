@@ -435,7 +435,7 @@ def test_a_store_takes_bfloat16_for_a_change_of_the_model(tiny: Path, tmp_path: 
         assert len({space.fingerprint for space in spaces}) == 2
         assert {space.model for space in spaces} == {str(tiny)}
         assert store.search("a cat")[0].content == "the cat sleeps on warm stone"
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_a_precision_that_is_not_there_is_refused() -> None:

@@ -143,7 +143,7 @@ def test_stores_and_services_share_one_copy_until_the_last_one_closes(
         ]
         assert loads == [engine]
         model = weakref.ref(core(service))
-        assert all(core(store._own) is model() for store in stores)  # type: ignore[arg-type]
+        assert all(core(store._session.own) is model() for store in stores)  # type: ignore[arg-type]
         for store in stores:
             store.add_many(["the cat", "the river"])
             assert store.search("the cat", limit=1)[0].content == "the cat"
@@ -332,7 +332,7 @@ def test_stores_share_a_reranker(tmp_path: Path, judge: Path) -> None:
         for store in stores:
             store.add_many(["the cat", "the river"])
             assert store.search("cat", ranking=Ranking(rerank=str(judge)))
-        (one,), (other,) = (store._rerankers.values() for store in stores)
+        (one,), (other,) = (store._session.embedders._rerankers.values() for store in stores)
         assert one is other
         model = weakref.ref(one._model)
         del one, other
@@ -351,19 +351,19 @@ folder, model, engine = sys.argv[1:]
 options = {"embedding_model": model, "settings": Settings(engine=engine, encode_threads=2)}
 one = MemoryStore.open(folder + "/one", **options)
 one.add("the cat")
-row = one._own.encode(["the cat sleeps"])
+row = one._session.own.encode(["the cat sleeps"])
 child = os.fork()
 if child == 0:
     other = MemoryStore.open(folder + "/other", **options)  # shares what was inherited
     other.add("the river")
-    same = other._own._embedder.model is one._own._embedder.model
-    close = np.allclose(other._own.encode(["the cat sleeps"]), row, atol=1e-6)
+    same = other._session.own._embedder.model is one._session.own._embedder.model
+    close = np.allclose(other._session.own.encode(["the cat sleeps"]), row, atol=1e-6)
     found = one.search("the cat")[0].content == "the cat"
     one.close()
     other.close()
     os._exit(0 if same and close and found else 1)
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-assert np.array_equal(one._own.encode(["the cat sleeps"]), row)
+assert np.array_equal(one._session.own.encode(["the cat sleeps"]), row)
 one.close()
 print(status)
 """

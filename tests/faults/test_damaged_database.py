@@ -83,7 +83,7 @@ def test_damage_is_named_or_found(tmp_path: Path, whole: bytes, number: int) -> 
         assert (tmp_path / "kronos.db").read_bytes() == damaged, "it is left as it was"
         return
     held = attempt(lambda: contents(store), errors)
-    report = attempt(store.check, errors)
+    report = attempt(store.maintenance.check, errors)
     if held not in (None, TEXTS):
         assert report is None or not report.ok, "an altered text went unnoticed"
     for call in (
@@ -93,8 +93,8 @@ def test_damage_is_named_or_found(tmp_path: Path, whole: bytes, number: int) -> 
         lambda: store.add("new"),
         lambda: store.update("m78", content="changed"),
         lambda: store.delete("m79"),
-        lambda: store.check(repair=True),
-        store.compact,
+        lambda: store.maintenance.check(repair=True),
+        store.maintenance.compact,
         store.close,
     ):
         attempt(call, errors)
@@ -107,7 +107,7 @@ def test_what_is_recovered_is_what_was_written(tmp_path: Path, whole: bytes, num
     damaged = DAMAGES[number % 4](whole, random.Random(number))
     path.write_bytes(damaged)
     errors: list[str] = []
-    report = attempt(lambda: MemoryStore.recover(path.parent), errors)
+    report = attempt(lambda: MemoryStore(path.parent).maintenance.recover(), errors)
     if report is None:
         assert "kronos restore" in errors[0]
         assert path.read_bytes() == damaged, "it is left as it was"
@@ -117,14 +117,14 @@ def test_what_is_recovered_is_what_was_written(tmp_path: Path, whole: bytes, num
         held = contents(store)
         assert held.items() <= TEXTS.items()
         assert len(held) == report.memories
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         store.add("it takes a write again")
 
 
 def test_half_of_a_file_that_was_cut_off_is_saved(tmp_path: Path, whole: bytes) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store/kronos.db").write_bytes(whole[: len(whole) * 9 // 10])
-    report = MemoryStore.recover(tmp_path / "store")
+    report = MemoryStore(tmp_path / "store").maintenance.recover()
     assert 0 < report.memories <= len(TEXTS)
     shutil.rmtree(tmp_path / "store")
 
@@ -133,25 +133,29 @@ def test_a_text_that_another_program_altered_is_found(tmp_path: Path, whole: byt
     assert whole.count(b"text 123 ") == 1
     (tmp_path / "kronos.db").write_bytes(whole.replace(b"text 123 ", b"test 123 "))
     with MemoryStore.open(tmp_path, **OPTIONS) as store:
-        problem, words = store.check().problems
+        problem, words = store.maintenance.check().problems
         assert (problem.kind, problem.repaired) == ("texts", False)
         assert (words.kind, words.repaired) == ("words", False)
         assert "m123" in problem.detail
-        assert not store.check(repair=True).ok, "no text is ever repaired"
-    assert MemoryStore.recover(tmp_path).damaged == ("m123",)
+        assert not store.maintenance.check(repair=True).ok, "no text is ever repaired"
+    assert MemoryStore(tmp_path).maintenance.recover().damaged == ("m123",)
 
 
 def test_a_vector_that_is_none_is_found_and_made_anew(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path, **OPTIONS) as store:
         ids = store.add_many(["ash and birch", "elm and oak"])
         for blob in ("zeroblob(128)", "CAST(x'0000c07f' || zeroblob(124) AS BLOB)"):
-            with store._writer() as repository:
+            with store._session.writer() as repository:
                 repository._connection.exec_driver_sql(
                     f"UPDATE vectors SET vector = {blob} WHERE memory_key = "
                     "(SELECT min(memory_key) FROM vectors)"
                 )
-            assert [problem.kind for problem in store.check().problems][:1] == ["vectors"]
-            assert all(problem.repaired for problem in store.check(repair=True).problems[:1])
+            assert [problem.kind for problem in store.maintenance.check().problems][:1] == [
+                "vectors"
+            ]
+            assert all(
+                problem.repaired for problem in store.maintenance.check(repair=True).problems[:1]
+            )
             store.reindex()
-            assert store.check().problems == ()
+            assert store.maintenance.check().problems == ()
             assert store.search("ash and birch", limit=1)[0].id == ids[0]

@@ -75,7 +75,7 @@ still_right(store)
 first = next(iter(held))
 refused(lambda: store.update(first, content="y" * 900_000), StorageFullError)
 refused(lambda: store.export_to(folder / "all.jsonl", vectors=True), StorageFullError)
-refused(lambda: store.backup(folder / "copy.db"), StorageFullError)
+refused(lambda: store.maintenance.backup(folder / "copy.db"), StorageFullError)
 still_right(store)
 store.close()
 left = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -85,7 +85,7 @@ still_right(store)
 ballast.unlink()
 held[store.add("there is room again")] = "there is room again"
 still_right(store)
-assert store.check().problems == ()
+assert store.maintenance.check().problems == ()
 """,
         tmp_path,
         *private,
@@ -109,7 +109,7 @@ still_right(store)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 held[store.add("there is room again")] = "there is room again"
 still_right(store)
-assert store.check().problems == ()
+assert store.maintenance.check().problems == ()
 store.close()
 still_right(opened())
 """,
@@ -136,7 +136,7 @@ resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_IN
 still_right(store)
 held[store.add("there is room again")] = "there is room again"
 still_right(store)
-assert store.check().problems == ()
+assert store.maintenance.check().problems == ()
 """,
         tmp_path,
     )

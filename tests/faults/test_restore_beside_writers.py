@@ -109,10 +109,10 @@ def test_each_acknowledged_write_is_in_the_store_or_in_a_copy(tmp_path: Path) ->
             continue
         with opened_copy(aside, tmp_path / f"aside{number}") as store:
             found |= {memory.id for memory in store.iterate()}
-            assert store.check().ok, aside
+            assert store.maintenance.check().ok, aside
     with MemoryStore.open(folder, embedding_model="hash", embedding_dim=DIM) as store:
         found |= {memory.id for memory in store.iterate()}
-        assert store.check().ok
+        assert store.maintenance.check().ok
         for memory in store.list(limit=5):
             assert store.search(memory.content, limit=1)[0].content == memory.content
     assert set(acknowledged(logs)) <= found

@@ -38,13 +38,13 @@ def test_a_store_that_can_only_be_read_answers_and_names_what_it_cannot(open_fol
         assert store.get(ids[3]).content == "text 3"
         assert store.search("text 7", limit=1)[0].id == ids[7]
         assert (store.count(), len(store.list(limit=9))) == (1500, 9)
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         assert store.stats().memories == 1500
         for write in (
             lambda: store.add("x"),
             lambda: store.update(ids[0], content="x"),
             lambda: store.delete(ids[0]),
-            store.compact,
+            store.maintenance.compact,
         ):
             with pytest.raises(ReadOnlyStoreError, match="be written"):
                 write()
@@ -62,7 +62,7 @@ def test_a_store_that_can_only_be_read_opens_with_texts_that_wait(open_folder: P
     folder = open_folder / "store"
     with MemoryStore.open(folder, **OPTIONS) as store:
         store.add_many(["first text", "second text"])
-        with store._writer() as repository:
+        with store._session.writer() as repository:
             space = repository.spaces.active()
             assert space is not None
             keys = repository.keys(None, None)
@@ -71,7 +71,7 @@ def test_a_store_that_can_only_be_read_opens_with_texts_that_wait(open_folder: P
         with pytest.warns(KronosWarning, match="have no vector yet"):
             store = MemoryStore.open(folder, **OPTIONS)
         assert [hit.content for hit in store.search("first text", mode="dense")] == ["second text"]
-        assert [problem.kind for problem in store.check().problems] == ["pending"]
+        assert [problem.kind for problem in store.maintenance.check().problems] == ["pending"]
         store.close()
     with MemoryStore.open(folder, **OPTIONS) as store:
         assert store.search("first text", limit=1)[0].content == "first text"
@@ -121,7 +121,7 @@ def test_a_lost_shared_memory_file_costs_nothing(open_store: Opener, tmp_path: P
         shutil.copy(store.location.folder / name, copy)
     with MemoryStore.open(copy, **{**OPTIONS, "embedding_dim": 64}) as again:
         assert again.count() == 30
-        assert again.check().problems == ()
+        assert again.maintenance.check().problems == ()
 
 
 def test_a_damaged_database_is_named_with_the_command_that_mends_it(open_store: Opener) -> None:
@@ -158,12 +158,12 @@ def test_a_damaged_index_of_sqlite_is_made_anew_after_a_backup(open_store: Opene
         connection.execute("REINDEX ix_memories_content_hash")
     redefine_index(path, "(content)", "(content_hash)")  # the definition is right, its rows are not
     store = open_store()
-    problems = store.check().problems
+    problems = store.maintenance.check().problems
     assert problems
     assert all("index" in problem.detail for problem in problems)
-    report = store.check(repair=True)
+    report = store.maintenance.check(repair=True)
     assert report.ok
     assert all(problem.repaired for problem in report.problems)
     assert list(path.parent.glob("kronos.db.before-repair-*"))
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     assert store.count() == 50

@@ -65,7 +65,7 @@ def fill(folder: str) -> None:
     with open_store(folder) as store:
         begin(store)
         store.search("word")
-        store._serving.replica.save()
+        store._session.serving.replica.save()
         store.add("added after the snapshot", id="late")
 
 
@@ -101,29 +101,29 @@ def link(store: MemoryStore) -> None:
 
 
 def index_field(store: MemoryStore) -> None:
-    store.index_field("n")
+    store.maintenance.index_field("n")
 
 
 def words(store: MemoryStore) -> None:
-    store.rebuild_words("unicode61")
+    store.maintenance.rebuild_fulltext("unicode61")
 
 
 def snapshot(store: MemoryStore) -> None:
     store.search("word")
-    store._serving.replica.save()
+    store._session.serving.replica.save()
 
 
 def reindex(store: MemoryStore) -> None:
-    store._load = lambda model, **_: HashEmbedder(16)  # type: ignore[method-assign,assignment]
+    store._session.embedders.load = lambda model, **_: HashEmbedder(16)  # type: ignore[method-assign,assignment]
     store.reindex("narrower", batch_size=8)
 
 
 def compact(store: MemoryStore) -> None:
-    store.compact()
+    store.maintenance.compact()
 
 
 def back_up(store: MemoryStore) -> None:
-    store.backup(store.location.folder / "kronos.db.mine")
+    store.maintenance.backup(store.location.folder / "kronos.db.mine")
 
 
 def close(store: MemoryStore) -> None:
@@ -143,11 +143,11 @@ def migrate(folder: str) -> None:
 
 
 def restore(folder: str) -> None:
-    MemoryStore.restore(Path(folder).parent / "backup.db", folder)
+    MemoryStore(folder).maintenance.restore(Path(folder).parent / "backup.db")
 
 
 def recover(folder: str) -> None:
-    MemoryStore.recover(folder)
+    MemoryStore(folder).maintenance.recover()
 
 
 OPENED: dict[str, Callable[[MemoryStore], None]] = {
@@ -205,7 +205,7 @@ def lives(folder: str, durability: str) -> Iterator[tuple[str, MemoryStore]]:
         do(store)
         yield call, store
     yield from _later_life(folder, durability, 1)
-    MemoryStore.restore(Path(folder) / "kronos.db.mine", folder)
+    MemoryStore(folder).maintenance.restore(Path(folder) / "kronos.db.mine")
     yield "restore", store
     yield from _later_life(folder, durability, 2)
 
@@ -285,9 +285,9 @@ def verify(order: dict[str, Any]) -> dict[str, Any]:
             store.delete("probe")
         # The hashes in the database of an older schema are made up: see `tests.db.make_asset`.
         passed_over = {"texts"} if order.get("migrate") else set()
-        found = [p for p in store.check().problems if p.kind not in passed_over]
+        found = [p for p in store.maintenance.check().problems if p.kind not in passed_over]
         problems += [f"{p.kind}: {p.detail}" for p in found]
-        store.compact()
+        store.maintenance.compact()
     left = [p.name for p in Path(folder).rglob("*") if p.name.endswith((".tmp", ".part"))]
     if left:
         problems.append(f"left behind: {left}")

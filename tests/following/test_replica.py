@@ -48,7 +48,7 @@ def fill(store: MemoryStore, count: int = COUNT, seed: int = 0) -> list[str]:
 def exact(store: MemoryStore, query: Rows) -> list[str]:
     """The right answer, from the rows alone."""
     found: list[tuple[float, str]] = []
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
         for keys, vectors in repository.spaces.vectors_since(space, 0):
@@ -86,7 +86,7 @@ def test_a_snapshot_is_taken_up_and_the_tail_is_applied(
         assert_right(store)
     with open_vectors() as store:
         assert_right(store)
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_a_small_change_writes_no_snapshot(open_vectors: Callable[[], MemoryStore]) -> None:
@@ -164,7 +164,7 @@ def test_a_snapshot_whose_count_disagrees_is_replayed(
 ) -> None:
     saved(open_vectors)
     with open_vectors() as store:
-        replica = store._serving.replica
+        replica = store._session.serving.replica
         assert_right(store)
         assert replica._index is not None
         replica._index.remove(replica._index.keys()[:3])
@@ -193,7 +193,7 @@ def test_a_database_put_back_under_an_open_store_is_replayed(
 ) -> None:
     store = open_vectors()
     ids = fill(store, 10, seed=3)
-    store._open_database.backup(tmp_path / "old.db")
+    store._session.database.backup(tmp_path / "old.db")
     fill(store, 10, seed=4)
     assert_right(store)
     with (
@@ -214,7 +214,7 @@ def test_an_index_that_failed_half_way_is_replayed(
     fill(store, 30)
     assert_right(store)
     fill(store, 30, seed=1)
-    replica = store._serving.replica
+    replica = store._session.serving.replica
     index = replica._index
     assert index is not None
     monkeypatch.setattr(index, "upsert", lambda keys, vectors: _raise(MemoryError()))
@@ -232,7 +232,7 @@ def test_check_names_and_mends_a_wrong_index(open_vectors: Callable[[], MemorySt
     store = open_vectors()
     fill(store, 50)
     assert_right(store)
-    replica = store._serving.replica
+    replica = store._session.serving.replica
 
     def held() -> VectorIndex:
         assert replica._index is not None
@@ -245,28 +245,30 @@ def test_check_names_and_mends_a_wrong_index(open_vectors: Callable[[], MemorySt
         lambda: held().upsert(keys[-1:] + 99, rows(1, seed=5)),
     ):
         spoil()
-        (problem,) = store.check().problems
+        (problem,) = store.maintenance.check().problems
         assert (problem.kind, problem.repaired) == ("index", False)
-        report = store.check(repair=True)
+        report = store.maintenance.check(repair=True)
         assert report.ok
         assert len(report.problems) == 1
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         assert_right(store)
 
 
 def test_check_finds_vectors_that_do_not_fit_and_makes_them_pending(open_store: Opener) -> None:
     store = open_store()
     store.add_many([f"text {i}" for i in range(5)])
-    with store._open_database.write() as connection:
+    with store._session.database.write() as connection:
         connection.exec_driver_sql(
             "UPDATE vectors SET content_hash = x'00' WHERE memory_key = "
             "(SELECT min(memory_key) FROM vectors)"
         )
-    assert [problem.kind for problem in store.check().problems] == ["vectors"]
-    assert {problem.kind for problem in store.check(repair=True).problems} >= {"vectors"}
-    assert [problem.kind for problem in store.check().problems] == ["pending"]
+    assert [problem.kind for problem in store.maintenance.check().problems] == ["vectors"]
+    assert {problem.kind for problem in store.maintenance.check(repair=True).problems} >= {
+        "vectors"
+    }
+    assert [problem.kind for problem in store.maintenance.check().problems] == ["pending"]
     assert store.reindex().embedded == 1
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     assert store.search("text 0")[0].content == "text 0"
 
 
@@ -280,16 +282,16 @@ def test_a_snapshot_is_written_in_the_background_once_enough_changed(
     assert snapshots(store) == []
     fill(store, 1, seed=1)
     assert_right(store)
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     (first,) = snapshots(store)
     fill(store, 1500, seed=2)
     assert_right(store)
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     (second,) = snapshots(store)
     assert second.name > first.name
     fill(store, 120, seed=3)  # fewer than a tenth of what it holds, and no hour has passed
     assert_right(store)
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     assert snapshots(store) == [second]
     store.close()
     assert snapshots(store) != [second]
@@ -310,8 +312,8 @@ def test_a_process_saves_nothing_that_another_one_has_saved(
     fill(one)
     assert_right(one)
     assert_right(two)
-    one._snapshots.wait()
-    two._snapshots.wait()
+    one._session.snapshots.wait()
+    two._session.snapshots.wait()
     (saved,) = snapshots(one)
     written = saved.stat().st_mtime_ns
     one.close()
@@ -326,12 +328,12 @@ def test_an_index_that_is_older_than_the_tombstones_left_starts_anew(
     ids = fill(one)
     assert_right(two)
     one.delete(ids[::2])
-    one.compact()
-    with one._reader() as repository:
-        assert not len(repository.spaces.tombstones_since(one._serving.space.id, 0))
+    one.maintenance.compact()
+    with one._session.reader() as repository:
+        assert not len(repository.spaces.tombstones_since(one._session.serving.space.id, 0))
     fill(one, 10, seed=5)
     assert_right(two)
-    assert len(two._serving.replica) == COUNT // 2 + 10
+    assert len(two._session.serving.replica) == COUNT // 2 + 10
     assert_right(one)
     # What it would save now is older than what stands there.
     two.close()
@@ -344,18 +346,18 @@ def test_a_snapshot_from_before_the_deletes_that_were_forgotten_is_not_read(
     one = open_vectors()
     ids = fill(one)
     assert_right(one)
-    one._snapshots.wait()
+    one._session.snapshots.wait()
     (old,) = snapshots(one)
     shutil.copy(old, tmp_path / old.name)
     one.delete(ids[::2])
-    one.compact()
+    one.maintenance.compact()
     one.close()
     for path in snapshots(one):
         path.unlink()
     shutil.copy(tmp_path / old.name, old)
     again = open_vectors()
     assert_right(again)
-    assert len(again._serving.replica) == COUNT // 2
+    assert len(again._session.serving.replica) == COUNT // 2
 
 
 def test_compact_gives_back_the_memory_of_deleted_vectors(
@@ -377,7 +379,7 @@ for part in range(20):
 store.search(rows[0])
 before = resident()
 store.delete(ids[200:])
-store.compact()
+store.maintenance.compact()
 after = resident()
 assert len(store.search(rows[0], limit=300)) == 200
 print(before - after)
@@ -409,18 +411,18 @@ def test_a_large_index_is_built_in_the_background_and_opened_without_a_build(
     fill(store)
     assert store.stats().index_kind == "faiss-flat"
     assert_right(store)
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     assert store.stats().index_kind == "faiss-hnsw"
     ids = fill(store, 50, seed=1)
     store.delete(ids[:20])
     assert_right(store)
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     store.close()
     monkeypatch.setattr(Build, "run", lambda *_: _raise(AssertionError("built anew")))
     with open_vectors() as again:
         assert_right(again)
         assert again.stats().index_kind == "faiss-hnsw"
-        assert again.check().problems == ()
+        assert again.maintenance.check().problems == ()
 
 
 def test_a_flat_snapshot_of_the_same_moment_gives_way_to_a_built_one(
@@ -431,7 +433,7 @@ def test_a_flat_snapshot_of_the_same_moment_gives_way_to_a_built_one(
     small_graphs(monkeypatch)
     with open_vectors() as store:
         assert_right(store)
-        store._snapshots.wait()
+        store._session.snapshots.wait()
         assert [path.name for path in snapshots(store)] == [flat.name]
         assert flat.stat().st_size > size
 
@@ -445,13 +447,13 @@ def test_closing_stops_a_build_and_loses_nothing(
     with open_vectors() as store:
         fill(store)
         assert_right(store)
-        store._snapshots.wait()
+        store._session.snapshots.wait()
         assert_right(store)
         assert store.stats().index_kind == "faiss-flat"
     monkeypatch.setattr(Build, "run", really_run)
     with open_vectors() as store:
         assert_right(store)
-        store._snapshots.wait()
+        store._session.snapshots.wait()
         assert store.stats().index_kind == "faiss-hnsw"
         assert_right(store)
 
@@ -478,10 +480,10 @@ def test_what_is_written_while_a_build_runs_is_found_and_stays(
     fill(store, 200, seed=4)
     assert_right(store)
     go_on.set()
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     assert store.stats().index_kind == "faiss-hnsw"
     assert_right(store)
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_an_index_compacted_while_a_build_runs_keeps_nothing_of_the_old_one(
@@ -501,14 +503,14 @@ def test_an_index_compacted_while_a_build_runs_keeps_nothing_of_the_old_one(
     monkeypatch.setattr(Build, "run", wait)
     assert_right(store)
     assert begun.wait(60)
-    with store._reader() as repository:
-        space = store._serving.space
+    with store._session.reader() as repository:
+        space = store._session.serving.space
         (old,) = [vectors for _, vectors in repository.spaces.vectors_since(space, 0)]
     store.delete(ids[::2])
-    store.compact()
+    store.maintenance.compact()
     go_on.set()
-    store._snapshots.wait()
-    index = store._serving.replica._index
+    store._session.snapshots.wait()
+    index = store._session.serving.replica._index
     assert index is not None
     data = b"".join(index.to_buffers()) + b"".join(path.read_bytes() for path in snapshots(store))
     assert not [row for row in old[::2] if row.tobytes() in data]
@@ -522,15 +524,15 @@ def test_compact_leaves_no_deleted_vector_in_a_graph(
     store = open_vectors()
     ids = fill(store)
     assert_right(store)
-    store._snapshots.wait()
-    gone = [store._serving.replica.sample()[0].tobytes(), rows(COUNT)[7].tobytes()]
+    store._session.snapshots.wait()
+    gone = [store._session.serving.replica.sample()[0].tobytes(), rows(COUNT)[7].tobytes()]
     store.delete([ids[0], ids[7]])
-    store.compact()
+    store.maintenance.compact()
     (path,) = snapshots(store)
     assert not [row for row in gone if row in path.read_bytes()]
     assert store.stats().index_kind == "faiss-hnsw"
     assert_right(store)
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_a_setting_keeps_an_index_flat(open_store: Opener) -> None:
@@ -538,7 +540,7 @@ def test_a_setting_keeps_an_index_flat(open_store: Opener) -> None:
     store = open_store(embedding_model=None, embedding_dim=DIM, settings=settings)
     fill(store, 12_000)
     assert_right(store)
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     assert store.stats().index_kind == "faiss-flat"
 
 
@@ -558,21 +560,21 @@ def test_a_tuned_index_stays_tuned(
 ) -> None:
     small_graphs(monkeypatch)
     store = open_vectors()
-    assert store._serving.replica.tune(0.95) is None
+    assert store._session.serving.replica.tune(0.95) is None
     fill(store)
     assert_right(store)
-    store._snapshots.wait()
-    tuned = store._serving.replica.tune(0.95)
+    store._session.snapshots.wait()
+    tuned = store._session.serving.replica.tune(0.95)
     assert tuned is not None
     assert tuned.recall >= 0.95
-    assert not store._serving.replica.is_saved_as_tuned
+    assert not store._session.serving.replica.is_saved_as_tuned
     measured = ("faiss-hnsw", tuned.effort, tuned.recall)
     store.close()
     with open_vectors() as again:
-        assert astuple(again._serving.replica.state()) == measured
+        assert astuple(again._session.serving.replica.state()) == measured
         again.search(rows(1)[0])
-        assert astuple(again._serving.replica.state()) == measured
-        assert again._serving.replica.is_saved_as_tuned
+        assert astuple(again._session.serving.replica.state()) == measured
+        assert again._session.serving.replica.is_saved_as_tuned
 
 
 def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
@@ -588,12 +590,12 @@ def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
     monkeypatch.setattr(Build, "run", fail)
     store = open_vectors()
     fill(store)
-    with store._reader() as repository, store._serving.replica.lock:
-        store._serving.replica.catch_up(repository, repository.head().seq)
+    with store._session.reader() as repository, store._session.serving.replica.lock:
+        store._session.serving.replica.catch_up(repository, repository.head().seq)
     with pytest.warns(KronosWarning, match="no memory to build an index of 1500 vectors"):
-        store._serving.replica.build(lambda: False)
+        store._session.serving.replica.build(lambda: False)
     assert_right(store)
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     assert_right(store)
     assert len(tries) == 1
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()

@@ -334,7 +334,7 @@ def test_a_store_is_searched_by_torch_and_opened_again_anywhere(
             np.arange(0, 600, 7)
         )
         assert_right(store)
-        index: Any = store._serving.replica._index
+        index: Any = store._session.serving.replica._index
         assert index._tail._copy._buffer.dtype == getattr(torch, storage)
     for device in ("auto", "cpu"):
         with MemoryStore.open(tmp_path, device=device, **options) as store:

@@ -32,7 +32,7 @@ def secret_memory(number: int) -> NewMemory:
 
 
 def vector_bytes(store: MemoryStore, text: str) -> bytes:
-    rows: np.ndarray = store._serving.embed([text])
+    rows: np.ndarray = store._session.serving.embed([text])
     return rows.astype("<f4").tobytes()[:128]
 
 
@@ -45,7 +45,7 @@ def test_nothing_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None
     store.add_many(secret_memory(number) for number in range(700))
     store.add_many(f"kept later {text}" for text in kept)
     store.search("anything")
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     probes = [vector_bytes(store, secret_memory(number).content) for number in (0, 350, 699)]
     assert files_with(folder, SECRET.encode())
     assert all(files_with(folder, probe) for probe in probes)
@@ -53,10 +53,10 @@ def test_nothing_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None
     store.update(f"{SECRET}-1", content="an open text", metadata={})
     store.delete([f"{SECRET}-{number}" for number in range(700) if number != 1])
     store.delete(f"{SECRET}-1")
-    store.compact()
+    store.maintenance.compact()
     assert files_with(folder, SECRET.encode()) == []
     assert [files_with(folder, probe) for probe in probes] == [[], [], []]
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     assert store.count() == 1200
     assert [hit.content for hit in store.search(kept[7], limit=1)] == [kept[7]]
     store.close()
@@ -74,10 +74,10 @@ def test_nothing_of_a_changed_text_is_left_on_disk(
     before = vector_bytes(store, f"{SECRET} one")
     store.update("a", content="harmless", metadata={"is": "nothing"})
     if keep_history:
-        store.compact(forget_before=clock.now)
+        store.maintenance.compact(forget_before=clock.now)
         assert files_with(store.location.folder, SECRET.encode()) != []
         clock.tick(1)
-    store.compact(forget_before=clock.now if keep_history else None)
+    store.maintenance.compact(forget_before=clock.now if keep_history else None)
     assert files_with(store.location.folder, SECRET.encode()) == []
     assert files_with(store.location.folder, before) == []
     assert store.get("a").content == "harmless"
@@ -86,12 +86,12 @@ def test_nothing_of_a_changed_text_is_left_on_disk(
 def test_a_reader_that_keeps_the_log_is_named(open_store: Opener) -> None:
     store, reader = open_store(settings=Settings(busy_timeout_s=0.1)), open_store()
     store.add(f"{SECRET} one", id="a")
-    with reader._reader() as repository:
+    with reader._session.reader() as repository:
         repository.count()
         store.delete("a")
         with pytest.warns(KronosWarning, match="compact"):
-            store.compact()
-    store.compact()
+            store.maintenance.compact()
+    store.maintenance.compact()
     assert files_with(store.location.folder, SECRET.encode()) == []
 
 
@@ -102,11 +102,11 @@ def test_pending_memories_stay_pending_when_their_tombstones_would_go(open_store
     ids = [memory.id for memory in other.list()]
     other.update(ids[0], content="changed in the new space alone")
     other.delete(ids[1])
-    other.compact()
-    report = other.rollback()
+    other.maintenance.compact()
+    report = other.models.rollback()
     assert (report.embedded, report.pending) == (1, 0)
     assert other.search("changed in the new space alone", limit=1)[0].id == ids[0]
-    assert other.check().problems == ()
+    assert other.maintenance.check().problems == ()
 
 
 def test_nothing_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock: Clock) -> None:
@@ -116,12 +116,12 @@ def test_nothing_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock:
         {"content": f"{SECRET} {n} ends", "expires_at": soon if n % 3 else None}
         for n in range(1800)
     )
-    assert store.compact().expired == 0
+    assert store.maintenance.compact().expired == 0
     clock.tick(3600)
     held = {memory.id for memory in store.list(limit=10**4)}
-    report = store.compact()
+    report = store.maintenance.compact()
     assert (report.expired, len(held)) == (1200, 600)
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     clock.tick(-7200)
     with open_store(namespace="put back") as again:  # whatever the clock says from then on
         assert {memory.id for memory in again.list(limit=10**4, namespace="*")} == held
@@ -138,7 +138,7 @@ def test_compact_keeps_what_tells_other_processes_of_texts_that_wait(open_store:
     with other:
         other.update("m3", content="changed")
         other.delete("m4")
-        other.compact()
+        other.maintenance.compact()
     assert mine.search("changed", mode="dense", limit=1)[0].id == "m3"
     assert mine.search("text 3", mode="dense", limit=1)[0].content != "text 3"
-    assert mine.check().ok
+    assert mine.maintenance.check().ok

@@ -107,7 +107,7 @@ def costly(store: MemoryStore, said: list[tuple[str, bool, bool]]) -> list[str]:
 def filled(wire: Wire, open_store: Opener, clock: Clock) -> MemoryStore:
     """A store with several namespaces, a past, links, and memories that have expired."""
     store = open_store(settings=Settings(snapshot_changes=50))
-    wire.is_locked = lambda: bool(store._serving.replica.lock._lock.locked())
+    wire.is_locked = lambda: bool(store._session.serving.replica.lock._lock.locked())
     items = [
         NewMemory(
             f"word{number % 50} bees number {number}",
@@ -120,7 +120,7 @@ def filled(wire: Wire, open_store: Opener, clock: Clock) -> MemoryStore:
         for number in range(1, 1500)
     ]
     store.add_many(items)
-    store.index_field("rank")
+    store.maintenance.index_field("rank")
     store.link("m1", "m2", "says")
     clock.tick(10)
     return store
@@ -163,10 +163,10 @@ def the_reads(store: MemoryStore, then: datetime) -> dict[str, Callable[[], obje
         "search near as of": lambda: store.search(near="m3", as_of=then),
         "search many": lambda: store.search_many(["bees", "word3"]),
         "stats": lambda: store.stats(),
-        "jobs": lambda: store.jobs(),
-        "failures": lambda: store.failures(),
-        "indexed_fields": lambda: store.indexed_fields(),
-        "plan_reindex": lambda: store.plan_reindex(),
+        "jobs": lambda: store.models.jobs(),
+        "failures": lambda: store.models.failures(),
+        "indexed_fields": lambda: store.maintenance.indexed_fields(),
+        "plan_reindex": lambda: store.models.plan(),
     }
 
 
@@ -231,14 +231,14 @@ def test_no_statement_that_reads_all_runs_while_searches_or_writers_wait(
         "count": lambda: store.count(where=F.n > 5),
         "list": lambda: store.list(where=F.n == 1499),
         "stats": store.stats,
-        "check": store.check,
+        "check": store.maintenance.check,
         "duplicates": lambda: store.duplicates(0.9999),
         "delete by a filter": lambda: store.delete(where={"n": {"$lt": 200}}),
         "delete a namespace": lambda: store.delete(namespace="rare"),
         "add": lambda: store.add("one more"),
         "update": lambda: store.update("m301", content="once more"),
         "reindex": lambda: store.reindex(),
-        "compact": lambda: store.compact(forget_before=clock.now),
+        "compact": lambda: store.maintenance.compact(forget_before=clock.now),
         "export": lambda: store.export_to(tmp_path / "all.jsonl"),
     }
     for name, call in calls.items():
@@ -313,8 +313,8 @@ def worked(verb: Verb, wire: Wire) -> int:
 def test_what_is_pending_is_known_without_a_look_at_the_texts(
     filled: MemoryStore, wire: Wire
 ) -> None:
-    with filled._reader() as repository, wire.hearing() as said:
-        space = filled._serving.space.id
+    with filled._session.reader() as repository, wire.hearing() as said:
+        space = filled._session.serving.space.id
         assert repository.spaces.pending_texts(space, limit=1) == []
         assert repository.spaces.pending_text_count(space) == 0
     assert not any(
@@ -343,7 +343,7 @@ def test_searches_go_on_while_a_filter_is_used_first(
     filled: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.search("bees")
-    table = type(filled._reader().__enter__()).table
+    table = type(filled._session.reader().__enter__()).table
     asked: list[int] = []
 
     def slow(self: Any, scope: Any, condition: Any, *columns: Any, among: Any = None) -> Any:
@@ -390,7 +390,7 @@ def test_searches_and_writes_go_on_while_the_words_are_compared(
         return found
 
     monkeypatch.setattr(words, "problems", slow)
-    assert filled.check().ok
+    assert filled.maintenance.check().ok
     assert len(added) == 1
 
 
@@ -408,10 +408,10 @@ def test_searches_go_on_while_a_compacted_index_is_saved(
         return write_snapshot(*arguments, **options)
 
     monkeypatch.setattr("kronos.following.replica.write_snapshot", slow)
-    filled.compact()
+    filled.maintenance.compact()
     assert asked == [10, "late"]
     assert filled.search("bees while saved", limit=1)[0].id == "late"
-    assert filled.check().problems == ()
+    assert filled.maintenance.check().problems == ()
 
 
 def test_other_writers_are_not_refused_while_many_are_deleted(open_store: Opener) -> None:
@@ -442,7 +442,7 @@ def test_other_writers_are_not_refused_while_many_are_deleted(open_store: Opener
     assert refused == []
     assert len(added) > 20
     assert store.count() == 0
-    assert store.check().ok
+    assert store.maintenance.check().ok
 
 
 def test_what_stops_a_delete_of_many_leaves_each_memory_whole_or_gone(
@@ -450,21 +450,21 @@ def test_what_stops_a_delete_of_many_leaves_each_memory_whole_or_gone(
 ) -> None:
     store = open_store()
     store.add_many(f"text {number}" for number in range(1200))
-    write, calls = store._write, itertools.count(1)
+    write, calls = store._session.write, itertools.count(1)
 
     def busy(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 3:
             raise StoreBusyError("another writer")
         return write(*arguments, **options)
 
-    monkeypatch.setattr(store, "_write", busy)
+    monkeypatch.setattr(store._session, "write", busy)
     with pytest.raises(StoreBusyError):
         store.delete(where={"missing": {"$exists": False}})
     monkeypatch.undo()
     left = store.count()
     assert 0 < left < 1200
     assert len([*store.iterate()]) == left == len(store.search("text", limit=1200))
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     assert store.delete(namespace="default") == left
 
 
@@ -473,7 +473,7 @@ def test_a_delete_leaves_what_stopped_to_match_before_its_turn(
 ) -> None:
     store = open_store()
     ids = store.add_many({"content": f"text {n}", "metadata": {"old": True}} for n in range(600))
-    write, calls = store._write, itertools.count(1)
+    write, calls = store._session.write, itertools.count(1)
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 2:
@@ -482,30 +482,30 @@ def test_a_delete_leaves_what_stopped_to_match_before_its_turn(
             store.add("new, and as old", id="new", metadata={"old": True})
         return write(*arguments, **options)
 
-    monkeypatch.setattr(store, "_write", meanwhile)
+    monkeypatch.setattr(store._session, "write", meanwhile)
     assert store.delete(where=F.old == True) == 599  # noqa: E712
     assert sorted(memory.id for memory in store.iterate()) == sorted([ids[-1], "new"])
 
 
 def test_a_check_finds_a_number_of_vectors_that_is_wrong(store: MemoryStore) -> None:
     store.add_many(["one", "two"])
-    with store._writer() as repository:
+    with store._session.writer() as repository:
         repository.connection.exec_driver_sql("UPDATE spaces SET vectors = 7")
-    report = store.check()
+    report = store.maintenance.check()
     assert [problem.kind for problem in report.problems][:1] == ["vectors"]
-    assert store.check(repair=True).ok
-    assert store.check().problems == ()
+    assert store.maintenance.check(repair=True).ok
+    assert store.maintenance.check().problems == ()
     assert store.stats().spaces[0].vectors == 2
 
 
 def test_words_that_do_not_agree_are_found_in_the_copy_and_made_anew(store: MemoryStore) -> None:
     store.add_many(["bees on the roof", "a hive"])
-    with store._writer() as repository:
+    with store._session.writer() as repository:
         run = repository.connection.exec_driver_sql
         run("INSERT INTO memory_words (memory_words, rowid, content) VALUES ('delete', 3, 'bees')")
-    assert "words" in [problem.kind for problem in store.check().problems]
-    assert store.check(repair=True).ok
-    assert store.check().problems == ()
+    assert "words" in [problem.kind for problem in store.maintenance.check().problems]
+    assert store.maintenance.check(repair=True).ok
+    assert store.maintenance.check().problems == ()
     assert store.search("bees", mode="lexical")
 
 

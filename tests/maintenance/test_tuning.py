@@ -28,7 +28,7 @@ HNSW, FLAT = "faiss-hnsw", "faiss-flat"
 
 
 def index_of(store: MemoryStore) -> LayeredIndex:
-    index = store._serving.replica._index
+    index = store._session.serving.replica._index
     assert index is not None
     return index
 
@@ -67,7 +67,7 @@ def test_what_is_due_is_built_tuned_and_found_by_the_next_open(
     with open_vectors() as store:
         fill(store)
         assert said(store.stats()) == (FLAT, None, 1.0)
-        report = store.tune(0.95)
+        report = store.maintenance.tune(0.95)
         assert (report.vectors, report.index_kind, report.target) == (1500, HNSW, 0.95)
         assert report.effort in tuning.EFFORTS
         assert report.effort < 400, "less than it was before"
@@ -82,7 +82,7 @@ def test_what_is_due_is_built_tuned_and_found_by_the_next_open(
         again.search(rows(1)[0])
         assert said(again.stats()) == found
         assert index_of(again).policy.search_effort == report.effort
-        check = again.check()
+        check = again.maintenance.check()
         assert (check.index_kind, check.index_effort, check.index_recall) == found
 
 
@@ -92,7 +92,7 @@ def test_a_higher_target_takes_more_effort_and_finds_more(
     small_graphs(monkeypatch)
     store = open_vectors()
     fill(store, 4000)
-    low, high = store.tune(0.5), store.tune(0.999)
+    low, high = store.maintenance.tune(0.5), store.maintenance.tune(0.999)
     assert low.effort is not None
     assert high.effort is not None
     assert low.effort < high.effort
@@ -111,35 +111,35 @@ def test_a_graph_is_never_measured_until_it_is(
     store = open_vectors()
     fill(store)
     store.search(rows(1)[0])
-    store._snapshots.wait()
+    store._session.snapshots.wait()
     assert said(store.stats()) == (HNSW, 400, None)
-    assert store.check().index_recall is None
+    assert store.maintenance.check().index_recall is None
     store.close()
     with open_vectors() as again:
         assert said(again.stats()) == (HNSW, 400, None)
-        again.tune()
-        assert again.check().index_recall is not None
+        again.maintenance.tune()
+        assert again.maintenance.check().index_recall is not None
 
 
 def test_a_store_too_small_for_a_graph_is_exact(open_vectors: Vectors) -> None:
     store = open_vectors()
     fill(store, 50)
-    report = store.tune()
+    report = store.maintenance.tune()
     assert (report.vectors, report.index_kind, report.recall) == (50, FLAT, 1.0)
     assert (report.effort, report.reached, report.saved) == (None, True, True)
-    assert store.check().index_kind == FLAT
+    assert store.maintenance.check().index_kind == FLAT
     assert not list(store.location.index.glob("*"))
 
 
 def test_a_store_without_vectors_is_exact(open_vectors: Vectors) -> None:
-    report = open_vectors().tune(1)
+    report = open_vectors().maintenance.tune(1)
     assert (report.vectors, report.effort, report.recall) == (0, None, 1.0)
 
 
 @pytest.mark.parametrize("target", [0, -0.1, 1.001, 98, float("nan"), float("inf"), "0.9", True])
 def test_a_target_that_is_no_recall_is_refused(open_vectors: Vectors, target: Any) -> None:
     with pytest.raises(InputError, match=r"target must be .*") as caught:
-        open_vectors().tune(target)
+        open_vectors().maintenance.tune(target)
     assert caught.value.field == "target"
 
 
@@ -147,9 +147,9 @@ def test_a_closed_store_is_not_tuned(open_vectors: Vectors, tmp_path: Path) -> N
     store = open_vectors()
     store.close()
     with pytest.raises(StoreClosedError):
-        store.tune()
+        store.maintenance.tune()
     with pytest.raises(StoreClosedError):
-        asyncio.run(KronosMemory(tmp_path / "other").tune())
+        asyncio.run(KronosMemory(tmp_path / "other").maintenance.tune())
 
 
 def test_a_target_out_of_reach_is_said_and_the_greatest_effort_kept(
@@ -159,7 +159,7 @@ def test_a_target_out_of_reach_is_said_and_the_greatest_effort_kept(
     monkeypatch.setattr(tuning, "EFFORTS", (1, 2))
     store = open_vectors()
     fill(store)
-    report = store.tune(0.9999)
+    report = store.maintenance.tune(0.9999)
     assert not report.reached
     assert report.recall < 0.9999
     assert report.effort == index_of(store).policy.search_effort == 2
@@ -176,7 +176,7 @@ def test_a_build_that_runs_is_waited_for(
     store.search(rows(1)[0])
     assert begun.wait(60)
     threading.Timer(0.2, go_on.set).start()
-    assert store.tune().index_kind == HNSW
+    assert store.maintenance.tune().index_kind == HNSW
 
 
 def test_closing_ends_what_is_built_and_the_call(
@@ -194,7 +194,7 @@ def test_closing_ends_what_is_built_and_the_call(
     closing = threading.Thread(target=close)
     closing.start()
     with pytest.raises(StoreClosedError):
-        store.tune()
+        store.maintenance.tune()
     closing.join()
     with open_vectors() as again:
         assert said(again.stats()) == (FLAT, None, 1.0)
@@ -212,14 +212,14 @@ def test_a_cancelled_call_ends_what_is_built_and_changes_nothing(
     async def scenario() -> None:
         path = store.location.folder
         async with KronosMemory(path, embedding_model=None) as memory:
-            call = asyncio.create_task(memory.tune())
+            call = asyncio.create_task(memory.maintenance.tune())
             await asyncio.to_thread(begun.wait, 60)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
             assert said(await memory.stats())[0] == FLAT
             go_on.set()
-            report = await memory.tune(0.9)
+            report = await memory.maintenance.tune(0.9)
             assert said(await memory.stats()) == (HNSW, report.effort, report.recall)
 
     asyncio.run(scenario())
@@ -232,14 +232,14 @@ def test_what_another_process_measured_is_not_lost_and_taken_up_at_a_save(
     server = open_vectors()
     fill(server)
     server.search(rows(1)[0])
-    server._snapshots.wait()
+    server._session.snapshots.wait()
     with open_vectors() as operator:
-        report = operator.tune(0.9)
+        report = operator.maintenance.tune(0.9)
         assert report.saved
     assert said(server.stats()) == (HNSW, 400, None)
     fill(server, 1500, seed=1)
     server.search(rows(1)[0])
-    server._snapshots.wait()
+    server._session.snapshots.wait()
     server.close()
     found = (HNSW, report.effort, report.recall)
     with open_vectors() as again:
@@ -254,12 +254,12 @@ def test_what_this_process_measured_last_counts(
     small_graphs(monkeypatch)
     one, two = open_vectors(), open_vectors()
     fill(one, 4000)
-    low = one.tune(0.5)
-    high = two.tune(0.999)
+    low = one.maintenance.tune(0.5)
+    high = two.maintenance.tune(0.999)
     assert low.effort != high.effort
     assert said(two.stats()) == (HNSW, high.effort, high.recall)
     assert high.saved
-    again = one.tune(0.5)
+    again = one.maintenance.tune(0.5)
     assert again.saved
     with open_vectors() as third:
         assert said(third.stats()) == (HNSW, again.effort, again.recall)
@@ -272,11 +272,11 @@ def test_a_setting_that_keeps_searches_exact_counts_for_more_than_a_snapshot(
         small_graphs(patch)
         with open_vectors() as store:
             fill(store)
-            assert store.tune().index_kind == HNSW
+            assert store.maintenance.tune().index_kind == HNSW
     exactly = Settings(index="flat")
     flat = open_store(embedding_model=None, embedding_dim=DIM, settings=exactly)
     assert said(flat.stats()) == (FLAT, None, 1.0)
-    assert flat.tune().effort is None
+    assert flat.maintenance.tune().effort is None
     assert said(flat.stats()) == (FLAT, None, 1.0)
 
 
@@ -286,7 +286,7 @@ def test_a_snapshot_of_another_store_says_nothing_of_this_one(
     small_graphs(monkeypatch)
     with MemoryStore.open(tmp_path / "other", embedding_model=None, embedding_dim=DIM) as other:
         fill(other)
-        other.tune()
+        other.maintenance.tune()
     (theirs,) = other.location.index.glob("*")
     store = open_vectors()
     store.location.index.mkdir()
@@ -302,7 +302,7 @@ def test_an_index_compacted_while_it_is_measured_is_measured_again(
     small_graphs(monkeypatch)
     store = open_vectors()
     ids = fill(store)
-    store.tune()
+    store.maintenance.tune()
     really_run, runs = tuning.Tuning.run, []
 
     def run(self: tuning.Tuning, *asked: Any) -> Any:
@@ -310,11 +310,11 @@ def test_an_index_compacted_while_it_is_measured_is_measured_again(
         runs.append(tuned)
         if len(runs) == 1:
             store.delete(ids[0])
-            store.compact()
+            store.maintenance.compact()
         return tuned
 
     monkeypatch.setattr(tuning.Tuning, "run", run)
-    report = store.tune(0.9)
+    report = store.maintenance.tune(0.9)
     assert len(runs) == 2
     assert (report.effort, report.vectors) == (index_of(store).policy.search_effort, 1499)
 
@@ -322,13 +322,13 @@ def test_an_index_compacted_while_it_is_measured_is_measured_again(
 def test_a_store_whose_model_was_changed_elsewhere_is_followed(open_store: Opener) -> None:
     here, there = open_store(), open_store(embedding_model=None)
     here.add_many(f"text {number}" for number in range(20))
-    assert there.tune().vectors == 20
-    with here._writer() as repository:
+    assert there.maintenance.tune().vectors == 20
+    with here._session.writer() as repository:
         space = repository.spaces.find_or_create(
             fingerprint="another", model="another", alias=None, dim=8
         )
         repository.spaces.activate(space)
-    assert there.tune().vectors == 0
+    assert there.maintenance.tune().vectors == 0
     assert there.stats().dim == 8
 
 
@@ -346,8 +346,8 @@ def test_in_a_folder_that_can_only_be_read_it_holds_for_this_process(
         pytest.warns(KronosWarning, match="no index snapshot was saved"),
         MemoryStore.open(folder, **options) as store,
     ):
-        report = store.tune(0.9)
+        report = store.maintenance.tune(0.9)
         assert (report.index_kind, report.reached, report.saved) == (HNSW, True, False)
         assert said(store.stats()) == (HNSW, report.effort, report.recall)
     with MemoryStore.open(folder, **options) as store:
-        assert store.tune(0.9).saved
+        assert store.maintenance.tune(0.9).saved

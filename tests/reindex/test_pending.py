@@ -100,18 +100,18 @@ def test_a_space_and_its_job_begin_together(tmp_path: Path) -> None:
     def compact() -> None:
         with MemoryStore.open(tmp_path, embedding_model=None) as other:
             while not over.is_set():
-                other.compact(keep_spaces=0)
+                other.maintenance.compact(keep_spaces=0)
 
     compacting = threading.Thread(target=compact)
     compacting.start()
     try:
         for number in range(25):
-            resolver = store._resolver(store._open_database)
+            resolver = store._session.resolver
             options = JobOptions(activate=False)
             job = resolver.job(Named(f"B{number}"), alias=None, options=options)
-            with store._reader() as repository:
+            with store._session.reader() as repository:
                 assert repository.spaces.has(job.space), "its job keeps it"
-            store.cancel_reindex()
+            store.models.cancel()
     except BaseException as exc:
         ends.append(exc)
     over.set()
@@ -123,10 +123,10 @@ def test_a_space_and_its_job_begin_together(tmp_path: Path) -> None:
 def test_a_job_for_a_space_that_is_gone_says_so(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path, embedder=Named("A")) as store:
         store.add("text")
-        resolver = store._resolver(store._open_database)
+        resolver = store._session.resolver
         job = resolver.job(Named("B"), alias=None, options=JobOptions(activate=False))
-        store.cancel_reindex()
-        store.compact()
+        store.models.cancel()
+        store.maintenance.compact()
         with pytest.raises(NotFoundError, match="is gone"):
             resolver.job_of(job.space, lambda: Named("B"), options=JobOptions())
 
@@ -139,7 +139,7 @@ def test_a_fallback_whose_space_is_dropped_while_it_is_filled_makes_it_anew(tmp_
     def compact() -> None:
         with MemoryStore.open(tmp_path, embedding_model=None) as other:
             while not over.is_set():
-                other.compact()
+                other.maintenance.compact()
 
     compacting = threading.Thread(target=compact)
     compacting.start()

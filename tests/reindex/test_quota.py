@@ -112,14 +112,14 @@ def test_a_reindex_and_an_open_under_a_quota_finish(open_store: Opener, workers:
         store.add_many(f"t{number}" for number in range(6000))
     embedder = Api()
     with open_store(embedder=embedder) as store:
-        assert (store.failures(), store.stats().spaces[-1].pending) == ([], 0)
-        assert [job.last_error for job in store.jobs()] == [None]
+        assert (store.models.failures(), store.stats().spaces[-1].pending) == ([], 0)
+        assert [job.last_error for job in store.models.jobs()] == [None]
     embedder = Api(16)
     with open_store() as store:
-        store._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+        store._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
         report = store.reindex("api", workers=workers)
         assert (report.state, report.embedded, report.failed) == ("done", 6000, 0)
-        assert store.failures() == []
+        assert store.models.failures() == []
     pauses = [other - one for one, other in pairwise(embedder.refused)]
     assert len([each for each in pauses if each < LIMIT_S]) <= workers
 
@@ -137,7 +137,7 @@ def test_workers_share_a_pause(open_store: Opener) -> None:
             check()
 
         embedder._check = counted  # type: ignore[method-assign]
-        store._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+        store._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
         store.reindex("down", workers=4, batch_size=20, max_seconds=1.4)
         rounds = sorted(asked)
         groups = [rounds[:1]]
@@ -174,16 +174,16 @@ def test_after_a_job_exactly_the_texts_at_fault_are_failures(
         options: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 64}
         with MemoryStore.open(folder, **options, settings=SHORT) as store:
             ids = dict(zip(store.add_many(TEXTS), TEXTS, strict=True))
-            store._load = lambda model, **_: Random(48)  # type: ignore[method-assign,assignment]
+            store._session.embedders.load = lambda model, **_: Random(48)  # type: ignore[method-assign,assignment]
             state = "open"
             while state == "open":
                 try:
                     state = store.reindex("random").state
                 except TransientEmbeddingError:
-                    assert store.jobs()[0].state == "open"
-                    assert {ids[f.memory_ids[0]] for f in store.failures()} <= bad
+                    assert store.models.jobs()[0].state == "open"
+                    assert {ids[f.memory_ids[0]] for f in store.models.failures()} <= bad
             assert state == ("failed" if bad else "done")
-            assert {ids[failure.memory_ids[0]] for failure in store.failures()} == bad
+            assert {ids[failure.memory_ids[0]] for failure in store.models.failures()} == bad
 
 
 # -- When the patience is over ------------------------------------------------------------------
@@ -193,16 +193,16 @@ def test_a_job_whose_patience_is_over_stays_open_and_blames_no_text(open_store: 
     embedder = Down()
     with open_store(settings=SHORT) as store:
         store.add_many(TEXTS)
-        store._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+        store._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
         with pytest.raises(TransientEmbeddingError, match=r"embed_retry_s is 0\.2"):
             store.reindex("down")
-        (job,) = store.jobs()
+        (job,) = store.models.jobs()
         assert (job.state, job.failed, job.pending, job.workers) == ("open", 0, 60, 0)
         assert "temporarily unavailable" in str(job.last_error)
         assert embedder.calls < 12
         embedder.works.set()
         assert store.reindex("down").state == "done"
-        (job,) = store.jobs()
+        (job,) = store.models.jobs()
         assert (job.last_error, job.attempts) == (None, 2)
         assert_all_vectors_are_of(store, Turned(48))
 
@@ -214,7 +214,7 @@ def test_a_store_whose_embedder_is_out_of_reach_opens_with_texts_that_wait(
     embedder.works.set()
     with open_store(embedder=embedder, settings=SHORT) as store:
         ids = store.add_many(TEXTS)
-        with store._writer() as repository:
+        with store._session.writer() as repository:
             space = repository.spaces.active()
             assert space is not None
             repository.spaces.make_pending(space, repository.keys(None, None)[:5])
@@ -224,9 +224,9 @@ def test_a_store_whose_embedder_is_out_of_reach_opens_with_texts_that_wait(
     assert store.search("number 3", mode="lexical", limit=1)[0].id == ids[3]
     vector = Turned(48, "down").embed_queries([TEXTS[30]])[0]
     assert store.search(vector, limit=1)[0].id == ids[30], "a question that needs no embedder"
-    assert store.failures() == []
+    assert store.models.failures() == []
     embedder.works.set()
-    store._jobs.wait(30)  # that question left them to a job
+    store._session.jobs.wait(30)  # that question left them to a job
     assert store.search(TEXTS[0], mode="dense", limit=1)[0].id == ids[0]
     assert store.stats().spaces[0].pending == 0
 
@@ -350,11 +350,11 @@ def ending(end: Callable[[], object]) -> Iterator[None]:
 def waiting_job(store: MemoryStore) -> Job:
     """The job of a store, once its row says that it waits."""
     for _ in range(100):
-        for job in store.jobs():
+        for job in store.models.jobs():
             if "waits" in str(job.last_error):
                 return job
         time.sleep(0.05)
-    raise AssertionError(store.jobs())
+    raise AssertionError(store.models.jobs())
 
 
 @pytest.mark.parametrize("end", ["stop", "max_seconds", "close"])
@@ -365,7 +365,7 @@ def test_a_job_that_waits_says_so_keeps_its_texts_and_stops_at_once(
     stop = threading.Event()
     store, other = open_store(settings=Settings(lease_s=0.6)), open_store()
     store.add_many(TEXTS)
-    store._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+    store._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
     options: dict[str, Any] = {"stop": stop}
     if end == "max_seconds":
         options["max_seconds"] = 2.0
@@ -376,7 +376,7 @@ def test_a_job_that_waits_says_so_keeps_its_texts_and_stops_at_once(
             "waits 50.0 s before the next try: the embedder down failed: 429, Retry-After: 50"
         )
         time.sleep(1)
-        assert other.jobs()[0].workers == 1, "the lease was renewed"
+        assert other.models.jobs()[0].workers == 1, "the lease was renewed"
         started = time.monotonic()
         if end == "stop":
             stop.set()
@@ -388,8 +388,8 @@ def test_a_job_that_waits_says_so_keeps_its_texts_and_stops_at_once(
         else:
             assert run.result(timeout=10).state == "open"
         assert time.monotonic() - started < 2
-    assert other.failures() == []
-    assert other.jobs()[0].workers == 0 or end == "close"
+    assert other.models.failures() == []
+    assert other.models.jobs()[0].workers == 0 or end == "close"
 
 
 def test_a_background_job_that_waits_does_not_hold_up_close(open_store: Opener) -> None:
@@ -409,13 +409,13 @@ def test_what_waited_goes_on_and_the_job_forgets_that_it_waited(
     embedder = Down()
     store, other = open_store(), open_store()
     store.add_many(TEXTS)
-    store._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+    store._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
     with ThreadPoolExecutor(1) as pool, ending(embedder.works.set):
         run = pool.submit(store.reindex, "down")
         waiting_job(other)
         embedder.works.set()
         assert run.result(timeout=30).state == "done"
-    assert other.jobs()[0].last_error is None
+    assert other.models.jobs()[0].last_error is None
 
 
 def test_the_async_face_waits_too(tmp_path: Path, hasty: None) -> None:
@@ -576,7 +576,7 @@ def test_calls_that_share_an_error_do_not_share_their_ids(open_store: Opener) ->
     with ThreadPoolExecutor(3) as pool:
         done = [pool.submit(write, number) for number in range(3)]
         ready.wait()
-        with store._open_database.write():
+        with store._session.database.write():
             locked.set()
             for each in done:
                 each.result(timeout=30)
@@ -601,7 +601,7 @@ def test_no_job_is_done_while_long_texts_are_pending(open_store: Opener) -> None
             added.extend(store.add_many(long))
 
     other = open_store()
-    other._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+    other._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
     report = other.reindex("turned", progress=write_meanwhile)
     assert (report.state, report.pending) == ("done", 0)
     assert len(added) == 5
@@ -626,7 +626,7 @@ def test_no_writer_is_kept_waiting_by_the_last_texts_of_a_job(
     quick = Settings(busy_timeout_s=2)
     writer, worker = open_store(settings=quick), open_store()
     writer.add_many(TEXTS[:6])
-    worker._load = lambda model, **_: Leisurely(seconds)  # type: ignore[method-assign,assignment]
+    worker._session.embedders.load = lambda model, **_: Leisurely(seconds)  # type: ignore[method-assign,assignment]
     longest, written = 0.0, 0
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(worker.reindex, "leisurely", activate=False)
@@ -657,7 +657,7 @@ def test_a_stalled_embedder_gives_the_write_lock_back(open_store: Opener) -> Non
 
     other = open_store()
     added: list[str] = []
-    other._load = lambda model, **_: Stalling(48)  # type: ignore[method-assign,assignment]
+    other._session.embedders.load = lambda model, **_: Stalling(48)  # type: ignore[method-assign,assignment]
 
     def write_meanwhile(_progress: object) -> None:
         if not added:

@@ -41,7 +41,7 @@ class Turned(HashEmbedder):
 
 def vectors_by_content(store: MemoryStore) -> dict[str, Any]:
     """What the active space holds, read from SQL."""
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
         found: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def test_another_embedder_rebuilds_the_store_at_open(open_store: Opener, dim: in
         assert_all_vectors_are_of(store, Turned(dim))
         states = [(entry.space.state, entry.pending) for entry in store.stats().spaces]
         assert states == [("retired", 0), ("active", 0)]
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_going_back_embeds_only_what_changed_since(open_store: Opener) -> None:
@@ -89,7 +89,7 @@ def test_going_back_embeds_only_what_changed_since(open_store: Opener) -> None:
     with open_store(embedder=first) as store:
         assert sorted(first.embedded) == ["a new text", "an edited text"]
         assert_all_vectors_are_of(store, first)
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_an_interrupted_rebuild_goes_on_where_it_stopped(open_store: Opener) -> None:
@@ -127,7 +127,7 @@ def test_an_open_store_follows_the_switch_of_another_one(open_store: Opener) -> 
     for store in (searcher, writer, editor, other):
         assert store.stats().dim == 128
         assert_all_vectors_are_of(store, HashEmbedder(128))
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_after_a_switch_to_an_embedder_of_another_program_hash_vectors_stand_in(
@@ -219,23 +219,23 @@ def test_writes_during_a_rebuild_are_not_lost(open_store: Opener) -> None:
         for step in range(5):
             query = f"edited during the rebuild {step}"
             assert store.search(query)[0].content == query
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_a_stale_vector_is_never_stored_under_an_edited_text(open_store: Opener) -> None:
     store = open_store()
     (id,) = store.add_many(["the old text"])
-    with store._open_database.write() as connection:
-        repository = Repository(connection, store._clock())
+    with store._session.database.write() as connection:
+        repository = Repository(connection, store._session.clock())
         space = repository.spaces.find_or_create(
             fingerprint="other", model="other", alias=None, dim=64
         )
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         pending = repository.spaces.pending_texts(space.id, limit=10)
     store.update(id, content="the new text")
     rows = np.eye(1, 64, dtype=np.float32)
-    with store._open_database.write() as connection:
-        repository = Repository(connection, store._clock())
+    with store._session.database.write() as connection:
+        repository = Repository(connection, store._session.clock())
         assert repository.spaces.store_vectors(space, pending, rows) == 0
         assert repository.spaces.pending_count(space.id) == 1
 
@@ -280,7 +280,7 @@ def test_a_lost_model_degrades_honestly_and_catches_up_when_it_is_back(
         assert back.search("a puppy napped on the couch")[0].id == ids[0]
         real = next(e for e in back.stats().spaces if e.space.state == "active")
         assert (real.space.dim, real.pending) == (384, 0)
-        assert back.check().ok
+        assert back.maintenance.check().ok
 
 
 def test_compact_by_a_fallback_keeps_the_space_that_it_answers_from(open_store: Opener) -> None:
@@ -291,11 +291,11 @@ def test_compact_by_a_fallback_keeps_the_space_that_it_answers_from(open_store: 
     with lost:
         assert lost.stats().degraded is not None
         before = [hit.id for hit in lost.search(TEXTS[1], mode="dense")]
-        assert lost.compact(keep_spaces=0).dropped == ()
+        assert lost.maintenance.compact(keep_spaces=0).dropped == ()
         assert [hit.id for hit in lost.search(TEXTS[1], mode="dense")] == before
         assert "hash" in [entry.space.model for entry in lost.stats().spaces]
     with open_store(embedder=Turned()) as back:
-        assert [space.model for space in back.compact().dropped] == ["hash"]
+        assert [space.model for space in back.maintenance.compact().dropped] == ["hash"]
 
 
 def test_strict_raises_instead_of_falling_back(open_store: Opener) -> None:
@@ -317,11 +317,11 @@ def test_a_hash_store_moves_to_its_model_when_that_can_be_had(open_store: Opener
 
 def test_vectors_handed_in_for_a_space_that_is_gone_are_refused(open_store: Opener) -> None:
     store = open_store()
-    batch = store._prepare(NewMemory("a", embedding=np.eye(1, 64)[0]), "error")
+    batch = store._adding.prepare(NewMemory("a", embedding=np.eye(1, 64)[0]), "error")
     store.add("something")
     store.reindex("mini")
     with pytest.raises(EmbedderMismatchError):
-        store._encode([batch])
+        store._adding.encode([batch])
     with pytest.raises(EmbedderMismatchError):
-        store._commit([batch])
+        store._adding.commit([batch])
     assert store.count() == 1

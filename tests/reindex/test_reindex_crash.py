@@ -202,5 +202,5 @@ def test_killed_workers_lose_nothing_and_cost_a_batch_each(tmp_path: Path, numbe
         assert store.search("number")[0].embedder == "hash"
         assert store.stats().dim == dim, "followed the switches"
         assert_all_vectors_are_of(store, HashEmbedder(dim))
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
     nursery.close()

@@ -294,7 +294,7 @@ def test_edits_and_deletes_leave_no_words_behind(made: MemoryStore) -> None:
     assert found(made, "北京") == ["北京 again"]
     made.delete([*ids.values()])
     assert all({*found(made, word)} <= {*OTHERS} for word in WRITTEN.values())
-    assert made.check().ok
+    assert made.maintenance.check().ok
 
 
 @each_tokenizer
@@ -314,7 +314,7 @@ def test_the_past_is_found_by_its_words(tmp_path: Path, tokenizer: Any, clock: C
             hits = store.search(word, as_of=before, mode="lexical")
             assert [hit.content for hit in hits] == [text]
             assert store.search(word, mode="lexical") == []
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_another_tokenizer_reads_all_texts_anew(open_store: Opener, clock: Clock) -> None:
@@ -325,8 +325,8 @@ def test_another_tokenizer_reads_all_texts_anew(open_store: Opener, clock: Clock
     clock.tick(1)
     store.update(ids[0], content="another text")
     for tokenizer in ("trigram", "porter", "unicode61", "trigram", None):
-        store.rebuild_words(tokenizer)
-        assert store.check().ok
+        store.maintenance.rebuild_fulltext(tokenizer)
+        assert store.maintenance.check().ok
         for text, word in {**CHANGED_BY_NORMALISATION, **WRITTEN, "it is ok": "ok"}.items():
             hits = store.search(word, mode="lexical", as_of=before)
             assert text in [hit.content for hit in hits]
@@ -337,13 +337,13 @@ def test_an_export_and_a_backup_bring_the_words_back(open_store: Opener, tmp_pat
     store = open_store()
     store.add_many([*WRITTEN])
     store.export_to(tmp_path / "all.jsonl")
-    store.backup(tmp_path / "kept.db")
+    store.maintenance.backup(tmp_path / "kept.db")
     with MemoryStore.open(
         tmp_path / "other", embedding_model="hash", settings=Settings(tokenizer="trigram")
     ) as other:
         other.import_from(tmp_path / "all.jsonl")
         assert [found(other, word) for word in WRITTEN.values()] == [[text] for text in WRITTEN]
-    MemoryStore.restore(tmp_path / "kept.db", tmp_path / "third")
+    MemoryStore(tmp_path / "third").maintenance.restore(tmp_path / "kept.db")
     with MemoryStore.open(tmp_path / "third", embedding_model="hash", embedding_dim=64) as third:
         assert [found(third, word) for word in WRITTEN.values()] == [[text] for text in WRITTEN]
 
@@ -352,30 +352,30 @@ def test_what_is_recovered_has_its_words_whatever_became_of_the_folds(tmp_path: 
     with MemoryStore.open(tmp_path, embedding_model="hash", embedding_dim=32) as store:
         ids = store.add_many([*WRITTEN])
         store.update(ids[0], content="北京 again")
-        with store._writer() as repository:
+        with store._session.writer() as repository:
             for table in ("memories", "versions"):
                 repository.connection.exec_driver_sql(
                     f"UPDATE {table} SET folded = CAST(x'fffe' AS TEXT) WHERE folded NOT NULL"
                 )
-    assert MemoryStore.recover(tmp_path).memories == len(WRITTEN)
+    assert MemoryStore(tmp_path).maintenance.recover().memories == len(WRITTEN)
     with MemoryStore.open(tmp_path, embedding_model="hash", embedding_dim=32) as store:
         assert found(store, "🚀") == ["launch 🚀 done"]
         assert found(store, "北京") == ["北京 again"]
-        assert store.check().ok
+        assert store.maintenance.check().ok
         assert store.history(ids[0])[0].memory.content == "北京是首都"
 
 
 def test_texts_that_another_program_wrote_are_found_wrong_and_read_anew(store: MemoryStore) -> None:
     store.add_many([*WRITTEN])
-    with store._writer() as repository:
+    with store._session.writer() as repository:
         repository.connection.exec_driver_sql("UPDATE memories SET folded = NULL")
-    (problem,) = store.check().problems
+    (problem,) = store.maintenance.check().problems
     assert (problem.kind, problem.repaired) == ("words", False)
     assert "4 texts" in problem.detail
     assert "kronos doctor --repair" in problem.detail
-    (problem,) = store.check(repair=True).problems
+    (problem,) = store.maintenance.check(repair=True).problems
     assert problem.repaired
-    assert store.check().ok
+    assert store.maintenance.check().ok
     assert found(store, "🚀") == ["launch 🚀 done"]
 
 
@@ -383,7 +383,7 @@ def test_compact_leaves_nothing_of_a_deleted_fold(open_store: Opener, tmp_path: 
     store = open_store()
     kept, gone = store.add_many(["北京是首都", "세종대왕은 왕이다"])
     store.delete(gone)
-    store.compact()
+    store.maintenance.compact()
     store.close()
     data = (tmp_path / "store" / "kronos.db").read_bytes()
     assert "세종대왕".encode() not in data

@@ -160,7 +160,7 @@ def test_a_changed_model_searches_the_past_as_well(open_store: Opener, clock: Cl
     hits = changed.search("quantum bread", as_of=between)
     assert [hit.content for hit in hits] == ["quantum bread", "a violin in the harbour"]
     # Its vectors were kept for the next time, and go with the space.
-    with changed._reader() as repository:
+    with changed._session.reader() as repository:
         from sqlalchemy import func, select
 
         from kronos.db.tables import past_vectors
@@ -215,7 +215,7 @@ def test_a_deleted_memory_is_remembered_until_compact(
     assert len(store.history(gone)) == 1
     with pytest.raises(NotFoundError):
         store.get(gone)
-    store.compact()
+    store.maintenance.compact()
     assert store.find(gone, as_of=before) is None
     assert store.search("glowworm", as_of=before, mode="lexical") == []
     with pytest.raises(NotFoundError):
@@ -281,4 +281,4 @@ def test_upsert_takes_the_place_of_an_id_or_of_a_text(store: MemoryStore, clock:
     assert other != id
     assert store.upsert("wasps") == id
     assert store.upsert("hornets", id="named") == "named"
-    assert store.check().ok
+    assert store.maintenance.check().ok

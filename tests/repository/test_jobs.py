@@ -73,21 +73,21 @@ def test_texts_that_cannot_be_embedded_are_skipped_named_and_keep_the_switch_bac
         open_store(embedder=embedder, settings=SMALL)
     with open_store() as store:
         assert store.search(TEXTS[3])[0].embedder == "hash", "the space before still answers"
-        (job,) = store.jobs()
+        (job,) = store.models.jobs()
         assert (job.state, job.done, job.pending, job.failed) == ("failed", len(TEXTS), 3, 3)
-        failures = {failure.memory_ids: failure.error for failure in store.failures()}
+        failures = {failure.memory_ids: failure.error for failure in store.models.failures()}
         assert failures.keys() == {(ids[-3], ids[-1]), (ids[-2],)}
         assert "cannot read this" in failures[ids[-3], ids[-1]]
         assert "NaN" in failures[(ids[-2],)]
         with pytest.raises(ModelLoadError, match="made by picky"):
-            store.resume_reindex()
+            store.models.resume()
 
     with open_store(embedder=embedder, on_model_change="background") as store:
-        store._jobs.wait()
-        report = store.activate_reindex(allow_failed=True)
+        store._session.jobs.wait()
+        report = store.models.activate(allow_failed=True)
         assert (report.state, report.activated, report.failed) == ("done", True, 3)
         assert store.search(TEXTS[3])[0].content == TEXTS[3]
-        assert store.check().problems[0].kind == "pending"
+        assert store.maintenance.check().problems[0].kind == "pending"
     embedder.embedded.clear()
     with open_store(embedder=embedder) as store:
         store.search("cats")
@@ -111,7 +111,7 @@ def test_an_embedder_that_fails_on_everything_is_broken_and_no_text_is_blamed(
             open_store(embedder=embedder, settings=SMALL)
     assert len(embedder.sizes) < 60
     with open_store() as store:
-        (job,) = store.jobs()
+        (job,) = store.models.jobs()
         assert (job.state, job.failed, job.attempts, job.workers) == ("open", 0, 2, 0)
         assert "cannot read this" in str(job.last_error)
 
@@ -137,7 +137,7 @@ def test_equal_texts_are_embedded_once(open_store: Opener) -> None:
     with open_store(embedder=embedder, settings=SMALL) as store:
         assert sorted(embedder.embedded) == sorted(TEXTS)
         assert_all_vectors_are_of(store, Turned(48))
-        (job, *_) = store.jobs()
+        (job, *_) = store.models.jobs()
         assert (job.done, job.embedded, job.pending) == (3 * len(TEXTS), len(TEXTS), 0)
 
 
@@ -150,7 +150,7 @@ def test_threads_share_a_job_and_no_text_is_done_twice(open_store: Opener) -> No
     store.add_many(texts)
     embedder = Turned(48)
     other = open_store(embedding_model=None)
-    other._load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
+    other._session.embedders.load = lambda model, **_: embedder  # type: ignore[method-assign,assignment]
     report = other.reindex("anything", workers=3, batch_size=16)
     assert (report.state, report.embedded) == ("done", 400)
     assert sorted(embedder.embedded) == sorted(texts)
@@ -232,21 +232,21 @@ def test_what_a_dead_process_had_in_hand_is_taken_over_at_once(
     with open_store(embedding_model=None, embedding_dim=384) as store:
         (job,) = store.stats().jobs
         assert (job.state, job.workers) == ("open", 0)
-        with store._reader() as repository:
+        with store._session.reader() as repository:
             assert repository.jobs._connection.exec_driver_sql(
                 "SELECT count(*) FROM leases"
             ).scalar_one() in (1, 2)
         started = time.monotonic()
         assert store.reindex("hash").state == "done"
         assert time.monotonic() - started < 30, "half of what a lease lasts"
-        assert store.jobs()[0].attempts == 2
+        assert store.models.jobs()[0].attempts == 2
 
 
 def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: Opener) -> None:
     with open_store() as store:
         store.add_many(TEXTS)
     with open_store(embedding_model=None) as store:
-        resolver = store._resolver(store._open_database)
+        resolver = store._session.resolver
         job = resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
         with job.writing() as repository:
             texts = repository.spaces.pending_texts(job.space.id, limit=10)
@@ -258,7 +258,7 @@ def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: O
                 lease_s=1.0,
             )
         assert claimed
-        assert store.jobs()[0].workers == 1
+        assert store.models.jobs()[0].workers == 1
         started = time.monotonic()
         report = job.run()
         assert time.monotonic() - started > 0.5
@@ -268,9 +268,7 @@ def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: O
 def test_a_claim_moves_the_cursor_by_compare_and_set(open_store: Opener) -> None:
     store = open_store()
     store.add_many(TEXTS)
-    job = store._resolver(store._open_database).job(
-        HashEmbedder(48), alias="hash", options=JobOptions()
-    )
+    job = store._session.resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
     with job.reading() as repository:
         seen = repository.jobs.position(job.id)
         last = repository.spaces.pending_texts(job.space.id, limit=10)[-1].content_hash
@@ -339,13 +337,13 @@ def test_a_job_is_stopped_resumed_and_counts_on(open_store: Opener) -> None:
     assert report.pending == len(TEXTS) - report.embedded
     (job,) = store.stats().jobs
     assert (job.done, job.total, job.workers) == (report.embedded, len(TEXTS), 0)
-    rest = store.resume_reindex()
+    rest = store.models.resume()
     assert (rest.state, rest.activated) == ("done", True)
     assert rest.embedded == len(TEXTS) - report.embedded
     assert store.search("cats", limit=1)[0].embedder.endswith("MiniLM-L6-v2")
-    assert store.jobs()[0].attempts == 2
+    assert store.models.jobs()[0].attempts == 2
     with pytest.raises(NotFoundError, match="no reindex is unfinished"):
-        store.resume_reindex()
+        store.models.resume()
 
 
 def test_no_switch_happens_before_it_is_asked_for(open_store: Opener) -> None:
@@ -354,23 +352,23 @@ def test_no_switch_happens_before_it_is_asked_for(open_store: Opener) -> None:
     report = store.reindex("mini", activate=False)
     assert (report.state, report.activated, report.pending) == ("ready", False, 0)
     assert store.search("cats", limit=1)[0].embedder == "hash"
-    store.compact(keep_spaces=0)
+    store.maintenance.compact(keep_spaces=0)
     store.update(ids[0], content="changed meanwhile")
-    report = store.activate_reindex()
+    report = store.models.activate()
     assert (report.state, report.activated, report.embedded) == ("done", True, 1)
 
 
 def test_cancelling_ends_the_workers_wherever_they_are(open_store: Opener) -> None:
     store, other = open_store(), open_store()
     store.add_many(TEXTS)
-    report = store.reindex("mini", batch_size=8, progress=lambda _: other.cancel_reindex())
+    report = store.reindex("mini", batch_size=8, progress=lambda _: other.models.cancel())
     assert (report.state, report.activated) == ("cancelled", False)
     assert report.pending > 0
     assert store.search("cats", limit=1)[0].embedder == "hash"
     assert store.stats().jobs == ()
     with pytest.raises(NotFoundError):
-        other.cancel_reindex()
-    assert [space.alias for space in store.compact().dropped] == ["mini"]
+        other.models.cancel()
+    assert [space.alias for space in store.maintenance.compact().dropped] == ["mini"]
 
 
 def test_of_two_changes_the_last_one_counts(open_store: Opener) -> None:
@@ -379,7 +377,7 @@ def test_of_two_changes_the_last_one_counts(open_store: Opener) -> None:
     stop, progress = stopped_after(1)
     store.reindex("mini", batch_size=8, stop=stop, progress=progress)
     with open_store(embedding_dim=128) as wider:
-        states = {job.space.dim: job.state for job in wider.jobs()}
+        states = {job.space.dim: job.state for job in wider.models.jobs()}
         assert states == {384: "cancelled", 128: "done"}
     assert store.search("cats")
     assert store.stats().dim == 128
@@ -407,13 +405,13 @@ def test_rollback_pays_only_for_what_changed_since(open_store: Opener) -> None:
         store.add("new")
         store.delete(ids[1])
         with pytest.raises(ModelLoadError, match="made by first"):
-            store.rollback()
+            store.models.rollback()
         assert store.search("edited", limit=1)[0].embedder == "second"
     first.embedded.clear()
     with pytest.warns(KronosWarning, match="those of second"):
         store = open_store(embedder=first, on_model_change="background")
     with store:
-        store._jobs.wait()
+        store._session.jobs.wait()
         assert sorted(first.embedded) == ["edited", "new"]
         assert store.search("edited", limit=1)[0].id == ids[0]
         assert_all_vectors_are_of(store, Turned(48))
@@ -423,7 +421,7 @@ def test_rollback_without_a_space_to_go_back_to_says_so(open_store: Opener) -> N
     store = open_store()
     store.add_many(TEXTS)
     with pytest.raises(NotFoundError, match="no space to roll back to"):
-        store.rollback()
+        store.models.rollback()
 
 
 def test_a_plan_writes_nothing_and_is_near_the_truth(open_store: Opener) -> None:
@@ -431,20 +429,20 @@ def test_a_plan_writes_nothing_and_is_near_the_truth(open_store: Opener) -> None
     texts = [f"{text}, and again {i}" for i in range(20) for text in TEXTS]
     store.add_many([*texts, *texts[:100]])
     before = store.stats()
-    plan = store.plan_reindex("mini")
+    plan = store.models.plan("mini")
     assert store.stats() == before
     assert (plan.memories, plan.texts, plan.dim) == (len(texts) + 100, len(texts), 384)
     assert plan.tokens is not None
     assert 8 * len(texts) < plan.tokens < 20 * len(texts)
     assert plan.seconds > 0
-    wide = store.plan_reindex("hash")
+    wide = store.models.plan("hash")
     assert (wide.memories, wide.texts, wide.tokens, wide.disk_bytes) == (0, 0, None, 0)
     size = store.stats().database_bytes
-    store.compact()
+    store.maintenance.compact()
     size = store.stats().database_bytes
-    store._load = lambda model, **_: HashEmbedder(384)  # type: ignore[method-assign,assignment]
+    store._session.embedders.load = lambda model, **_: HashEmbedder(384)  # type: ignore[method-assign,assignment]
     store.reindex("anything", keep_old=True)
-    store.compact(keep_spaces=5)
+    store.maintenance.compact(keep_spaces=5)
     assert store.stats().database_bytes - size == pytest.approx(plan.disk_bytes, rel=0.15)
 
 
@@ -476,12 +474,12 @@ def test_in_the_background_the_old_space_answers_until_the_switch(open_store: Op
         new = store.add("added meanwhile")
         assert store.search("added meanwhile", limit=1)[0].id == new
         embedder.gate.set()
-        store._jobs.wait()
+        store._session.jobs.wait()
         for text, id in (("added meanwhile", new), ("edited meanwhile", ids[0])):
             hit = store.search(text, limit=1)[0]
             assert (hit.embedder, hit.id) == ("gated", id)
         assert_all_vectors_are_of(store, Turned(48))
-        assert store.check().ok
+        assert store.maintenance.check().ok
 
 
 def test_a_store_that_closes_leaves_its_background_job_to_be_resumed(open_store: Opener) -> None:
@@ -540,10 +538,10 @@ def test_a_task_that_is_cancelled_leaves_its_job_open(tmp_path: Path) -> None:
                 await task
             (job,) = (await memory.stats()).jobs
             assert job.state == "open"
-            report = await memory.resume_reindex()
+            report = await memory.models.resume()
             assert (report.state, report.pending) == ("done", 0)
             assert (await memory.search("cats", limit=1))[0].embedder.endswith("MiniLM-L6-v2")
-            assert (await memory.rollback()).embedded == 0
+            assert (await memory.models.rollback()).embedded == 0
             assert (await memory.search("cats", limit=1))[0].embedder == "hash"
 
     asyncio.run(run())
@@ -583,11 +581,11 @@ def test_what_a_degraded_process_writes_is_found_by_one_that_has_the_model(
     other = healthy.add("Violins are made of spruce and maple.")
     assert lost.search("violins maple", limit=1)[0].id == other
     assert lost.stats().spaces[0].space.state == "active"
-    assert healthy.check().ok
+    assert healthy.maintenance.check().ok
     # Many texts are left to a job, and the search does not wait for it.
     lost.add_many([f"note number {i} about rye" for i in range(100)])
     assert healthy.search("baking a loaf", limit=1)
-    healthy._jobs.wait()
+    healthy._session.jobs.wait()
     assert [entry.pending for entry in healthy.stats().spaces if entry.space.dim == 384] == [0]
 
 
@@ -600,7 +598,7 @@ def test_a_search_does_not_fail_because_it_cannot_embed_what_is_pending(
     with pytest.warns(KronosWarning):
         lost = open_store(embedding_model="mini")
     new = lost.add("Rye bread needs a sour dough.")
-    with lost._open_database.write():  # another writer is at work
+    with lost._session.database.write():  # another writer is at work
         assert [hit.id for hit in healthy.search("a loaf", mode="dense")] == [old]
         # By its words it is found all the same.
         assert healthy.search("rye bread", mode="lexical")[0].id == new
@@ -616,7 +614,7 @@ def test_a_degraded_store_lives_on_when_its_hash_space_is_dropped(
     with pytest.warns(KronosWarning):
         lost = open_store(embedding_model="mini")
     assert lost.search("cat", limit=1)[0].embedder == "hash"
-    assert [space.model for space in healthy.compact().dropped] == ["hash"]
+    assert [space.model for space in healthy.maintenance.compact().dropped] == ["hash"]
     with pytest.warns(KronosWarning, match="hash vectors answer in its place"):
         lost.add("Rye bread needs a sour dough.")
     assert lost.search("rye bread", limit=1)[0].content.startswith("Rye")
@@ -672,7 +670,7 @@ def test_the_same_name_with_other_weights_is_a_model_change(
         # The weights of the first one are gone: nothing claims to be them.
         store.update(id, content="The dog slept on the sofa.")
         with pytest.raises(ModelLoadError, match="has other weights"):
-            store.rollback()
+            store.models.rollback()
 
 
 # -- Old spaces ---------------------------------------------------------------------------------
@@ -687,10 +685,10 @@ def test_so_many_retired_spaces_are_kept_as_wished(open_store: Opener) -> None:
     assert dims == [65, 66, 67]
     with open_store(embedding_dim=68, settings=Settings(keep_spaces=0)) as store:
         assert [entry.space.dim for entry in store.stats().spaces] == [68]
-        store._load = lambda model, **_: HashEmbedder(69)  # type: ignore[method-assign,assignment]
+        store._session.embedders.load = lambda model, **_: HashEmbedder(69)  # type: ignore[method-assign,assignment]
         store.reindex("anything", keep_old=True)
         assert [entry.space.dim for entry in store.stats().spaces] == [68, 69]
-        assert [space.dim for space in store.compact().dropped] == [68]
+        assert [space.dim for space in store.maintenance.compact().dropped] == [68]
 
 
 def test_the_id_of_a_dropped_space_never_comes_back(open_store: Opener) -> None:
@@ -710,28 +708,28 @@ def test_dropped_spaces_give_their_bytes_back(tmp_path: Path, open_store: Opener
     folder = tmp_path / "store"
     store = open_store()
     store.add_many(f"text number {i}" for i in range(2000))
-    store.compact()
+    store.maintenance.compact()
     before = bytes_on_disk(folder)
-    store._load = lambda model, **_: HashEmbedder(768)  # type: ignore[method-assign,assignment]
+    store._session.embedders.load = lambda model, **_: HashEmbedder(768)  # type: ignore[method-assign,assignment]
     store.reindex("anything")
     store.search("number")
-    store._serving.replica.save()
-    store.rollback()
+    store._session.serving.replica.save()
+    store.models.rollback()
     store.search("number")
-    store._serving.replica.save()
+    store._session.serving.replica.save()
     assert len(list((folder / "index").iterdir())) == 2
-    store.compact(keep_spaces=1)
+    store.maintenance.compact(keep_spaces=1)
     assert len(list((folder / "index").iterdir())) == 1, "only of the space that serves"
     wide = bytes_on_disk(folder)
     assert wide > before + 2000 * 4 * 768
     reader = open_store()
     reader.search("number")
-    report = store.compact(keep_spaces=0)
+    report = store.maintenance.compact(keep_spaces=0)
     assert bytes_on_disk(folder) < before * 1.05
     assert len(list((folder / "index").iterdir())) == 1, "its snapshot went with it"
     assert report.bytes_before - report.bytes_after > 2000 * 4 * 768
     assert reader.search("text number 7", limit=1)[0].content == "text number 7"
-    assert store.check().ok
+    assert store.maintenance.check().ok
 
 
 def test_a_database_of_the_first_schema_gives_its_bytes_back_too(tmp_path: Path) -> None:
@@ -746,13 +744,13 @@ def test_a_database_of_the_first_schema_gives_its_bytes_back_too(tmp_path: Path)
         clock=lambda: datetime(2025, 1, 1, tzinfo=timezone.utc),  # nothing in it has expired yet
     ) as store:
         before = store.stats()
-        dropped = store.compact(keep_spaces=5).dropped
+        dropped = store.maintenance.compact(keep_spaces=5).dropped
         after = store.stats()
         assert [space.state for space in dropped] == ["building"], "no job builds it"
         assert [(e.space.id, e.space.state, e.vectors) for e in after.spaces] == [
             (e.space.id, e.space.state, e.vectors) for e in before.spaces if e.space not in dropped
         ]
-        with store._reader() as repository:
+        with store._session.reader() as repository:
             mode = repository._connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one()
         assert mode == 2
-        assert store._open_database.problems() == []
+        assert store._session.database.problems() == []

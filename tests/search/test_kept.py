@@ -31,13 +31,13 @@ from tests.search.oracle import matches
 
 
 def at_hand(store: MemoryStore, sets: KeySets, asked: Any, **options: Any) -> KeySet:
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         found: KeySet = sets.at_hand(repository, repository.head().seq, asked, **options)
         return found
 
 
 def learnt(store: MemoryStore, sets: KeySets, asked: Any) -> KeySet:
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         found: KeySet = sets.learn(repository, asked)
         return found
 
@@ -53,7 +53,7 @@ def test_of_too_many_keys_those_used_last_are_kept(
             asked = Matching(Selection.of(None, F.n < below))
             found = learnt(store, sets, asked).keys
             assert found is not None
-            with store._reader() as repository:
+            with store._session.reader() as repository:
                 np.testing.assert_array_equal(found, repository.keys(None, asked.selection))
             assert not found.flags.writeable
             assert at_hand(store, sets, asked).keys is found
@@ -109,7 +109,7 @@ def test_a_transaction_that_sees_less_than_is_kept_takes_none_of_it(open_store: 
     store.add("one", metadata={"n": 1})
     asked = Matching(Selection.of(None, F.n < 10))
     learnt(store, sets, asked)
-    with store._reader() as before:
+    with store._session.reader() as before:
         head = before.head().seq
         store.add("two", metadata={"n": 2})
         assert at_hand(store, sets, asked).count == 2
@@ -244,16 +244,16 @@ class KeptMachine(RuleBasedStateMachine):
     @rule(forgets=st.booleans())
     def compact(self, forgets: bool) -> None:
         """What is forgotten was never there, as far as anybody can tell."""
-        self.other.compact(forget_before=self.clock.now if forgets else None)
+        self.other.maintenance.compact(forget_before=self.clock.now if forgets else None)
         self.forgotten = [moment for moment, _ in self.then[-2:]]
         self.then.clear()
 
     @rule()
     def restore(self) -> None:
-        kept_aside = self.other.backup(self.folder / f"{random.random()}.bak")
+        kept_aside = self.other.maintenance.backup(self.folder / f"{random.random()}.bak")
         self.other.add("lost again", id="m0", on_conflict="replace")
         self.sets_agree()
-        MemoryStore.restore(kept_aside, self.folder)
+        MemoryStore(self.folder).maintenance.restore(kept_aside)
 
     @invariant()
     def sets_agree(self) -> None:
@@ -303,7 +303,7 @@ class KeptMachine(RuleBasedStateMachine):
 
     def both(self, asked: Any) -> KeySet:
         """The same whether it was followed or is found anew."""
-        with self.store._reader() as repository:
+        with self.store._session.reader() as repository:
             head = repository.head().seq
             try:
                 followed: KeySet = self.sets.at_hand(repository, head, asked, exact=True)
@@ -322,7 +322,7 @@ class KeptMachine(RuleBasedStateMachine):
 
     def ids_of(self, found: KeySet, moment: Any = None) -> Iterator[str]:
         assert found.keys is not None
-        with self.store._reader_of(moment) as rows:
+        with self.store._session.reader_of(moment) as rows:
             memories = rows.by_keys(found.keys)
         assert len(memories) == found.count
         return iter([memories[key].id for key in found.keys.tolist()])
@@ -371,7 +371,7 @@ def test_what_compact_forgot_is_in_no_moment_that_was_asked_for(
     assert store.count(as_of=then) == 2
     assert len(store.search("what", as_of=then)) == 2
     clock.tick(1)
-    other.compact(forget_before=clock.now)
+    other.maintenance.compact(forget_before=clock.now)
     assert store.count(as_of=then) == 1
     assert [memory.id for memory in store.list(as_of=then)] == [kept_one]
     assert [hit.id for hit in store.search("what", as_of=then)] == [kept_one]

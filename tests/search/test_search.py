@@ -166,10 +166,10 @@ def test_a_database_that_was_put_back_has_its_own_matches(
 ) -> None:
     store = open_store()
     id = store.add("bees on the roof", metadata={"n": 1})
-    kept = store.backup(tmp_path / "kept.db")
+    kept = store.maintenance.backup(tmp_path / "kept.db")
     store.update(id, metadata={"n": 2})
     assert store.search("bees", where={"n": 1}) == []
-    MemoryStore.restore(kept, tmp_path / "store")
+    MemoryStore(tmp_path / "store").maintenance.restore(kept)
     assert [hit.id for hit in store.search("bees", where={"n": 1})] == [id]
     assert store.search("bees", where={"n": 2}) == []
 
@@ -253,7 +253,7 @@ def test_changed_and_deleted_texts_leave_no_words(store: MemoryStore) -> None:
     store.delete(deleted)
     assert [hit.id for hit in store.search("bees", mode="lexical")] == [kept]
     assert [hit.id for hit in store.search("wasps", mode="lexical")] == [changed]
-    assert store.check().ok
+    assert store.maintenance.check().ok
 
 
 @pytest.mark.parametrize(
@@ -272,12 +272,12 @@ def test_a_store_cuts_texts_as_it_was_asked_to(
     assert {word: bool(store.search(word, mode="lexical")) for word in finds} == finds
     # The way belongs to the store, not to whoever opens it.
     assert {word: bool(open_store().search(word, mode="lexical")) for word in finds} == finds
-    store.rebuild_words("porter")
+    store.maintenance.rebuild_fulltext("porter")
     assert store.search("runs", mode="lexical")
     store.add("He runs.")
     assert len(store.search("running", mode="lexical")) == 2
     with pytest.raises(InputError, match="tokenizer"):
-        store.rebuild_words("latin")  # type: ignore[arg-type]
+        store.maintenance.rebuild_fulltext("latin")  # type: ignore[arg-type]
 
 
 def test_a_question_of_frequent_words_is_cut_to_the_rarest(

@@ -190,10 +190,10 @@ def test_near_without_an_embedder_takes_the_vectors_that_are_there(
     assert store.search(near="m0", limit=1)[0].id == "m1"
     scores = [hit.score for hit in store.search(near="m0", as_of=then)]
     assert scores == pytest.approx([scores[0]] * 3)
-    with store._writer() as repository:
+    with store._session.writer() as repository:
         entry = repository.entry("m1")
         assert entry is not None
-        repository.spaces.make_pending(store._serving.space, np.array([entry.key]))
+        repository.spaces.make_pending(store._session.serving.space, np.array([entry.key]))
     with pytest.raises(NoEmbedderError, match="'m1' has no vector"):
         store.search(near="m1")
     assert store.search(near="m1", mode="lexical")

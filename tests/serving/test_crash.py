@@ -91,7 +91,7 @@ def assert_nothing_lost(folder: Path, said: Acknowledged) -> None:
         assert not said.deleted & set(held), "risen from the dead"
         for tag in said.edited & set(held):
             assert held[tag][f"{tag}-0"] == f"edited {tag}", "a lost edit"
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         # Each text has words that no other has, so that it alone can come first.
         for tag in list(held)[-3:]:
             (best,) = store.search(held[tag][f"{tag}-7"], limit=1)

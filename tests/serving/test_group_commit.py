@@ -51,7 +51,7 @@ class Crowd:
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         """Let a thread call, and wait until it stands in the queue behind the others."""
-        writes = self._store._writes
+        writes = self._store._session.write_all
         self.calls.append(self._pool.submit(function, *args, **kwargs))
         # The first one leads: it has left the queue and waits for the writer.
         while writes._leader is None or len(writes._queue) < len(self.calls) - 1:
@@ -63,7 +63,7 @@ class Crowd:
 def crowd(store: MemoryStore) -> Iterator[Crowd]:
     """The first call waits for a writer, and the others become one group, until the end."""
     with ThreadPoolExecutor(THREADS) as pool:
-        with store._writing:
+        with store._session._writing:
             yield (crowd := Crowd(store, pool))
         for call in crowd.calls:
             call.exception(timeout=20)
@@ -87,7 +87,7 @@ def test_writes_that_come_at_once_share_a_commit(store: MemoryStore) -> None:
     assert commits(store) - before == 2, "the first call's, and that of all who waited"
     assert [call.result() for call in all_at_once.calls] == [f"m{n}" for n in range(THREADS)]
     assert [memory.id for memory in store.list()] == [f"m{n}" for n in range(THREADS)]
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_a_lone_write_has_a_commit_of_its_own(store: MemoryStore) -> None:
@@ -111,7 +111,7 @@ def test_writes_are_made_in_the_order_in_which_they_came(store: MemoryStore, clo
     assert store.get("x").metadata == {"n": 5}
     found = [version.memory.content for version in store.history("x")]
     assert found == ["first", "second", "third", "fourth", "fourth"]
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_a_refused_write_is_refused_alone(store: MemoryStore) -> None:
@@ -149,7 +149,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_costs_the_others_nothing
     with crowd(store) as all_at_once:
         all_at_once.call(store.add, "of somebody else")
         all_at_once.call(store.add, "before it", id="before")
-        failed = all_at_once.call(store._write, half)
+        failed = all_at_once.call(store._session.write, half)
         all_at_once.call(store.add, "behind it", id="behind")
     assert failed.exception() is error
     assert [call.exception() for call in all_at_once.calls].count(None) == 3
@@ -157,7 +157,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_costs_the_others_nothing
     assert store.get("old").content == "here before"
     assert len(store.history("old")) == 1
     assert store.stats().seq == before + 3, "no number was lost"
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_upserts_of_one_text_that_come_at_once_make_one_memory(store: MemoryStore) -> None:
@@ -172,13 +172,13 @@ def test_a_large_batch_goes_alone_and_a_small_write_waits_for_one_of_them_at_mos
     store: MemoryStore,
 ) -> None:
     groups: list[int] = []
-    work = store._writes._work
+    work = store._session.write_all._work
 
     def counted(writes: Any) -> Any:
         groups.append(len(writes))
         return work(writes)
 
-    store._writes._work = counted
+    store._session.write_all._work = counted
     many = [f"text {number}" for number in range(MOST_ROWS)]
     with crowd(store) as all_at_once:
         all_at_once.call(store.add, "the first one")
@@ -219,7 +219,7 @@ def test_writes_embedded_for_a_space_that_is_left_meanwhile_are_embedded_anew(
     assert stats.dim == 96
     assert next(each for each in stats.spaces if each.space.state == "active").pending == 0
     assert store.search("an edit", mode="dense", limit=1)[0].id == "m3"
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 # -- The law: together is one by one --------------------------------------------------------------
@@ -240,9 +240,9 @@ steps = st.one_of(
 
 def as_write(store: MemoryStore, step: tuple[Any, Any, Any, Any]) -> Write:
     kind, first, second, on_conflict = step
-    serving = store._serving
+    serving = store._session.serving
     if kind in ("add", "upsert"):
-        batch = store._prepare(
+        batch = store._adding.prepare(
             {"content": second, "id": first},
             on_conflict or "replace",
             match_content=kind == "upsert",
@@ -253,7 +253,7 @@ def as_write(store: MemoryStore, step: tuple[Any, Any, Any, Any]) -> Write:
     if kind == "update":
         changed: dict[str, Any] = {"metadata": {"n": 1}} if second is None else {"content": second}
         values = {"content": ..., "metadata": ..., "importance": ..., "expires_at": ...} | changed
-        change = store._encode_change(store._check_change(first, **values))
+        change = store._changing.encode(store._changing.check(first, **values))
         return Change(change.make, change.serving)
     if kind == "delete":
         return Change(lambda repository: repository.delete_ids([first]), None)
@@ -307,16 +307,16 @@ def test_what_is_written_together_comes_out_as_if_written_one_by_one(
         ):
             for store in (together, apart):
                 store.add("cats", id="a")
-            at_once = together._write_together([as_write(together, step) for step in plan])
+            at_once = together._session._write_together([as_write(together, step) for step in plan])
             one_by_one = []
             for step in plan:
                 try:
-                    one_by_one += apart._write_together([as_write(apart, step)])
+                    one_by_one += apart._session._write_together([as_write(apart, step)])
                 except KronosError as exc:
                     one_by_one.append(exc)
             assert [told(each) for each in at_once] == [told(each) for each in one_by_one]
             assert state_of(together) == state_of(apart)
-            assert together.check().problems == ()
+            assert together.maintenance.check().problems == ()
     finally:
         shutil.rmtree(folder)
 
@@ -373,7 +373,7 @@ def test_sixty_four_threads_each_get_what_they_wrote_and_their_own_errors(
     expected = {id: text for caller in callers for id, text in caller.texts.items()}
     assert {memory.id: memory.content for memory in store.iterate()} == expected
     assert commits(store) - before < THREADS * 12 / 2, "they did share commits"
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     for id, text in random.Random(0).sample([*expected.items()], 10):
         assert text in {hit.content for hit in store.search(text, limit=20)}, id
 
@@ -388,7 +388,7 @@ def test_threads_and_tasks_share_one_store(tmp_path: Path) -> None:
             edits = [memory.add_many([f"few {number}", f"more {number}"]) for number in range(10)]
             await asyncio.gather(*threads, *tasks, *edits)
             assert await memory.count() == 60
-            assert (await memory.check()).problems == ()
+            assert (await memory.maintenance.check()).problems == ()
 
     asyncio.run(scenario())
 
@@ -447,7 +447,7 @@ def test_killed_in_the_middle_of_shared_commits_nothing_acknowledged_is_lost(
             assert held.get(id) in texts, "lost, stale or risen"
         for id in held.keys() - allowed.keys():
             assert held[id] == f"{id} first", "written, and killed before it was acknowledged"
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
     assert allowed
 
 
@@ -455,7 +455,7 @@ def test_an_interrupted_leader_leaves_the_others_served(store: MemoryStore) -> N
     class Interrupted(BaseException):
         """As Control-C."""
 
-    work, interrupted = store._writes._work, threading.Event()
+    work, interrupted = store._session.write_all._work, threading.Event()
 
     def once(writes: Any) -> Any:
         if len(writes) > 1 and not interrupted.is_set():
@@ -463,7 +463,7 @@ def test_an_interrupted_leader_leaves_the_others_served(store: MemoryStore) -> N
             raise Interrupted
         return work(writes)
 
-    store._writes._work = once
+    store._session.write_all._work = once
     with crowd(store) as all_at_once:
         for number in range(10):
             all_at_once.call(store.add, f"text {number}", id=f"m{number}")

@@ -141,7 +141,7 @@ def test_a_search_is_answered_whenever_the_model_changes(
                 assert found == expected(name, search)
             if "past" in name:
                 assert not any("bread changed" in hit.content for hit in hits)
-            assert store.check().ok
+            assert store.maintenance.check().ok
             if not moments.reached:
                 break
             if name == "vector":
@@ -172,7 +172,7 @@ def test_a_search_of_the_past_never_raises_what_only_kronos_knows(open_store: Op
     one, other = Own("one"), Own("other")
     store = open_store(embedder=one)
     id = store.add("old text")
-    clock: Any = store._clock
+    clock: Any = store._session.clock
     then = clock()
     clock.tick(1)
     store.update(id, content="new text")

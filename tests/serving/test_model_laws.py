@@ -170,9 +170,9 @@ class ModelMachine(RuleBasedStateMachine):
     def kill_and_reopen(self, model: str, second: bool) -> None:
         # What a kill leaves behind: the committed rows, and no snapshot of the last changes.
         before, store = self.active(), self.pick(second)
-        store._jobs.stop()
-        store._open_database.close()
-        store._database = None
+        store._session.jobs.stop()
+        store._session.database.close()
+        store._session._database = None
         self.open_again(before, model, second, "rebuild")
 
     def open_again(self, before: Space, model: str, second: bool, on_model_change: str) -> None:
@@ -181,7 +181,7 @@ class ModelMachine(RuleBasedStateMachine):
             self.second = store
         else:
             self.first = store
-        store._jobs.wait()
+        store._session.jobs.wait()
         if model in self.lost and before.model != "hash":
             assert self.active() == before, "a fallback took the place of a model"
             assert store.stats().degraded or before.model == store.stats().embedder
@@ -210,23 +210,23 @@ class ModelMachine(RuleBasedStateMachine):
 
     @rule(second=either)
     def activate(self, second: bool) -> None:
-        self.may_fail(self.pick(second).activate_reindex)
+        self.may_fail(self.pick(second).models.activate)
 
     @rule(second=either)
     def resume(self, second: bool) -> None:
-        self.may_fail(self.pick(second).resume_reindex)
+        self.may_fail(self.pick(second).models.resume)
 
     @rule(second=either)
     def cancel(self, second: bool) -> None:
-        self.may_fail(self.pick(second).cancel_reindex)
+        self.may_fail(self.pick(second).models.cancel)
 
     @rule(second=either)
     def rollback(self, second: bool) -> None:
-        self.may_fail(self.pick(second).rollback)
+        self.may_fail(self.pick(second).models.rollback)
 
     @rule(second=either, keep=st.integers(0, 1))
     def compact(self, second: bool, keep: int) -> None:
-        self.pick(second).compact(keep_spaces=keep)
+        self.pick(second).maintenance.compact(keep_spaces=keep)
 
     def may_fail(self, change: Callable[[], Any]) -> None:
         """There may be nothing to do, or no model to do it with: then nothing switches."""
@@ -252,7 +252,7 @@ class ModelMachine(RuleBasedStateMachine):
     def every_vector_is_its_embedder_s_of_the_current_text(self) -> None:
         if not hasattr(self, "second"):
             return
-        with self.first._reader() as repository:
+        with self.first._session.reader() as repository:
             for space in repository.spaces.all():
                 embedder = embedder_of(space.model, space.dim)
                 assert embedder.fingerprint == space.fingerprint
@@ -264,7 +264,7 @@ class ModelMachine(RuleBasedStateMachine):
     @rule(second=either)
     def check(self, second: bool) -> None:
         # It may be the first call that follows a switch to a model that is lost.
-        found = self.quietly(self.pick(second).check)
+        found = self.quietly(self.pick(second).maintenance.check)
         assert {problem.kind for problem in found.problems} <= {"pending"}
 
 

@@ -55,7 +55,7 @@ def open_store(folder: str, width: int) -> MemoryStore:
         settings=Settings(snapshot_changes=1, snapshot_interval_s=0.001),
     )
     # What a command asks for by name: hash vectors of the other width.
-    store._load = load  # type: ignore[method-assign,assignment]
+    store._session.embedders.load = load  # type: ignore[method-assign,assignment]
     return store
 
 
@@ -65,7 +65,7 @@ def load(model: str, *, dim: int | None = None, **_: Any) -> Embedder:
 
 def snapshot(store: MemoryStore) -> None:
     store.search("ash")
-    store._serving.replica.save()
+    store._session.serving.replica.save()
 
 
 def reindex_some(store: MemoryStore, width: int) -> None:
@@ -80,11 +80,13 @@ def contents(store: MemoryStore) -> dict[str, tuple[str, Any]]:
 def found(store: MemoryStore, query: str) -> tuple[list[tuple[str, float]], int]:
     """All hits, and the width of the space that answered."""
     hits = store.search(query, limit=10**6, mode="dense")
-    return [(hit.id, hit.score) for hit in hits], store._serving.space.dim
+    return [(hit.id, hit.score) for hit in hits], store._session.serving.space.dim
 
 
 def problems(store: MemoryStore) -> list[str]:
-    return [f"{p.kind}: {p.detail}" for p in store.check().problems if p.kind != "pending"]
+    return [
+        f"{p.kind}: {p.detail}" for p in store.maintenance.check().problems if p.kind != "pending"
+    ]
 
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -262,7 +264,7 @@ class TwoProcesses(RuleBasedStateMachine):
     @rule(backup=consumes(backups))
     def restore(self, backup: tuple[Path, dict[str, tuple[str, Any]], int]) -> None:
         path, self.held, self.width = backup
-        MemoryStore.restore(path, self.store)
+        MemoryStore(self.store).maintenance.restore(path)
 
     # -- What must hold -------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ with opened() as store:
                     assert store.find(seventh) is None
                     found = store.search(f"changed{number} text", limit=400)
                     assert seventh not in {hit.id for hit in found}
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_two_writing_processes_lose_nothing(store: MemoryStore) -> None:
@@ -95,14 +95,14 @@ with opened() as store:
     assert [writer.returncode for writer in writers] == [0, 0]
     wanted = {f"{name} {i}" for name in ("left", "right") for i in range(1500)}
     assert {memory.content for memory in store.list(limit=10**6)} == wanted
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def test_a_writer_waits_so_long_and_no_reader_waits(open_store: Opener) -> None:
     store = open_store(settings=Settings(busy_timeout_s=0.3))
     store.add("here before", id="a")
     holder = open_store()
-    with holder._writer() as repository:
+    with holder._session.writer() as repository:
         repository.delete_ids(["a"])
         before = store.stats().seq
         started = time.monotonic()
@@ -158,7 +158,7 @@ for thread in threads:
 assert ends == [0] * 8, ends
 for number in range(8):
     assert store.search(f"child{number} says so", limit=1)[0].content == f"child{number} says so"
-assert store.check().problems == ()
+assert store.maintenance.check().problems == ()
 store.close()
 """
 
@@ -311,7 +311,7 @@ print("ready", flush=True)
     with MemoryStore.open(tmp_path, embedding_model="hash", embedding_dim=64) as store:
         assert store.count(namespace="*") >= 1199
         assert store.find("task") is not None or "task" not in said
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         assert store.search("remember 7", limit=1)[0].content == "remember 7"
         store.add("it takes a write")
     assert not list((tmp_path / "index").glob("*.tmp"))
@@ -366,7 +366,7 @@ def test_a_call_cancelled_at_any_moment_is_done_or_not_done(tmp_path: Path, verb
                         best = (await memory.search(content, limit=1))[0].id
                         # What was cancelled may still be under way, and come in between.
                         assert best == "old" or (await memory.get("old")).content != content
-            assert (await memory.check()).problems == ()
+            assert (await memory.maintenance.check()).problems == ()
             assert await memory.add("the store still answers")
         assert threading.active_count() < 20
 
@@ -443,7 +443,7 @@ def test_two_hundred_calls_cancelled_at_every_await_are_done_or_not_done(tmp_pat
         # What was cancelled may have been under way until the store was closed.
         async with KronosMemory(tmp_path, **options) as memory:
             held = {m.id: m.content for m in await memory.list(limit=10**4)}
-            assert (await memory.check()).problems == ()
+            assert (await memory.maintenance.check()).problems == ()
         for number, done in enumerate(ended):
             match number % 5:
                 case 0:

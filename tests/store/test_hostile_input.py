@@ -387,7 +387,7 @@ def outcome(store: MemoryStore, item: dict[str, Any]) -> str:
 
 def check_stored(store: MemoryStore, added: str, item: dict[str, Any]) -> None:
     """Compare what the database holds with what was handed in, and search for it."""
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         held = repository._connection.execute(select(memories).where(memories.c.id == added)).one()
     assert held.content == item["content"]
     assert item.get("id") in (None, added)

@@ -190,7 +190,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(second=st.booleans())
     def check(self, second: bool) -> None:
-        assert self.either(second).check().problems == ()
+        assert self.either(second).maintenance.check().problems == ()
 
     @invariant()
     def both_hold_what_the_dict_holds(self) -> None:

@@ -49,7 +49,7 @@ def test_a_page_goes_on_behind_an_id_that_came_back_meanwhile(store: MemoryStore
     assert [memory.id for memory in store.list(limit=2, after="m3")] == ["m1"]
     assert store.list(limit=2, after="m1") == []
     store.delete("m3")
-    store.compact()  # and forgets that there was one
+    store.maintenance.compact()  # and forgets that there was one
     assert [memory.id for memory in store.list(after="m3")] == ["m1"]
     with pytest.raises(NotFoundError, match="nobody"):
         store.list(after="nobody")

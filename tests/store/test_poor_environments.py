@@ -51,7 +51,7 @@ if way == "sync":
     with MemoryStore.open(path, embedding_model=model) as store:
         store.add("the kettle sings", id="k")
         assert store.search("kettle")[0].id == "k"
-        assert store.check().ok
+        assert store.maintenance.check().ok
 elif way == "async":
     async def main():
         async with KronosMemory(path, embedding_model=model) as memory:

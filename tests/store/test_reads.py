@@ -22,6 +22,8 @@ import pytest
 
 from kronos import KronosMemory, MemoryStore, NewMemory, Settings
 from kronos.search.ranking import Ranking
+from kronos.store.maintenance import Maintenance
+from kronos.store.models import Models
 from kronos.types import SearchMode
 from tests.embedders import Named
 
@@ -101,15 +103,16 @@ def reads(store: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         "trace": lambda: store.trace("m1", "both"),
         "search_many": lambda: store.search_many(["one", "two"]),
         "duplicates": store.duplicates,
-        "indexed_fields": store.indexed_fields,
+        "indexed_fields": store.maintenance.indexed_fields,
         "stats": store.stats,
-        "check": store.check,
-        "jobs": store.jobs,
-        "failures": store.failures,
-        "plan_reindex": store.plan_reindex,
+        "check": store.maintenance.check,
+        "jobs": store.models.jobs,
+        "failures": store.models.failures,
+        "plan": store.models.plan,
+        "spaces": store.models.spaces,
         "export_to": lambda: store.export_to(folder.parent / "all.jsonl", vectors=True),
-        "backup": lambda: store.backup(folder.parent / f"{time.time_ns()}.bak"),
-        "tune": store.tune,
+        "backup": lambda: store.maintenance.backup(folder.parent / f"{time.time_ns()}.bak"),
+        "tune": store.maintenance.tune,
         **{
             f"search {name}": functools.partial(store.search, **asked)
             for name, asked in questions().items()
@@ -119,8 +122,8 @@ def reads(store: Any, folder: Path) -> dict[str, Callable[[], Any]]:
 
 WRITES = {
     *("add", "add_many", "upsert", "update", "delete", "touch", "link", "unlink"),
-    *("index_field", "unindex_field", "rebuild_words", "compact", "import_from"),
-    *("reindex", "resume_reindex", "activate_reindex", "rollback", "cancel_reindex"),
+    *("index_field", "unindex_field", "rebuild_fulltext", "compact", "import_from"),
+    *("reindex", "resume", "activate", "rollback", "cancel"),
 }
 """The other verbs; `open`, `connect` and `close` are no verbs of a store that is open."""
 
@@ -134,7 +137,7 @@ def fill(folder: Path, embedder: Named) -> None:
             for n in range(1, 30)
         )
         store.link("m1", "m2", "knows")
-        store.index_field("n")
+        store.maintenance.index_field("n")
 
 
 def timed(name: str, call: Callable[[], Any]) -> None:
@@ -149,7 +152,11 @@ def timed(name: str, call: Callable[[], Any]) -> None:
 def test_the_lists_of_verbs_are_whole(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path / "s", embedder=Named("A")) as store:
         named = {name.split()[0] for name in reads(store, tmp_path)}
-    public = {name for name, _ in inspect.getmembers(MemoryStore, inspect.isfunction)}
+    public = {
+        name
+        for face in (MemoryStore, Models, Maintenance)
+        for name, _ in inspect.getmembers(face, inspect.isfunction)
+    }
     others = {"connect", "close", "restore", "recover"}
     assert {name for name in public if not name.startswith("_")} == named | WRITES | others
 

@@ -21,28 +21,30 @@ from kronos.db import dialect
 from kronos.errors import NotFoundError, StoppedError, StorageError, StoreClosedError
 from kronos.search import duplicates
 from kronos.settings import Settings
+from kronos.store.maintenance import Maintenance
+from kronos.store.models import Models
 
 HASH: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 32}
 TEXTS = [f"text {number} of what is long" for number in range(900)]
 
 LONG: dict[str, Callable[..., Any]] = {
-    "check": lambda m, _, **o: m.check(**o),
-    "check, repairing": lambda m, _, **o: m.check(repair=True, **o),
+    "check": lambda m, _, **o: m.maintenance.check(**o),
+    "check, repairing": lambda m, _, **o: m.maintenance.check(repair=True, **o),
     "duplicates": lambda m, _, **o: m.duplicates(0.5, **o),
-    "compact": lambda m, _, **o: m.compact(**o),
-    "backup": lambda m, folder, **o: m.backup(folder / "copy.db", **o),
+    "compact": lambda m, _, **o: m.maintenance.compact(**o),
+    "backup": lambda m, folder, **o: m.maintenance.backup(folder / "copy.db", **o),
     "export": lambda m, folder, **o: m.export_to(folder / "new.jsonl", vectors=True, **o),
     "import": lambda m, folder, **o: m.import_from(folder / "old.jsonl", **o),
-    "plan": lambda m, _, **o: m.plan_reindex(**o),
+    "plan": lambda m, _, **o: m.models.plan(**o),
 }
 STOPPABLE: dict[str, Callable[..., Any]] = {
     **LONG,
-    "tune": lambda m, _, **o: m.tune(**o),
-    "words": lambda m, _, **o: m.rebuild_words("trigram", **o),
+    "tune": lambda m, _, **o: m.maintenance.tune(**o),
+    "words": lambda m, _, **o: m.maintenance.rebuild_fulltext("trigram", **o),
 }
 REPORTING: dict[str, Callable[..., Any]] = {
     "reindex": lambda m, **o: m.reindex("hash", **o),
-    "rollback": lambda m, **o: m.rollback(**o),
+    "rollback": lambda m, **o: m.models.rollback(**o),
 }
 
 
@@ -126,7 +128,7 @@ def test_a_call_that_is_stopped_amid_leaves_nothing_half_done(
 ) -> None:
     monkeypatch.setattr(dialect, "_PAGES_A_COPY", 16)
     monkeypatch.setattr(duplicates, "near_duplicates", _in_small_tiles(duplicates.near_duplicates))
-    monkeypatch.setattr("kronos.store.store.near_duplicates", duplicates.near_duplicates)
+    monkeypatch.setattr("kronos.store.comparing.near_duplicates", duplicates.near_duplicates)
     stopping = StopsAfter(times)
     held = {memory.id for memory in store.iterate()}
     others = set(folder.iterdir())
@@ -143,9 +145,9 @@ def test_a_call_that_is_stopped_amid_leaves_nothing_half_done(
     else:
         assert now == held
     assert set(folder.iterdir()) == others, "no part of a file is left"
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     LONG[verb](store, folder)  # the next call does the rest
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
 
 
 def _in_small_tiles(find: Any) -> Any:
@@ -157,7 +159,7 @@ def test_a_job_that_is_stopped_reports_how_far_it_came(folder: Path, verb: str) 
     settings = Settings(batch_size=50)
     with MemoryStore.open(folder / "store", **HASH, settings=settings) as store:
         if verb == "reindex":
-            store.rollback()
+            store.models.rollback()
         else:
             store.update(store.list(limit=1)[0].id, content="changed")
         stop = threading.Event()
@@ -165,14 +167,14 @@ def test_a_job_that_is_stopped_reports_how_far_it_came(folder: Path, verb: str) 
         report = REPORTING[verb](store, stop=stop)
         assert report.state == "open"
         assert not report.activated
-        assert store.resume_reindex().activated
+        assert store.models.resume().activated
 
 
 def test_a_long_statement_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialect, "_INSTRUCTIONS_A_LOOK", 1000)
     with MemoryStore.open(tmp_path, **HASH) as store:
         store.add_many(TEXTS)
-        database = store._open_database
+        database = store._session.database
         stop = threading.Event()
         endless = (
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
@@ -205,7 +207,7 @@ def test_what_was_stopped_once_stops_nobody_later(
     stop = threading.Event()
     with MemoryStore.open(tmp_path, **HASH) as store:
         store.add_many(TEXTS)
-        database = store._open_database
+        database = store._session.database
 
         def fail(error: Exception) -> None:
             with database.stoppable(stop.is_set), database.read() as connection:
@@ -232,9 +234,9 @@ def test_rebuilding_words_is_stopped_amid(tmp_path: Path, monkeypatch: pytest.Mo
     with MemoryStore.open(tmp_path, **HASH) as store:
         store.add_many(TEXTS)
         with pytest.raises(StoppedError):
-            store.rebuild_words("trigram", stop=SetAfterAWhile())
+            store.maintenance.rebuild_fulltext("trigram", stop=SetAfterAWhile())
         assert store.stats().tokenizer == "porter"
-        assert store.check().problems == ()
+        assert store.maintenance.check().problems == ()
         assert store.search("text 7", mode="lexical", limit=1)[0].content.startswith("text 7 ")
 
 
@@ -243,8 +245,9 @@ def test_rebuilding_words_is_stopped_amid(tmp_path: Path, monkeypatch: pytest.Mo
 def test_cancelling_closing_and_stopping_all_end_a_long_call(
     folder: Path, verb: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = {"export": "export_to", "import": "import_from", "plan": "plan_reindex"}.get(verb, verb)
-    name = {"check, repairing": "check", "words": "rebuild_words"}.get(name, name)
+    name = {"export": "export_to", "import": "import_from"}.get(verb, verb)
+    name = {"check, repairing": "check", "words": "rebuild_fulltext"}.get(name, name)
+    owner = next(each for each in (MemoryStore, Maintenance, Models) if hasattr(each, name))
     begun, ended = threading.Event(), threading.Event()
 
     def long(*_: object, stop: threading.Event, **__: object) -> None:
@@ -253,7 +256,8 @@ def test_cancelling_closing_and_stopping_all_end_a_long_call(
             ended.set()
             Steps(None, stop)
 
-    monkeypatch.setattr(MemoryStore, name, long)
+    long.__name__ = name
+    monkeypatch.setattr(owner, name, long)
     stop = threading.Event()
 
     async def scenario() -> None:

@@ -397,7 +397,7 @@ def test_sixteen_threads_share_a_store(store: MemoryStore) -> None:
     kept = {f"{name}-{i}" for name in range(16) for i in range(10) if i % 3}
     assert {memory.id for memory in store.list(limit=1000)} == kept
     assert {hit.id for hit in store.search("thread wrote number", limit=1000)} == kept
-    assert store.check().ok
+    assert store.maintenance.check().ok
 
 
 def test_stats_count_and_name_who_answers(store: MemoryStore) -> None:
@@ -434,8 +434,8 @@ def test_a_text_that_was_embedded_before_is_not_embedded_again(
     asked.clear()
     second, third, fourth = store.add_many(["one text", "a new text", "another text"])
     assert asked == ["a new text"]
-    with store._reader() as repository:
-        space = store._serving.space
+    with store._session.reader() as repository:
+        space = store._session.serving.space
         vectors = {
             id: repository.spaces.vector_of(space, repository.entry(id).key)  # type: ignore[union-attr]
             for id in (first, second, third, fourth)
@@ -456,7 +456,7 @@ def test_the_vectors_of_texts_that_were_seen_are_looked_up(open_store: Opener) -
     """Without a scan of all vectors, which every single add of a large store would pay for."""
     store = open_store()
     store.add("a text")
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         plans = [
             fetch(repository.connection, f"EXPLAIN QUERY PLAN {statement}", (1, b"x", b"y"))
             for statement in _made_before(2)

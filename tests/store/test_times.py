@@ -71,7 +71,7 @@ def doors(store: MemoryStore, moment: Any) -> dict[str, Callable[[], Any]]:
         "as_of of search": lambda: store.search("kept", as_of=moment),
         "as_of of search_many": lambda: store.search_many(["kept"], as_of=moment),
         "now of a ranking": lambda: store.search("kept", ranking=Ranking(recency=1, now=moment)),
-        "forget_before of compact": lambda: store.compact(forget_before=moment),
+        "forget_before of compact": lambda: store.maintenance.compact(forget_before=moment),
     }
 
 
@@ -109,7 +109,7 @@ def test_rows_with_a_moment_that_was_taken_once_are_read_and_are_no_damage(
 ) -> None:
     first, last = -62135596800 * 10**6, 253402300799999999
     store.add_many([NewMemory("early", id="early"), NewMemory("late", id="late")])
-    with store._writer() as repository:
+    with store._session.writer() as repository:
         for id, moment in (
             ("early", first - 14 * 3600 * 10**6),
             ("late", last + 12 * 3600 * 10**6),
@@ -124,11 +124,11 @@ def test_rows_with_a_moment_that_was_taken_once_are_read_and_are_no_damage(
     assert store.search("late", limit=1)[0].id == "late"
     assert store.get("late").id == "late"
     assert len(store.history("late")) == 1
-    assert store.check().problems == ()
+    assert store.maintenance.check().problems == ()
     assert store.export_to(tmp_path / "all.jsonl") == len(alive)
     with MemoryStore.open(tmp_path / "other", embedding_model="hash") as other:
         assert other.import_from(tmp_path / "all.jsonl") == alive
-    report = MemoryStore.recover(store.location.folder)
+    report = MemoryStore(store.location.folder).maintenance.recover()
     assert report.damaged == ()
     assert report.memories == 2
 

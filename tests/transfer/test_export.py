@@ -47,7 +47,7 @@ def everything(store: MemoryStore) -> list[Memory]:
 
 
 def all_vectors(store: MemoryStore) -> dict[str, bytes]:
-    with store._reader() as repository:
+    with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
         found: dict[str, bytes] = {}
@@ -93,7 +93,7 @@ def test_what_was_exported_comes_back_exactly(
         assert all_vectors(other) == all_vectors(store)
         assert other.import_from(path) == ids
         assert other.count(namespace="*") == 1501, "a second time adds nothing"
-        assert other.check().problems == ()
+        assert other.maintenance.check().problems == ()
         assert other.search("text 77 of a file", limit=1)[0].content == "text 77 of a file"
         other.export_to(tmp_path / f"again-{name}", vectors=vectors)
     assert path.stat().st_size == (tmp_path / f"again-{name}").stat().st_size

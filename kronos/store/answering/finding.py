@@ -8,10 +8,8 @@ long.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from kronos.repository.rows import Rows
     from kronos.search.kept import Asked, KeySet, KeySets
     from kronos.serving.serving import Serving
+    from kronos.store.answering.options import SearchOptions
     from kronos.types import Keys, SearchMode, Space, VectorIndex, Vectors
 
     Queried: TypeAlias = str | Sequence[float] | Vectors
@@ -41,46 +40,11 @@ _READ_AHEAD = 20
 
 
 @dataclass(slots=True)
-class Wanted:
-    """What a search is asked for, checked: a request, and what only the store knows."""
-
-    request: Request
-    near: str | None
-    as_of: datetime | None
-    moment: int | None
-    """The same, in microseconds since 1970 UTC; None: now."""
-    expand: int
-    expand_outside: bool
-    explain: bool
-
-    @property
-    def at_hand(self) -> int:
-        """So many candidates must be at hand at the end."""
-        ranking = self.request.ranking
-        limit = self.request.limit
-        return limit if ranking.rerank is None else max(limit, ranking.rerank_top)
-
-    @property
-    def retrieval(self) -> Request:
-        """What is asked of the index: where candidates are judged, all else comes after that."""
-        ranking = self.request.ranking
-        if ranking.rerank is None:
-            return self.request
-        plain = replace(ranking, diversity=0.0)
-        return replace(self.request, group_by=None, ranking=plain, min_score=-math.inf)
-
-    @property
-    def compares_later(self) -> bool:
-        """Whether candidates are compared with each other after they were judged."""
-        return self.request.ranking.rerank is not None and self.request.ranking.diversity > 0
-
-
-@dataclass(slots=True)
 class Question:
     """Queries, as they are to be answered by the space that served when they were embedded."""
 
     asked: tuple[Queried, ...]
-    wanted: Wanted
+    wanted: SearchOptions
     mode: SearchMode
     queries: tuple[Query, ...]
     serving: Serving

@@ -1,7 +1,7 @@
-"""What is done with the candidates of a search: the slow judge, the hits, and what belongs to them.
+"""From candidates to hits: reranking, and memories that links bring in.
 
-It is done outside of the transaction that found them, as a judge takes its time. Memories that
-links bring in are held to what the search was about: its namespace, its filter and its least score.
+It runs outside the transaction that found the candidates, as a reranker takes its time. Linked
+memories must meet what the search asked for: its namespace, its filter and its least score.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kronos.concurrency.threads import may_wait_for_embedder
-from kronos.embedding.reranking import Reranker, load_reranker
 from kronos.repository.rows import these
 from kronos.search import answer
-from kronos.store.browsing import Reading
 from kronos.types import Hit
 
 if TYPE_CHECKING:
@@ -24,24 +22,33 @@ if TYPE_CHECKING:
     from kronos.repository.memories import Repository
     from kronos.repository.rows import Rows
     from kronos.search.answer import Candidate, Query, SearchTrace
-    from kronos.store.finding import Wanted
+    from kronos.serving.session import Session
+    from kronos.store.answering.options import SearchOptions
     from kronos.types import Keys
 
 _FIRST_EXPANDED = 1000
 """So many linked memories are looked at, and four times as many while too few may be found."""
 
 
-class Judging(Reading):
-    """How hits come of candidates; `MemoryStore` is the class to use."""
+class Judging:
+    """Reranks candidates, and brings in linked memories.
 
-    def _rerank(
-        self, query: Query, candidates: list[Candidate], wanted: Wanted, trace: SearchTrace
+    Args:
+        session: the open store.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def rerank(
+        self, query: Query, candidates: list[Candidate], wanted: SearchOptions, trace: SearchTrace
     ) -> list[Candidate]:
-        """Put candidates in the order of a judge, one a group; all of them are judged."""
+        """Put candidates in the order of a reranker, one a group; it judges all of them."""
         ranking, request = wanted.request.ranking, wanted.request
         assert ranking.rerank is not None
         with trace.step("rerank") as note:
-            reranker = self._reranker(ranking.rerank)
+            may_wait_for_embedder()
+            reranker = self._session.embedders.reranker(ranking.rerank)
             judged = reranker.judge(query.text or "", [each.memory.content for each in candidates])
             note.detail, note.count = ranking.rerank, len(candidates)
         ranked = [
@@ -56,25 +63,13 @@ class Judging(Reading):
         vectors = np.array([each.vector for each in ranked], np.float32)
         return answer.diversified(ranked, vectors, request.limit, ranking.diversity)
 
-    def _reranker(self, name: str) -> Reranker:
-        may_wait_for_embedder()
-        with self._settling:
-            if name not in self._rerankers:
-                self._rerankers[name] = load_reranker(
-                    name,
-                    device=self._device,
-                    cache_dir=self.location.models,
-                    settings=self._settings,
-                )
-            return self._rerankers[name]
-
-    def _linked(
-        self, hits: Sequence[Hit], candidates: Sequence[Candidate], wanted: Wanted, name: str
+    def linked(
+        self, hits: Sequence[Hit], candidates: Sequence[Candidate], wanted: SearchOptions, name: str
     ) -> list[Hit]:
         """Memories that links or lineage join to hits, each below the hit that leads to it."""
         by_key = {each.key: hit for each, hit in zip(candidates, hits, strict=False)}
         least = -math.inf if wanted.expand_outside else wanted.request.min_score
-        with self._reader() as repository:
+        with self._session.reader() as repository:
             rows = repository if wanted.moment is None else repository.as_of(wanted.moment)
             found = [
                 (_below(by_key[each.seed].score, each), each)
@@ -90,7 +85,7 @@ class Judging(Reading):
         ]
 
     def _neighbours(
-        self, repository: Repository, rows: Rows, keys: Sequence[int], wanted: Wanted
+        self, repository: Repository, rows: Rows, keys: Sequence[int], wanted: SearchOptions
     ) -> list[Neighbour]:
         """What is linked to some memories and may be found, as many as are wanted if there are."""
         selection, most = wanted.request.selection, _FIRST_EXPANDED

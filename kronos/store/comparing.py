@@ -1,0 +1,86 @@
+"""Comparing: which memories say nearly the same."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from kronos.concurrency.steps import Steps
+from kronos.errors import InputError, SpaceChangedError
+from kronos.index.exact import ExactIndex
+from kronos.search.duplicates import groups_of, near_duplicates
+from kronos.types import DuplicateGroup
+from kronos.validation import check_number
+
+if TYPE_CHECKING:
+    from kronos.search.filters import Where
+    from kronos.serving.session import Session
+    from kronos.store.browsing import Browsing
+    from kronos.types import Keys, ProgressCallback
+
+_VECTORS_A_COPY = 2000
+"""Vectors copied while searches wait."""
+
+
+class Comparing:
+    """Compares memories with each other.
+
+    Args:
+        session: the open store.
+        browsing: finds the memories that a filter means.
+    """
+
+    def __init__(self, session: Session, browsing: Browsing) -> None:
+        self._session = session
+        self._browsing = browsing
+
+    def duplicates(
+        self,
+        threshold: float = 0.95,
+        *,
+        where: Where | None = None,
+        namespace: str | None = None,
+        progress: ProgressCallback | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[DuplicateGroup]:
+        """Find memories that say nearly the same.
+
+        Args:
+            threshold: the cosine from which on two memories count as near duplicates, above 0.
+            where: a filter.
+            namespace: this one and all below it; None is the store's own, "*" every one.
+            progress: called now and then with the memories that were compared with all others.
+            stop: set it to stop soon.
+
+        Returns:
+            Groups of memories, each joined to another one of its group by a pair above the
+            threshold; those that are most alike first.
+
+        Raises:
+            InputError: the threshold is not above 0 and at most 1.
+            StoppedError: `stop` was set.
+        """
+        if not 0 < check_number(threshold, field="threshold") <= 1:
+            raise InputError(
+                f"threshold must be above 0 and at most 1, not {threshold!r}", field="threshold"
+            )
+        keys = self._browsing.keys_of(self._browsing.selection(where, namespace))
+        found = near_duplicates(self._copied_index(keys), threshold, steps=Steps(progress, stop))
+        with self._session.reader() as repository:
+            return groups_of(repository, found)
+
+    def _copied_index(self, keys: Keys) -> ExactIndex:
+        """The vectors of some memories, so that a long comparison holds up no search."""
+        session = self._session
+        while True:
+            serving = session.serving
+            copied = ExactIndex(serving.space.dim)
+            try:
+                for start in range(0, keys.size, _VECTORS_A_COPY):
+                    with session.index_of(serving) as (index, _):
+                        part = keys[start : start + _VECTORS_A_COPY]
+                        part = part[index.held(part)]
+                        copied.upsert(part, index.vectors_of(part))
+                return copied
+            except SpaceChangedError:
+                session.follow(serving)
