@@ -149,7 +149,7 @@ BUGS = [
     Bug(
         "a write into a file that went away is acknowledged",
         "kronos/db/database.py",
-        "if self._session.write_all and not database._is_at_its_path(connection):",
+        "if self._writes and not database._is_at_its_path(connection):",
         "if False:",
         "tests/db/test_restore.py",
     ),
@@ -162,8 +162,8 @@ BUGS = [
     ),
     Bug(
         "a read notes what nobody asked it to",
-        "kronos/store/store.py",
-        "if memory is not None and as_of is None and self._settings.track_access:",
+        "kronos/store/browsing.py",
+        "if memory is not None and as_of is None and session.settings.track_access:",
         "if memory is not None and as_of is None:",
         "tests/store/test_reads.py",
     ),
@@ -304,11 +304,11 @@ BUGS = [
     Bug(
         "writes that come at once are acknowledged before their commit",
         "kronos/serving/session.py",
-        "        with self._session.writer() as repository:\n"
+        "        with self.writer() as repository:\n"
         "            return write_together(repository, writes)\n",
-        "        with self._session.writer() as repository:\n"
+        "        with self.writer() as repository:\n"
         "            done = write_together(repository, writes)\n"
-        "            repository.connection.rollback()\n"
+        "            repository.connection.connection.dbapi_connection.rollback()\n"
         "            return done\n",
         "tests/serving/test_group_commit.py",
     ),
@@ -647,8 +647,8 @@ BUGS = [
     ),
     Bug(
         "a search of the past waits for a writer",
-        "kronos/store/searching.py",
-        """                with self._writer_at_once() as repository:
+        "kronos/store/answering/answering.py",
+        """                with self._session.writer_at_once() as repository:
                     repository.history.add_vectors""",
         """                with self._session.writer() as repository:
                     repository.history.add_vectors""",
@@ -712,7 +712,7 @@ BUGS = [
     ),
     Bug(
         "a linked memory is not held to the filter",
-        "kronos/store/judging.py",
+        "kronos/store/answering/judging.py",
         "allowed = rows.keys(selection.scope, selection.condition, among=among)",
         "allowed = rows.keys(None, None, among=among)",
         "tests/search/test_searching.py",

@@ -95,6 +95,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "contents": contents,
     "found": found,
     "problems": problems,
+    "backup": lambda store, path: store.maintenance.backup(path),
+    "compact": lambda store: store.maintenance.compact(),
 }
 
 

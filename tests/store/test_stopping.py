@@ -297,19 +297,20 @@ def test_an_event_that_follows_another_one() -> None:
     assert Stop(own).wait(0)
 
 
-FACES = [
-    name
-    for name, verb in inspect.getmembers(MemoryStore, inspect.isfunction)
+VERBS = [
+    (face, name)
+    for face in (MemoryStore, Models, Maintenance)
+    for name, _ in inspect.getmembers(face, inspect.isfunction)
     if not name.startswith("_") and name not in ("connect", "close")
 ]
 
 
-@pytest.mark.parametrize("name", FACES)
-def test_long_verbs_and_no_others_can_be_stopped(name: str) -> None:
-    takes = inspect.signature(getattr(MemoryStore, name)).parameters
-    long = {"check", "duplicates", "compact", "backup", "export_to", "import_from", "plan_reindex"}
-    long |= {"reindex", "resume_reindex", "activate_reindex", "rollback"}
-    assert ("stop" in takes) is (name in long | {"tune", "rebuild_words"})
+@pytest.mark.parametrize(("face", "name"), VERBS)
+def test_long_verbs_and_no_others_can_be_stopped(face: type, name: str) -> None:
+    takes = inspect.signature(getattr(face, name)).parameters
+    long = {"check", "duplicates", "compact", "backup", "export_to", "import_from", "plan"}
+    long |= {"reindex", "resume", "activate", "rollback"}
+    assert ("stop" in takes) is (name in long | {"tune", "rebuild_fulltext"})
     assert ("progress" in takes) is (name in long | {"add_many"})
 
 
