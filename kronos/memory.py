@@ -46,8 +46,8 @@ class KronosMemory(Mirror):
     arguments, errors and results are those of `MemoryStore`, which documents them.
 
     Any number of event loops and threads may share one. It keeps nothing of a loop between two
-    calls, so loops may come and go (`asyncio.run` for each call), and one that ends amid a call
-    costs the others nothing. Whatever is large is checked on a thread, what may take long has a
+    calls, so loops may come and go (`asyncio.run` for each call), and one that ends during a call
+    does not affect the others. Whatever is large is checked on a thread, what may take long has a
     thread of its own, and a search by words or by a vector waits for no embedder.
 
     An embedder sees the context variables of the task that calls, as if it had called it directly.
@@ -58,12 +58,12 @@ class KronosMemory(Mirror):
         storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
         namespace: the store's own namespace, which calls mean that name none.
         embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
-            lexical hash embedder, "keep" for the model that the store has, or None for a store of
-            vectors that are handed in.
-        embedder: an object with the `Embedder` or the `AsyncEmbedder` protocol, in place of
+            lexical hash embedder, "keep" for the model that the store has, or None for a store
+            whose vectors callers give.
+        embedder: an object with the `Embedder` or the `AsyncEmbedder` protocol, instead of
             `embedding_model`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several with commas.
-        embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
+        embedding_dim: the width of hash vectors, and of given vectors in a new store. A model's
             width is its own.
         on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes
             them anew before the store opens; "background" does so on a thread while the embedder
@@ -200,7 +200,7 @@ class KronosMemory(Mirror):
         return ids
 
     async def _look_through(self, given: Iterable[Any], take: Callable[[Any], T]) -> T:
-        """Look through what a caller hands in; an iterator of its own may take long over it."""
+        """Look through the items given; a caller's own iterator may take long."""
         calls = self._opening.calls
         is_at_hand = isinstance(given, builtins.list | tuple)
         return await (calls.check if is_at_hand else calls.fetch)(take, given)

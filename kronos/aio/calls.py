@@ -1,10 +1,10 @@
-"""The calls of event loops: which threads work on them, and how a task waits for them.
+"""Calls from event loops: which threads run them, and how a task waits for them.
 
-Nothing here belongs to an event loop but what one task waits with, so loops may come, go, and end
-in the middle of a call. A task's context goes with its call to the thread that works on it.
+Only the future that one task waits for belongs to an event loop, so loops may come, go, and end in
+the middle of a call. A task's context goes with its call to the thread that runs it.
 
-Threads are apart by what they wait for: those that read never wait for an embedder or a writer;
-others write, embed, check large arguments; every long call has a thread of its own.
+Threads are separated by what they wait for. Reading threads never wait for an embedder or a writer;
+others write, embed, or check large arguments; every long call has a thread of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _Outcomes: TypeAlias = "list[list[str] | Exception]"
 
 _READERS = 4
 _WRITERS = 16
-"""So many, so that the writes of many tasks share a transaction."""
+"""Many, so that the writes of many tasks share a transaction."""
 _ENCODERS = 32
 _SMALL = 2**14
 """Arguments of this size are checked in about a millisecond; see `is_small`."""
@@ -226,7 +226,7 @@ class Calls:
     def close(self, close_store: Callable[[], object]) -> None:
         """Wait for the calls that are under way, but not for ever, then close the store.
 
-        Every call that has not come to its end by then ends with `StoreClosedError`.
+        Calls that have not ended by then end with `StoreClosedError`.
         """
         self._is_closing = True
         for stop in [*self._stops]:
@@ -310,7 +310,7 @@ class Stop(threading.Event):
         return super().is_set() or (self._other is not None and self._other.is_set())
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until one of the two is set, or so many seconds."""
+        """Wait until one of the two is set, at most `timeout` seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         while not self.is_set():
             left = _LOOK_EVERY_S if until is None else until - time.monotonic()
@@ -334,10 +334,10 @@ def _parts_of(kind: Any) -> Callable[[object], Sequence[object]] | None:
 
 
 def is_small(values: object) -> bool:
-    """Whether arguments are checked sooner than a thread takes them up; looks at no more of them.
+    """Whether checking the arguments here is faster than handing them to a thread.
 
-    What is no text, number, array, list or dict, nor a value of Kronos's own, counts as large: only
-    a look at all of it would tell.
+    It stops looking as soon as they are too large. A value that is no text, number, array, list,
+    dict or dataclass of Kronos counts as large.
     """
     room, todo = _SMALL, [values]
     while todo:

@@ -1,7 +1,7 @@
 """Opening and closing a `KronosMemory`, from any event loop and any thread.
 
-At most one thread opens or closes at a time, and whoever asks for the same meanwhile waits with the
-one who came first. Between two calls no event loop leaves anything here.
+At most one thread opens or closes at a time; others that ask for the same wait for it. Between two
+calls nothing here belongs to an event loop.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Turn:
     """Tasks that wait for it."""
 
     def wait_for(self, tasks: int) -> None:
-        """Note that tasks begin to wait, or wait no longer; where none does, nobody wants it."""
+        """Count tasks that begin or stop to wait; when none waits, the turn is not wanted."""
         self.waiting += tasks
         self.surroundings.caller.is_gone = self.waiting == 0
 
@@ -101,7 +101,7 @@ class AsyncOpening:
                 turn.wait_for(1)
             if opens:
                 return await self._come_to_end(turn, start)
-            with suppress(Exception):  # whoever closes is told of it
+            with suppress(Exception):  # the task that closes is told of it
                 await self._come_to_end(turn, start)
 
     async def close(self) -> None:
@@ -163,7 +163,7 @@ class AsyncOpening:
                 self._calls = Calls(self._store)
                 return
             turn.opens = turn.opens and self._turn is not turn
-        self._store.close()  # nobody waits for it any more
+        self._store.close()  # no task waits for it any more
 
     def _close(self, turn: _Turn, calls: Calls | None, opening: _Turn | None) -> None:
         if opening is not None:
@@ -173,7 +173,7 @@ class AsyncOpening:
             self._store.close()
         else:
             calls.close(self._store.close)
-        if opening is not None:  # unless it has come to its end, an embedder holds it up
+        if opening is not None:  # if it has not ended, an embedder blocks it
             opening.done.settle(error=StoreClosedError(_CLOSED_MEANWHILE))
         if self._awaited is not None:
             self._awaited.close()

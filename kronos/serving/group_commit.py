@@ -1,8 +1,8 @@
-"""Group commit: writes that come at once share a transaction, each of them whole or not at all.
+"""Group commit: writes that arrive together share a transaction; each is written whole or not at all.
 
-They are written in the order in which they came, so each sees what those before it left; additions
-that stand next to each other become one insert. A write that is refused leaves nothing and costs
-the others nothing. None is acknowledged before the commit that holds them all.
+Writes keep the order of their arrival, so each sees the result of those before it. Neighbouring
+additions become one insert. A refused write leaves nothing and does not affect the others. No write
+is acknowledged before the commit that holds it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kronos.repository.memories import Batch, Repository
 
 MOST_ROWS = 1000
-"""Writes go together up to so many memories: a small one waits for no more than that."""
+"""Memories in one group, at most: a small write never waits for more."""
 FOR_ALL = (StoreBusyError, ReadOnlyStoreError, StoreClosedError, TransientEmbeddingError)
 """Errors that no write of a group escapes by being tried alone."""
 
@@ -109,7 +109,7 @@ def _runs(writes: Sequence[Write]) -> Iterator[list[Write]]:
 
 
 def _joins(first: Write, ids: set[str], write: Write) -> bool:
-    """Whether a write and a run are additions, and none of them looks at what another one adds."""
+    """Whether a write and a run are additions that do not depend on each other."""
     return (
         isinstance(first, Addition)
         and isinstance(write, Addition)

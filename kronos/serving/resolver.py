@@ -60,7 +60,7 @@ HANDED_IN = "vectors handed in"
 
 @dataclass(frozen=True, slots=True)
 class ServingResolver:
-    """Finds who answers: when a store opens, and when its active space has changed."""
+    """Finds the serving space: when a store opens, and when its active space has changed."""
 
     database: Database
     folder: Path
@@ -70,16 +70,15 @@ class ServingResolver:
     settings: Settings
     clock: Callable[[], datetime]
     load: Callable[[str, int], EmbeddingService]
-    """Loads a model by what a caller asked for, hash vectors being so wide; ModelLoadError when it
-    cannot be had."""
+    """Loads a model by name; the number is the width of hash vectors. Raises ModelLoadError."""
     embedding_dim: int
     """The width of hash vectors, and of a new store without an embedder."""
     strict: bool
     """Raise where a fallback would take over."""
     for_texts: Patience
-    """With an embedder that fails in passing, where texts are stored and in jobs."""
+    """How to retry an embedder while texts are stored, and in jobs."""
     for_questions: Patience
-    """The same, where somebody waits for an answer."""
+    """How to retry an embedder while a caller waits for an answer."""
 
     def resolve(
         self,
@@ -89,21 +88,21 @@ class ServingResolver:
         on_model_change: OnModelChange,
         progress: ProgressCallback | None,
     ) -> tuple[Serving, Callable[[threading.Event], Callable[[], object]] | None]:
-        """Decide who answers, when a store opens.
+        """Find the serving space when a store opens.
 
         Args:
-            embedder: None serves the active space with vectors that are handed in.
+            embedder: None serves the active space with vectors that callers give.
             alias: what the caller asked for.
             on_model_change: what to do when another embedder made the active space.
             progress: called while vectors are made.
 
         Returns:
-            Who answers, and what makes the task that is to run in the background, if there is one.
+            The serving space, and a factory of the background task, if one is needed.
 
         Raises:
             EmbedderMismatchError: another embedder made the vectors, and `on_model_change` is
                 "error".
-            ReindexError: some texts cannot be embedded, or somebody cancelled the job.
+            ReindexError: some texts cannot be embedded, or the job was cancelled.
         """
         active, complete = self._look(embedder)
         if active is None:
@@ -147,7 +146,7 @@ class ServingResolver:
         return active, complete
 
     def _begin(self, embedder: Embedder | None, alias: str | None) -> None:
-        """Give a store that is new its first space, unless another process has."""
+        """Give a new store its first space, unless another process has."""
         with self.database.write() as connection:
             repository = Repository(connection, self.clock())
             spaces = repository.spaces
@@ -188,9 +187,9 @@ class ServingResolver:
         alias: str | None,
         progress: ProgressCallback | None,
     ) -> Space:
-        """Embed what is pending; without that answers a store that can only be read.
+        """Embed what is pending, if the store can be written and the embedder can be reached.
 
-        So does one whose embedder is out of reach for now: its words can be searched.
+        Otherwise the space serves as it is: its words can be searched.
         """
         try:
             return self._rebuild(embedder, alias, progress)
@@ -387,7 +386,7 @@ class ServingResolver:
         )
 
     def _ask(self, embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
-        """What embeds questions; those that come at once together, where nobody can tell."""
+        """A function that embeds questions, in shared batches where the embedder permits."""
         ask = functools.partial(embed_queries, embedder, patience=self.for_questions)
         if not sees_texts_alone(embedder):
             return ask

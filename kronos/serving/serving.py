@@ -49,24 +49,24 @@ def sees_texts_alone(embedder: Embedder | None) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
-    """The space that a process searches and writes, and what goes with it."""
+    """The space that a process searches and writes, with its embedder and its index."""
 
     space: Space
     embedder: Embedder | None
-    """None: vectors are handed in."""
+    """None: callers give the vectors."""
     replica: Replica
     active: Space
     """The active space; another one than `space` only while a fallback serves."""
     file: FileId | None
     """The database file that it was set up for."""
     degraded: str | None = None
-    """Why a fallback answers in the place of the model that was asked for."""
+    """Why a fallback serves instead of the model that was asked for."""
     ask: Callable[[Sequence[str]], Vectors] | None = None
     """What embeds questions; None when nothing does."""
     for_texts: Patience = ONCE
-    """With an embedder that fails in passing, where texts are stored."""
+    """How to retry the embedder while texts are stored."""
     for_questions: Patience = ONCE
-    """The same, where somebody waits for an answer."""
+    """How to retry it while a caller waits for an answer."""
 
     @property
     def is_slow(self) -> bool:
@@ -84,7 +84,7 @@ class Serving:
 
         Raises:
             NoEmbedderError: a text came without a vector, and the store has no embedder.
-            EmbedderMismatchError: vectors were handed in for a space that serves no longer.
+            EmbedderMismatchError: given vectors are of a space that serves no longer.
             EmbeddingError: the embedder failed.
         """
         known = made_before or {}
@@ -111,8 +111,8 @@ class Serving:
 
         Args:
             texts: any.
-            in_search: somebody waits for an answer, so an embedder that fails in passing is not
-                waited for as long as when texts are stored.
+            in_search: a caller waits for an answer, so a failing embedder is retried for a shorter
+                time than when texts are stored.
 
         Raises:
             NoEmbedderError: the store has no embedder.
@@ -167,8 +167,8 @@ class Serving:
     def is_current(self, repository: Repository, head: Head) -> bool:
         """Whether store and active space are still those that this was set up for.
 
-        An id is not enough: a backup of another store may have been put in the place of this one,
-        and its spaces have the same small numbers.
+        An id is not enough: a backup of another store may have replaced this one, and its spaces
+        have the same small numbers.
         """
         if (
             head.active_space != self.active.id
@@ -177,12 +177,12 @@ class Serving:
             or head.file != self.file
         ):
             return False
-        # A fallback's space may be dropped by whoever has the model.
+        # A process that has the model may drop the fallback's space.
         return not self.is_fallback or repository.spaces.has(self.space)
 
 
 def _vector_of(record: Record, known: Mapping[bytes, Vectors], made: Iterator[Vectors]) -> Any:
-    """What the caller handed in, or what was made before, or the next that was made now."""
+    """The vector that the caller gave, or that was made before, or the next new one."""
     if record.embedding is not None:
         return record.embedding
     vector = known.get(record.content_hash)

@@ -62,7 +62,7 @@ class Session:
         """The embedder that was asked for, once the store is open."""
         self.jobs, self.snapshots = Background("job"), Background("snapshot")
         self.key_sets = KeySets()
-        # A pause for a quota that texts have spent is none of the questions': they ask themselves.
+        # Two: when storing texts has used up a quota, questions still try for themselves.
         self.for_texts, self.for_questions = (
             Patience(getattr(self.settings, name), name, sleep=self._wait)
             for name in ("embed_retry_s", "search_retry_s")

@@ -1,4 +1,4 @@
-"""Adding: what callers hand over becomes checked batches, which are embedded and then written.
+"""Adding: memories become checked batches, which are embedded and then written.
 
 A text is embedded outside any transaction. Its row, its vector and its seq are written in one.
 """
@@ -92,11 +92,11 @@ class Adding:
         expires_at: datetime | None = None,
         embedding: Vectors | Sequence[float] | None = None,
     ) -> str:
-        """Store one memory, in the place of the one with this id, or else with this text.
+        """Store one memory, instead of the one with this id, or else with this text.
 
-        Without an id, a live memory of the same namespace whose text is exactly this one is
-        replaced; with neither, a new one is stored. What is replaced keeps its id, the time of its
-        creation, its links and its history.
+        Without an id, it replaces the live memory of the same namespace that has exactly this text.
+        With neither, it is new. A replaced memory keeps its id, the time of its creation, its links
+        and its history.
 
         Args:
             content: the text.
@@ -220,7 +220,7 @@ class Adding:
             return repository.spaces.made_before(serving.space, [*hashes])
 
     def _drop_known(self, batch: Batch) -> None:
-        """Do not embed what the store holds already; whoever deletes it now comes after us."""
+        """Do not embed what the store holds already; a delete that comes now counts as later."""
         with self._session.reader() as repository:
             known = repository.known([r.id for r in batch.records if r.id_given])
         batch.records = [record for record in batch.records if record.id not in known]
@@ -262,9 +262,9 @@ def prepare(
     """Check items that are to be written whole or not at all.
 
     Args:
-        items: what the caller handed in.
+        items: texts, `NewMemory` objects or dicts.
         on_conflict: what to do with an id that exists.
-        space: the space that vectors handed in are meant for.
+        space: the space of the vectors that callers give.
         namespace: for items that name none.
         settings: the limits.
         first: the position of the first item among the caller's, for errors; None for a lone one.

@@ -162,7 +162,8 @@ class Browsing:
     ) -> Iterator[Memory]:
         """Read all memories, in the order in which they were added; arguments as for `list`.
 
-        They are fetched bit by bit, so any number of them needs little memory and holds up nobody.
+        They are fetched a page at a time, so any number of them needs little memory and blocks no
+        writer.
         """
         selection = self.selection(where, namespace)
         check_time(as_of, field="as_of")
@@ -238,7 +239,7 @@ class Browsing:
         return known[start : start + limit]
 
     def _place_of(self, id: str, moment: int | None) -> int:
-        """The key of a memory with which a page ended, be it gone by now."""
+        """The key of the memory with which a page ended; it may be deleted by now."""
         key = self._ends.find(id) if moment is None else None
         if key is not None:
             return key

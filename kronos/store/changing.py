@@ -75,8 +75,8 @@ class Changing:
 
         Args:
             id: the memory's id.
-            content: a new text, which is embedded anew.
-            metadata: new metadata, in the place of all that was there.
+            content: a new text, which is embedded.
+            metadata: new metadata, instead of all the old.
             importance: 0..1.
             expires_at: timezone-aware; None for never.
 
@@ -120,7 +120,7 @@ class Changing:
         return replace(edit, serving=serving, vector=serving.embed([edit.values["content"]]))
 
     def write(self, edit: Edit) -> Memory:
-        """Write an edit, embedded anew where another space took over."""
+        """Write an edit; embed it again when another space has become active."""
         session = self._session
         while True:
             if edit.serving not in (None, session.serving):

@@ -56,10 +56,10 @@ class Maintenance:
         """Compare everything that must agree; others read and write meanwhile.
 
         Args:
-            repair: mend what can be derived from the texts: the index, vectors that do not fit, the
-                words, files that nobody needs and, after a backup, the indexes of SQLite.
+            repair: repair what can be derived from the texts: the index, vectors that do not fit, the
+                full-text index, leftover files and, after a backup, the database's indexes.
             progress: called after each of the things that are compared.
-            stop: set it to stop soon, amid a long statement too.
+            stop: set it to stop soon, also in the middle of a long statement.
 
         Returns:
             What is wrong, in words, and what of it was repaired; and how well the index finds.
@@ -79,7 +79,7 @@ class Maintenance:
         progress: ProgressCallback | None = None,
         stop: threading.Event | None = None,
     ) -> CompactReport:
-        """Drop what nobody wants any more, and give the free space back to the disk.
+        """Drop what is no longer needed, and give the free space back to the disk.
 
         It drops retired spaces beyond `keep_spaces`, what cancelled jobs made, what a fallback made
         that serves no longer, memories that have expired, and all that is left of deleted ones,
@@ -88,10 +88,10 @@ class Maintenance:
         Others may read and write meanwhile.
 
         Args:
-            keep_spaces: so many retired spaces are kept to roll back to; None is the settings'.
+            keep_spaces: retired spaces to keep for a rollback; None is the settings'.
             forget_before: a timezone-aware moment: what living memories were until before it is
                 forgotten too; None forgets nothing of theirs.
-            progress: called after each transaction, of which nobody knows how many there will be.
+            progress: called after each transaction; their number is not known in advance.
             stop: set it to stop soon.
 
         Raises:

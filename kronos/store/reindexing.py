@@ -44,8 +44,8 @@ class Reindexing:
         """Embed what is pending, or change the embedding model.
 
         The new vectors are made beside the old ones in committed batches; searches and writes go on
-        meanwhile. It is a job that other processes may share: whoever calls this with the same
-        model joins in. A run that was stopped or killed goes on where it was.
+        meanwhile. It is a job that other processes may share: a call with the same model joins
+        in. A run that was stopped or killed goes on where it was.
 
         Args:
             model: a preset, a model's name, a folder or "hash"; None keeps the model that the store

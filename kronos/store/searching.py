@@ -65,8 +65,8 @@ class Searching:
             ranking: what a score is made of; None is how well a memory matches, alone.
             group_by: a metadata key, "namespace" or "parent_id": only the best hit of each group.
             as_of: search what the store knew at this moment, timezone-aware.
-            expand: bring in memories that are so many links or parents away from a hit, at most
-                `limit` of them, behind the hits; each names the hit that leads to it, and scores
+            expand: bring in memories up to this many links or parents away from a hit, at most
+                `limit` of them, behind the hits. Each names the hit that leads to it, and scores
                 below it. They too stand in the namespace, meet the filter and reach `min_score`.
             expand_outside: bring in linked memories wherever they stand and whatever they are.
             explain: say how the search was answered, and what each signal adds to a score.

@@ -48,12 +48,12 @@ class MemoryStore:
         storage_path: a folder, made when it is missing, or a SQLAlchemy URL.
         namespace: the store's own namespace, which calls mean that name none.
         embedding_model: a preset of `EMBEDDING_MODELS`, a model's name, a folder, "hash" for the
-            lexical hash embedder, None for a store of vectors that are handed in, or "keep" for
-            the model that the store has ("mini" for a new store): it is never changed, and where it
-            cannot be had hash vectors answer, with a warning.
-        embedder: an object with the `Embedder` protocol, in place of `embedding_model`.
+            lexical hash embedder, None for a store whose vectors callers give, or "keep" for
+            the model that the store has ("mini" for a new store): it is never changed. If it cannot
+            be loaded, hash vectors answer, with a warning.
+        embedder: an object with the `Embedder` protocol, instead of `embedding_model`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several with commas.
-        embedding_dim: the width of hash vectors, and of vectors handed in to a new store. A model's
+        embedding_dim: the width of hash vectors, and of given vectors in a new store. A model's
             width is its own.
         on_model_change: what to do when another embedder made the store's vectors: "rebuild" makes
             them anew before the store opens; "background" does so on a thread while the embedder

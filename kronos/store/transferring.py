@@ -46,7 +46,7 @@ class Transferring:
 
         Args:
             path: ends with .jsonl or .parquet, which says the format; a file there is replaced. It
-                can be read by those who can read the database, and by nobody else.
+                has the access rights of the database.
             vectors: with the vectors of the active space, so that a store of the same model need
                 not embed them anew.
             where: a filter, a dict or built with `F`.

@@ -2,7 +2,7 @@
 
 Inside a transaction the index catches up, and `kronos.search` ranks what it finds. An obstacle
 (another space became active, texts of another process wait to be embedded, the keys of a filter are
-not known) is removed outside the transaction, then the question is answered anew.
+not known) is removed outside the transaction, then the question is tried again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Behind(Exception):
 
 @dataclass(slots=True)
 class _Answering:
-    """A question on its way, and what was seen to for it."""
+    """A question, and what was prepared for it between tries."""
 
     question: Question
     held: Held
@@ -66,7 +66,7 @@ class Answering:
 
     Args:
         session: the open store.
-        asking: makes them, and makes them anew for another space.
+        asking: makes them, also again for another space.
     """
 
     def __init__(self, session: Session, asking: Asking) -> None:
@@ -126,7 +126,7 @@ class Answering:
         needed = request.asks_vectors or wanted.compares_later
         with replica.lock if needed else nullcontext(), self._session.reader() as repository:
             head = repository.head()
-            # Words are found without whoever embeds now, whose model may take long to load.
+            # Words need no embedder, whose model may take long to load.
             if needed and not serving.is_current(repository, head):
                 raise SpaceChangedError
             index = replica.catch_up(repository, head.seq) if needed else None
@@ -216,7 +216,7 @@ class Answering:
     def _embed_the_past(self, missing: NotEmbeddedError, answering: _Answering) -> None:
         """Make the vectors of texts that no memory holds any more, once for every space.
 
-        While somebody writes, or where nobody can, they are made for this question alone.
+        While another process writes, or in a read-only store, they serve this question alone.
         """
         serving = answering.question.serving
         distinct = [*{text.content_hash: text.content for text in missing.texts}.items()]
