@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "kronos"
@@ -62,3 +63,44 @@ def test_only_the_settings_read_the_environment() -> None:
 def test_every_module_says_what_it_owns() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+
+
+FILE_LINES, CLASS_LINES, FUNCTION_MEDIAN, FUNCTION_P90, FLOORS = 450, 350, 6, 18, 14
+
+
+def test_files_and_classes_are_short() -> None:
+    too_long = []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text("utf-8")
+        if (lines := text.count("\n")) > FILE_LINES:
+            too_long.append((str(path.relative_to(PACKAGE)), lines))
+        too_long += [
+            (node.name, length)
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.ClassDef)
+            and (length := (node.end_lineno or 0) - node.lineno + 1) > CLASS_LINES
+        ]
+    assert too_long == []
+
+
+def statements_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function's body, without its docstring."""
+    body = function.body[1 if ast.get_docstring(function) is not None else 0 :]
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short() -> None:
+    lengths = [
+        statements_of(node)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert np.median(lengths) <= FUNCTION_MEDIAN
+    assert np.percentile(lengths, 90) <= FUNCTION_P90
+
+
+def test_the_floors_are_few() -> None:
+    project = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
+    floors = project.split("layers = [", 1)[1].split("]", 1)[0].split(",\n")
+    assert 10 <= len(floors) - 1 <= FLOORS

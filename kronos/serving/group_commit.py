@@ -1,8 +1,8 @@
-"""Group commit: writes that arrive together share a transaction; each is written whole or not at all.
+"""Group commit: writes that arrive together share a transaction.
 
-Writes keep the order of their arrival, so each sees the result of those before it. Neighbouring
-additions become one insert. A refused write leaves nothing and does not affect the others. No write
-is acknowledged before the commit that holds it.
+Each is written whole or not at all. Writes keep the order of their arrival, so each sees the result
+of those before it. Neighbouring additions become one insert. A refused write leaves nothing and
+does not affect the others. No write is acknowledged before the commit that holds it.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Maintenance:
         """Compare everything that must agree; others read and write meanwhile.
 
         Args:
-            repair: repair what can be derived from the texts: the index, vectors that do not fit, the
-                full-text index, leftover files and, after a backup, the database's indexes.
+            repair: repair what can be derived from the texts: the index, vectors that do not fit,
+                the full-text index, leftover files and, after a backup, the database's indexes.
             progress: called after each of the things that are compared.
             stop: set it to stop soon, also in the middle of a long statement.
 
