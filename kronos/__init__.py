@@ -1,7 +1,7 @@
 """Kronos: an embedded memory store whose memories outlive embedding models.
 
-The public names, loaded when they are first used: `import kronos` imports no torch, no faiss and no
-SQLAlchemy.
+Public names are loaded when they are first used, so `import kronos` imports no torch, no FAISS, no
+NumPy and no SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from kronos import errors
+from kronos.errors import KronosError
 
 if TYPE_CHECKING:
     from kronos.embedding.registry import EMBEDDING_MODELS, EmbeddingModel
@@ -64,6 +65,7 @@ __all__ = [
     "Hit",
     "Hits",
     "Job",
+    "KronosError",
     "KronosMemory",
     "Link",
     "Memory",

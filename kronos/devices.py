@@ -1,4 +1,4 @@
-"""The names of devices, and whether this machine may have a GPU at all. torch is not asked."""
+"""Names of devices, and whether this machine may have a GPU. It never imports torch."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from kronos.errors import ConfigurationError
 
 AUTO = "auto"
 _NAME = re.compile(r"cpu|mps|cuda(?::[0-9]+)?")
-# What shows on Linux that there is a GPU: NVIDIA's, one in WSL, AMD's, a Jetson's.
+# Device files of GPUs on Linux: NVIDIA (two), WSL, AMD, Jetson.
 _ACCELERATOR_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
 
 
-def _one_thread() -> None:
-    """OpenMP's threads are not in a forked child, and torch's first parallel loop would hang."""
+def _use_one_thread() -> None:
+    """A forked child has none of OpenMP's threads, so torch's first parallel loop would hang."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
 
 
-in_children(_one_thread)
+in_children(_use_one_thread)
 
 
 def split_devices(device: str) -> list[str]:
-    """The devices that a caller named: ["auto"], or one or more such as "cpu" and "cuda:1".
+    """Split a list of devices.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:N", "mps", or several with commas: "cuda:0,cuda:1".
 
+    Returns:
+        ["auto"], or one or more names such as "cpu" and "cuda:1".
+
     Raises:
-        ConfigurationError: it is none of these.
+        ConfigurationError: the device is not valid.
     """
     names = device.split(",") if isinstance(device, str) else []
     if names == [AUTO] or (names and all(map(_NAME.fullmatch, names))):
@@ -45,10 +48,10 @@ def split_devices(device: str) -> list[str]:
 
 
 def gpu_numbers(device: str) -> list[int] | None:
-    """The numbers of the GPUs named, for CUDA; None for "auto", which leaves them open.
+    """The CUDA numbers of the named GPUs; None for "auto", which names none.
 
     Raises:
-        ConfigurationError: the device has no meaning.
+        ConfigurationError: the device is not valid.
     """
     names = split_devices(device)
     if names == [AUTO]:
@@ -58,7 +61,7 @@ def gpu_numbers(device: str) -> list[int] | None:
 
 
 def may_have_accelerator() -> bool:
-    """Whether torch is worth asking for a GPU: to import it takes seconds."""
+    """Whether this machine may have a GPU, so that importing torch, which is slow, may pay off."""
     if "torch" in sys.modules:
         return True
     if find_spec("torch") is None:

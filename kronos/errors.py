@@ -1,213 +1,288 @@
-"""Every error that Kronos raises, and nothing else.
+"""Every error that Kronos raises, and the warning that it issues.
 
-An error says what was expected, what was found and what mends it. The class docstring is the
-default message, so the two cannot drift apart.
+A message says what was expected, what was found and how to fix it. The first line of a class
+docstring is the default message. Each class has a `code`, a stable name for programs: it never
+changes, and no other class has it.
 
-    KronosError
-    ├── InputError (ValueError)          an argument is refused, nothing written; see `field`
-    │   ├── ContentError                 a text that cannot be stored exactly
-    │   ├── MetadataError                metadata that is no JSON object of bounded size
-    │   ├── IdentifierError              an id or a namespace
-    │   ├── FilterError                  a `where` that cannot be understood
-    │   ├── VectorError                  a vector of the wrong kind, with NaN or inf, or of length 0
-    │   │   └── DimensionMismatchError   a vector of another width than the space
-    │   └── ConfigurationError           a setting, a path or an option
-    ├── NotFoundError (LookupError)      no memory has this id
-    ├── DuplicateIdError                 a memory with this id exists
-    ├── StoreClosedError                 the store is not open
-    ├── StoreCopyError (TypeError)       a store was to be copied or sent to another process
-    ├── StoppedError                     a long call ended because its `stop` was set
-    ├── EmbeddingError                   an embedder failed on a text
-    │   ├── TransientEmbeddingError      it failed in passing: a quota, a timeout, a lost connection
-    │   ├── ModelLoadError               a model cannot be had, and `strict` forbids the fallback
-    │   ├── DeviceError                  the device asked for is absent
-    │   ├── EmbedderMismatchError        the store's vectors were made by another embedder
-    │   ├── ReindexError                 a job did not make its space the active one
-    │   └── NoEmbedderError              the store holds vectors handed in, and a text came without
-    ├── SpaceChangedError                another space took this one's place; never reaches a caller
-    ├── MissingDependencyError           an optional package is not installed
-    └── StorageError                     the database or the disk
-        ├── SchemaOutdatedError          the database is older than this Kronos
-        ├── SchemaTooNewError            the database is newer than this Kronos
-        ├── MigrationError               an upgrade or downgrade failed and was undone
-        ├── StoreBusyError               another process holds the write lock
-        ├── StorageFullError             the disk is full
-        ├── ReadOnlyStoreError           the folder or the database cannot be written
-        ├── CorruptStoreError            the database file is damaged
-        ├── StoreReplacedError           the file was removed, or is another store's now
-        └── SnapshotError                an index snapshot cannot be trusted; never reaches a caller
+    KronosError                               `kronos_error`
+    ├── InputError (ValueError)               `invalid_input`
+    │   ├── ContentError                      `invalid_content`
+    │   ├── MetadataError                     `invalid_metadata`
+    │   ├── IdentifierError                   `invalid_identifier`
+    │   ├── FilterError                       `invalid_filter`
+    │   ├── VectorError                       `invalid_vector`
+    │   │   └── DimensionMismatchError        `dimension_mismatch`
+    │   └── ConfigurationError                `invalid_configuration`
+    ├── NotFoundError (LookupError)           `not_found`
+    ├── DuplicateIdError                      `duplicate_id`
+    ├── StoreClosedError                      `store_closed`
+    ├── StoreCopyError (TypeError)            `store_not_copyable`
+    ├── StoppedError                          `stopped`
+    ├── EmbeddingError                        `embedding_failed`
+    │   ├── TransientEmbeddingError           `embedder_unavailable`
+    │   ├── ModelLoadError                    `model_unavailable`
+    │   ├── DeviceError                       `device_unavailable`
+    │   ├── EmbedderMismatchError             `embedder_mismatch`
+    │   ├── ReindexError                      `reindex_incomplete`
+    │   └── NoEmbedderError                   `no_embedder`
+    ├── SpaceChangedError                     `space_changed`
+    ├── MissingDependencyError                `missing_dependency`
+    └── StorageError                          `storage_failed`
+        ├── SchemaOutdatedError               `schema_outdated`
+        ├── SchemaTooNewError                 `schema_too_new`
+        ├── MigrationError                    `migration_failed`
+        ├── StoreBusyError                    `store_busy`
+        ├── StorageFullError                  `storage_full`
+        ├── ReadOnlyStoreError                `store_read_only`
+        ├── CorruptStoreError                 `store_corrupt`
+        ├── StoreReplacedError                `store_replaced`
+        └── SnapshotError                     `snapshot_invalid`
 
-    KronosWarning (UserWarning)          Kronos goes on, but not as it was asked to
+    KronosWarning (UserWarning)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import ClassVar
 
 
 class KronosError(Exception):
     """Kronos failed."""
 
+    code: ClassVar[str] = "kronos_error"
+    """A stable name of the kind of error, for programs."""
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or _summary(type(self)))
         self.stored_ids: list[str] = []
-        """The ids that `add_many` or `import_from` had stored before this error, in order."""
+        """The ids that `add_many` or `import_from` stored before this error, in order."""
 
 
 class InputError(KronosError, ValueError):
-    """An argument was refused; nothing was written."""
+    """An argument is not valid; nothing was written."""
+
+    code = "invalid_input"
 
     def __init__(self, message: str | None = None, *, field: str = "") -> None:
         super().__init__(message)
         self.field = field
-        """The argument that was refused, as the caller wrote it: "content", "metadata.tags[2]"."""
+        """The argument, as the caller wrote it: "content", "metadata.tags[2]"."""
 
 
 class ContentError(InputError):
     """The text cannot be stored exactly."""
 
+    code = "invalid_content"
+
 
 class MetadataError(InputError):
-    """Metadata must be a JSON object of bounded size and depth."""
+    """Metadata must be a JSON object of limited size and depth."""
+
+    code = "invalid_metadata"
 
 
 class IdentifierError(InputError):
     """An id or a namespace is malformed."""
 
+    code = "invalid_identifier"
+
 
 class FilterError(InputError):
-    """The filter cannot be understood."""
+    """The filter is not valid."""
+
+    code = "invalid_filter"
 
 
 class VectorError(InputError):
     """A vector must be finite, float and of non-zero length."""
 
+    code = "invalid_vector"
+
 
 class DimensionMismatchError(VectorError):
-    """The vector has another width than the space it is meant for."""
+    """The width of the vector differs from the width of its space."""
+
+    code = "dimension_mismatch"
 
 
 class ConfigurationError(InputError):
-    """A setting is not valid."""
+    """A setting, a path or an option is not valid."""
+
+    code = "invalid_configuration"
 
 
 class NotFoundError(KronosError, LookupError):
     """No memory has this id."""
 
+    code = "not_found"
+
 
 class DuplicateIdError(KronosError):
     """A memory with this id exists; pass on_conflict="replace" or "ignore" to allow it."""
+
+    code = "duplicate_id"
 
 
 class StoreClosedError(KronosError):
     """The store is not open; call connect() first, or open it with `with`."""
 
+    code = "store_closed"
+
 
 class StoreCopyError(KronosError, TypeError):
     """A store cannot be copied or sent to another process; open it there by its path."""
 
+    code = "store_not_copyable"
+
 
 class StoppedError(KronosError):
-    """The call was stopped before its end, as it was asked to; nothing is half done."""
+    """The call stopped early because its `stop` was set; no step is partially applied."""
+
+    code = "stopped"
 
 
 class EmbeddingError(KronosError):
     """The embedder failed."""
 
+    code = "embedding_failed"
+
 
 class TransientEmbeddingError(EmbeddingError):
-    """The embedder failed in passing; the same call may succeed later.
+    """The embedder failed temporarily; the same call may succeed later.
 
-    Kronos waits and tries again before it raises this. An embedder of your own may raise it too, to
-    say that a failure is of that kind.
+    Typical causes are a quota, a timeout or a lost connection. Kronos retries before it raises this
+    error. Your own embedder may raise it too, to mark a failure as transient.
 
     Args:
         message: what failed.
-        retry_after_s: how many seconds to wait at least before the next try; None: not known.
+        retry_after_s: seconds to wait at least before the next try; None: unknown.
     """
+
+    code = "embedder_unavailable"
 
     def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """How many seconds to wait at least before the next try; None: not known."""
+        """Seconds to wait at least before the next try; None: unknown."""
 
 
 class ModelLoadError(EmbeddingError):
     """The embedding model cannot be loaded."""
 
+    code = "model_unavailable"
+
 
 class DeviceError(EmbeddingError):
-    """The device asked for is not present on this machine."""
+    """The requested device is not available on this machine."""
+
+    code = "device_unavailable"
 
 
 class EmbedderMismatchError(EmbeddingError):
-    """The store's vectors were made by another embedder; run `kronos reindex` to change it."""
+    """Another embedder made the store's vectors; run `kronos reindex` to change it."""
+
+    code = "embedder_mismatch"
 
 
 class ReindexError(EmbeddingError):
-    """A reindex ended without a switch; the space before still answers."""
+    """The reindex ended without a switch; the previous space still serves."""
+
+    code = "reindex_incomplete"
 
 
 class NoEmbedderError(EmbeddingError):
-    """This store embeds no texts (embedding_model=None): hand in a vector."""
+    """This store embeds no texts (embedding_model=None): pass a vector."""
+
+    code = "no_embedder"
 
 
 class SpaceChangedError(KronosError):
-    """Another space serves now, or the one that was meant is gone; the call is made anew."""
+    """Another space serves now, or the space is gone; Kronos repeats the call.
+
+    Internal: it never reaches a caller.
+    """
+
+    code = "space_changed"
 
 
 class MissingDependencyError(KronosError):
     """An optional package is not installed."""
 
+    code = "missing_dependency"
+
 
 class StorageError(KronosError):
     """The database or the disk failed."""
+
+    code = "storage_failed"
 
 
 class SchemaOutdatedError(StorageError):
     """The database is older than this Kronos; run `kronos db upgrade` or pass migrate=True."""
 
+    code = "schema_outdated"
+
 
 class SchemaTooNewError(StorageError):
     """The database is newer than this Kronos; upgrade the package kronos-memory."""
+
+    code = "schema_too_new"
 
 
 class MigrationError(StorageError):
     """A migration failed and was undone."""
 
+    code = "migration_failed"
+
 
 class StoreBusyError(StorageError):
     """Another process holds the write lock; try again."""
 
+    code = "store_busy"
+
 
 class StorageFullError(StorageError):
-    """The disk is full; what was written before is intact."""
+    """The disk is full; earlier writes are intact."""
+
+    code = "storage_full"
 
 
 class ReadOnlyStoreError(StorageError):
     """The store cannot be written."""
 
+    code = "store_read_only"
+
 
 class CorruptStoreError(StorageError):
     """The database file is damaged."""
+
+    code = "store_corrupt"
 
 
 class StoreReplacedError(StorageError):
     """The database file was removed or replaced while the store was open."""
 
+    code = "store_replaced"
+
 
 class SnapshotError(StorageError):
-    """An index snapshot cannot be trusted; the index is rebuilt from SQL."""
+    """An index snapshot is not valid; Kronos rebuilds the index from SQL.
+
+    Internal: it never reaches a caller.
+    """
+
+    code = "snapshot_invalid"
 
 
 class KronosWarning(UserWarning):
-    """Kronos goes on, but not as it was asked to."""
+    """Kronos continues, but not as requested."""
 
 
 @contextmanager
 def naming_stored(ids: Sequence[str]) -> Iterator[None]:
-    """Let an error that leaves the block name what was stored before it, as `stored_ids`.
+    """Set `stored_ids` of an error that leaves the block to the ids stored before it.
 
     Args:
         ids: grows while the block stores memories.
@@ -218,7 +293,7 @@ def naming_stored(ids: Sequence[str]) -> Iterator[None]:
         if not ids:
             raise
         raise _with_ids(exc, ids) from (exc.__cause__ or exc.__context__)
-    except BaseException as exc:  # of the caller's own iterable: it stays what it is
+    except BaseException as exc:  # from the caller's own iterable: raise it unchanged
         with suppress(Exception):
             exc.stored_ids = [*ids]  # type: ignore[attr-defined]
         _add_note(exc, ids)
@@ -226,7 +301,7 @@ def naming_stored(ids: Sequence[str]) -> Iterator[None]:
 
 
 def _with_ids(exc: KronosError, ids: Sequence[str]) -> KronosError:
-    """A copy that names ids: calls that share a transaction share its error, and not their ids."""
+    """Copy an error and set its ids: calls in one transaction share the error, but not the ids."""
     own = type(exc).__new__(type(exc))
     own.args = exc.args
     own.__dict__.update(exc.__dict__)

@@ -1,10 +1,10 @@
-"""Files in the making: each has a name of its own, and gets its real name when it is whole.
+"""Atomic files and folders: other processes see a complete one, or none.
 
-`publishing` is the one way by which Kronos makes a file that others read, and `publishing_folder`
-is the one for a folder. Whoever makes a file
-holds its lock, so what a dead process left is told apart: the system drops a lock with its process,
-however that ends. Where nothing can be locked (Windows, some network file systems), a file counts
-as left once nobody wrote to it for an hour.
+A file is written under a temporary name, a "part", synced to disk and then renamed. `publishing` is
+the only way in which Kronos makes a file that others read, and `publishing_folder` the only way for
+a folder. The process that writes a part holds its lock. The system drops the lock when the process
+ends, so an unlocked part is abandoned and may be deleted. Where locks are not available (Windows,
+some network file systems), a part is abandoned when it was not written to for an hour.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_STRAY_AFTER_S = 3600.0
+_ABANDONED_AFTER_S = 3600.0
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when there is no room for a file."""
+"""Error numbers for a full disk."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""What it says when a file must not be written."""
+"""Error numbers for a file that must not be written."""
 ONE_NAME = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What it says where a file can have but one name."""
+"""Error numbers of file systems without hard links."""
 PART = ".part"
 _PART_NAME = re.compile(r"(?P<part>.*\.[0-9a-f]{32}\.part)(-wal|-shm|-journal)?", re.DOTALL)
 _BESIDE = ("-wal", "-shm", "-journal")
-"""How the names of the files end that SQLite keeps beside a database."""
+"""Suffixes of the files that SQLite keeps next to a database."""
 _LONGEST_NAME = 255 - len(f".{'0' * 32}{PART}-journal")
 _RETRY_S = 0.01
 _LONGEST_WAIT_S = 10.0
 _TRIES = 20
-# O_NOFOLLOW: a link that lies in wait under the name is refused, as every other file is by O_EXCL.
+# O_EXCL refuses a file that exists under the name, and O_NOFOLLOW a symbolic link.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with `~` put in full; as it is where the process has no such home folder."""
+    """Expand `~` in a path; unchanged if the process has no such home folder."""
     return Path(os.path.expanduser(path))
 
 
 def behind_links(path: Path) -> Path:
-    """The file itself, where a path is a link to it."""
-    return Path(os.path.realpath(path))  # `resolve` raises where links go in a circle
+    """Resolve symbolic links."""
+    return Path(os.path.realpath(path))  # unlike `resolve`, it accepts circular links
 
 
 @contextmanager
 def publishing(path: Path, *, mode: int | None = None, replace: bool = True) -> Iterator[Path]:
-    """Make a file, whole or not at all; it is on the disk when this ends.
+    """Write a file atomically; when the block ends, it is synced to disk.
 
-    Several may make the same file at once: each has a file of its own until the end.
+    Several writers may make the same file at once: each writes a part of its own.
 
     Args:
-        path: the file. Its folder exists.
-        mode: the permission bits of the file, those of the file whose content it copies. None:
-            those of any new file. A file that is replaced never gets more bits than it had.
-        replace: whether a file that is at `path` at the end may be replaced.
+        path: the file. Its folder must exist.
+        mode: the permission bits, e.g. those of the file whose content it copies. None: the default
+            for a new file. A file that is replaced never gets more bits than it had.
+        replace: whether an existing file may be replaced.
 
     Yields:
-        An empty file in the same folder. An error deletes it.
+        An empty part in the same folder. An error in the block deletes it.
 
     Raises:
-        FileExistsError: there is a file at `path`, and `replace` is False.
+        FileExistsError: the file exists when the block ends, and `replace` is False.
         OSError: the file cannot be written.
     """
     with suppress(OSError):
@@ -83,24 +83,24 @@ def publishing(path: Path, *, mode: int | None = None, replace: bool = True) -> 
 
 @contextmanager
 def publishing_folder(path: Path, *, stays: Callable[[Path], bool]) -> Iterator[Path]:
-    """Make a folder of files, whole or not at all; it is on the disk when this ends.
+    """Write a folder of files atomically; when the block ends, it is synced to disk.
 
     Args:
-        path: the folder. The one that it lies in exists.
-        stays: told the one that was made, where there is one at `path` at the end: whether that
-            is as good, and stays.
+        path: the folder. Its parent must exist.
+        stays: called with the new folder if one exists at `path` when the block ends. True keeps
+            the existing folder, because it is as good as the new one.
 
     Yields:
-        An empty folder beside it, which only this user may read. An error deletes it.
+        An empty folder next to it, readable for this user only. An error in the block deletes it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     with suppress(OSError):
         discard_parts(path.parent, _stem(path))
     part = part_of(path)
     with ExitStack() as stack:
-        with locked(path.parent, wait_s=_LONGEST_WAIT_S):  # nobody discards it before it is locked
+        with locked(path.parent, wait_s=_LONGEST_WAIT_S):  # `discard_parts` waits for this lock
             part.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, part, ignore_errors=True)
             stack.enter_context(locked(part))
@@ -115,7 +115,7 @@ def _take_place(part: Path, path: Path, stays: Callable[[Path], bool]) -> None:
         try:
             part.replace(path)
             break
-        except OSError:  # a folder with files in it is never replaced; others may be at it too
+        except OSError:  # the system never replaces a non-empty folder; others may write it too
             if not left:
                 raise
             if stays(part):
@@ -125,7 +125,7 @@ def _take_place(part: Path, path: Path, stays: Callable[[Path], bool]) -> None:
 
 
 def publish(part: Path, path: Path, *, mode: int | None = None, replace: bool = True) -> None:
-    """Give a file that is whole its name; see `publishing`."""
+    """Rename a complete part to its final name; see `publishing`."""
     wanted = S_IMODE(part.stat().st_mode) if mode is None else mode
     present = mode_of(path)
     part.chmod(wanted if present is None else wanted & present)
@@ -133,20 +133,20 @@ def publish(part: Path, path: Path, *, mode: int | None = None, replace: bool = 
     if replace:
         part.replace(path)
     else:
-        _name(part, path)
+        _rename_if_free(part, path)
     _sync_entries(path.parent)
 
 
 @contextmanager
 def making(path: Path, *, private: bool = True) -> Iterator[Path]:
-    """Have a file for the time of the block, beside `path`; nobody else deletes it meanwhile.
+    """Make a part next to `path` for the duration of the block; no other process deletes it.
 
     Args:
-        path: what its name begins with.
-        private: whether only this user may read it.
+        path: the name of the part begins with its name.
+        private: whether only this user may read the part.
 
     Yields:
-        An empty file. It is deleted at the end, and with it what SQLite keeps beside a database.
+        An empty file. When the block ends, it is deleted with any files of SQLite next to it.
 
     Raises:
         OSError: the folder cannot be written.
@@ -161,18 +161,18 @@ def making(path: Path, *, private: bool = True) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """A name that nobody else uses, for a file that is to become another one."""
+    """A new, unique name for a part of a file."""
     return path.with_name(f"{_stem(path)}.{uuid.uuid4().hex}{PART}")
 
 
 def _new_part(path: Path, mode: int) -> tuple[Path, int]:
-    """A new file, and a descriptor that holds its lock."""
+    """Create a part, and a descriptor that holds its lock."""
     while True:
         part = part_of(path)
         descriptor = os.open(part, _NEW, mode)
         if fcntl is not None:
             _lock(descriptor, wait=True)
-        if part.exists():  # before it was locked, somebody may have taken it for one that was left
+        if part.exists():  # another process may have deleted it before it was locked
             return part, descriptor
         os.close(descriptor)
 
@@ -186,22 +186,26 @@ def _remove(part: Path) -> None:
 
 
 def beside(database: Path) -> list[Path]:
-    """The files that SQLite may keep beside a database: its log first."""
+    """The files that SQLite may keep next to a database; the write-ahead log is the first."""
     return [database.with_name(database.name + end) for end in _BESIDE]
 
 
-def left_parts(folder: Path, prefix: str) -> list[Path]:
-    """Files that were never finished and that nobody makes any more.
+def abandoned_parts(folder: Path, prefix: str) -> list[Path]:
+    """Find abandoned parts.
 
     Args:
         folder: where to look; it need not exist.
-        prefix: how the names of the finished files begin.
+        prefix: the beginning of the final names.
     """
-    return [part for part in _parts(folder, prefix) if is_left(part)]
+    return [part for part in _parts(folder, prefix) if is_abandoned(part)]
 
 
 def discard_parts(folder: Path, prefix: str) -> None:
-    """Delete what `left_parts` finds, unless somebody has locked the folder.
+    """Delete abandoned parts, unless another process has locked the folder.
+
+    Args:
+        folder: where to look.
+        prefix: the beginning of the final names.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -214,15 +218,15 @@ def discard_parts(folder: Path, prefix: str) -> None:
 def _discard(part: Path) -> None:
     try:
         with locked(part) as alone:
-            # Deleted under its lock: whoever is about to make it sees that it is gone.
-            if alone and (fcntl is not None or is_left(part)):
+            # Deleted while locked: `_new_part` then sees that its part is gone.
+            if alone and (fcntl is not None or is_abandoned(part)):
                 _remove(part)
-    except FileNotFoundError:  # only what SQLite kept beside it is left
+    except FileNotFoundError:  # only the files that SQLite kept next to it are left
         _remove(part)
 
 
 def _parts(folder: Path, prefix: str) -> list[Path]:
-    """All unfinished files, be it that only something beside one is there."""
+    """All parts, also those of which only SQLite's files next to them are left."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -231,34 +235,34 @@ def _parts(folder: Path, prefix: str) -> list[Path]:
     return [folder / name for name in sorted({match["part"] for match in found if match})]
 
 
-def is_left(part: Path) -> bool:
-    """Whether nobody makes this file, or this folder, any more."""
+def is_abandoned(part: Path) -> bool:
+    """Whether a part, a file or a folder, is abandoned."""
     try:
         if fcntl is None:
-            return part.stat().st_mtime < time.time() - _STRAY_AFTER_S
+            return part.stat().st_mtime < time.time() - _ABANDONED_AFTER_S
         with locked(part) as alone:
             return alone
     except FileNotFoundError:
         return any(file.exists() for file in beside(part))
-    except OSError:  # another user's
+    except OSError:  # another user owns it
         return False
 
 
 def _stem(path: Path) -> str:
-    """How the names of a file's parts begin; all names stay as short as file systems want them."""
+    """The beginning of the names of a file's parts, within the length limit of file systems."""
     return os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
 
 
 def mode_of(path: Path) -> int | None:
-    """The permission bits of a file; None where there is none."""
+    """The permission bits of a file; None if it does not exist."""
     try:
         return S_IMODE(path.stat().st_mode)
     except OSError:
         return None
 
 
-def _name(part: Path, path: Path) -> None:
-    """Give a part its name, unless that is taken."""
+def _rename_if_free(part: Path, path: Path) -> None:
+    """Rename a part, unless a file with the new name exists."""
     try:
         os.link(part, path)
     except OSError as exc:
@@ -271,16 +275,18 @@ def _name(part: Path, path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
-    """Hold the lock of a file or a folder that exists: False when somebody else has it.
-
-    Where it cannot be locked, everybody is told True.
+    """Lock an existing file or folder for the duration of the block.
 
     Args:
-        path: what is locked.
-        wait_s: how long to wait for somebody else.
+        path: the file or folder.
+        wait_s: how many seconds to wait while another process holds the lock.
+
+    Yields:
+        True if this process holds the lock, or if the system cannot lock; False if another process
+        holds it.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the path cannot be opened.
     """
     if fcntl is None:
         yield True
@@ -308,7 +314,7 @@ def _lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Bring a file to the disk, or a folder's entries; only POSIX opens folders.
+    """Sync a file, or the entries of a folder, to disk; folders on POSIX only.
 
     Raises:
         OSError: the disk failed.
@@ -323,10 +329,10 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it; their names are on the disk when this returns.
+    """Make a folder and its missing parents, and sync their names to disk.
 
     Raises:
-        OSError: it cannot be made, or the disk failed.
+        OSError: a folder cannot be made, or the disk failed.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -335,5 +341,5 @@ def make_folder(path: Path) -> None:
 
 
 def _sync_entries(folder: Path) -> None:
-    with suppress(PermissionError):  # a folder that may be written, and not read
+    with suppress(PermissionError):  # the folder may be writable and not readable
         sync(folder)

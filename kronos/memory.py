@@ -20,20 +20,23 @@ from kronos.aio.models import AsyncModels
 from kronos.aio.opening import AsyncOpening, awaited
 from kronos.embedding.registry import DEFAULT_MODEL
 from kronos.errors import naming_stored
+from kronos.settings import Settings
 from kronos.store.store import MemoryStore
-from kronos.types import Hits, Memory, NewMemory, Progress
+from kronos.types import (
+    AsyncEmbedder,
+    Embedder,
+    Hits,
+    Memory,
+    NewMemory,
+    OnConflict,
+    OnModelChange,
+    Progress,
+    ProgressCallback,
+)
+from kronos.validation import Item
 
 if TYPE_CHECKING:
-    from kronos.settings import Settings
     from kronos.store.answering.finding import Queried
-    from kronos.types import (
-        AsyncEmbedder,
-        Embedder,
-        OnConflict,
-        OnModelChange,
-        ProgressCallback,
-    )
-    from kronos.validation import Item
 
 Memories = TypeVar("Memories", bound="KronosMemory")
 T = TypeVar("T")

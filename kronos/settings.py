@@ -1,7 +1,7 @@
-"""Settings, where a store lies, and the only reader of the environment.
+"""Settings of a store, where its files are, and every environment variable that Kronos reads.
 
-Every option that is no argument of `KronosMemory` is a field of `Settings`; `Settings.from_env`
-reads the same fields from variables named `KRONOS_<FIELD>`.
+An option of a store is either an argument of `KronosMemory` or a field of `Settings`.
+`Settings.from_env` reads the fields from variables named `KRONOS_<FIELD>`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, Literal, TypeAlias
 
 from kronos.errors import ConfigurationError
 from kronos.files import expanded
-from kronos.types import Durability, Tokenizer
 
+Durability: TypeAlias = Literal["full", "normal"]
 Engine: TypeAlias = Literal["auto", "sentence-transformers", "onnx"]
-Precision: TypeAlias = Literal["float32", "bfloat16"]
 GpuStorage: TypeAlias = Literal["float32", "float16"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+Tokenizer: TypeAlias = Literal["porter", "unicode61", "trigram"]
 
 DEFAULT_STORE = "./.kronos"
 SENTENCE_TRANSFORMERS_HOME = "SENTENCE_TRANSFORMERS_HOME"
-"""Where sentence-transformers keeps its models."""
+"""The variable that names the folder of sentence-transformers' models."""
 TRANSFORMERS_CACHE = "TRANSFORMERS_CACHE"
-"""Where older versions of transformers kept theirs."""
+"""The variable that older versions of transformers read for the same purpose."""
 _PREFIX = "KRONOS_"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "durability": ("full", "normal"),
@@ -35,17 +36,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("porter", "unicode61", "trigram"),
 }
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-# The other half is for the program itself, and for what runs beside it.
+# The other half of the cores is for the program itself and for other processes.
 _THREADS = max(1, min(4, (_CORES or 1) // 2))
 _GRAPH = re.compile(r"HNSW([0-9]{1,3})(,SQ(4|6|8|fp16|bf16))?")
 _LISTS = re.compile(r"IVF([0-9]{1,6}),(Flat|SQ(4|6|8|fp16|bf16)|RaBitQ)")
 _INDEXES = (
-    '"auto", "flat", "HNSW4" to "HNSW128", or "IVF1024,Flat" with as many lists as you wish; '
-    '",SQ4", ",SQ6", ",SQ8", ",SQfp16" or ",SQbf16" behind either keeps rows in fewer bits, and '
-    '",RaBitQ" those of lists'
+    '"auto", "flat", "HNSW4" to "HNSW128", or "IVF1024,Flat" with any number of lists. To store '
+    'vectors in fewer bits, append ",SQ4", ",SQ6", ",SQ8", ",SQfp16" or ",SQbf16" to HNSW, or '
+    'write one of them, or "RaBitQ", instead of "Flat"'
 )
 _IN_MEMORY = ":memory:"
-# A drive of Windows has one letter; other names with a colon are folders, but for these.
+# Any other text with a colon is a folder; a Windows drive, for example, is one letter and a colon.
 _URL = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://|:memory:$"
     r"|(sqlite|file|postgres|postgresql|mysql|mariadb|oracle|mssql|duckdb)(\+\w+)?:",
@@ -56,86 +57,90 @@ _LEAST = {"keep_spaces": 0, "embed_retry_s": 0, "search_retry_s": 0}
 _MOST_OF_ALL = 2**31 - 1
 _MOST = {
     "encode_threads": 1024,
-    # Of the two SQLite keeps a thousand million bytes in one row.
+    # SQLite stores at most 1e9 bytes in one row.
     "max_content_bytes": 2**28,
     "max_metadata_bytes": 2**28,
-    # Python's JSON goes down 1000 levels, less those of who calls it.
+    # Python's JSON parser recurses: 1000 levels at most, minus the caller's own stack.
     "max_metadata_depth": 500,
 }
 _MOST_SECONDS = 1_000_000
-"""Eleven days: what waits for longer is no timeout, and sockets take no more than twice that."""
+"""Eleven days: no timeout needs more, and sockets accept at most about twice that."""
 _SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Options of a store that few programs change."""
+    """Options of a store that few programs change.
+
+    Raises:
+        ConfigurationError: a value is not valid; the error's `field` names it.
+    """
 
     durability: Durability = "full"
-    """"full": every acknowledged write survives a power cut. "normal": a power cut may cost the
-    last writes, a crash of the process none."""
+    """"full": every acknowledged write survives a power cut. "normal": a power cut may lose the
+    last writes; a crash of the process loses none."""
     busy_timeout_s: float = 5.0
-    """How long a writer waits for another one before `StoreBusyError`."""
+    """How long a writer waits for another one before it raises `StoreBusyError`."""
     batch_size: int = 1000
-    """Items that `add_many` commits at once, and texts that a reindex commits at once, at most."""
+    """Items per commit of `add_many`, and texts per commit of a reindex, at most."""
     encode_batch_size: int = 32
-    """Texts that a model without tokens, or pairs that a reranker, reads at once; no part of what
-    the vectors are."""
+    """Texts per call of a model without tokens, and pairs per call of a reranker. It does not
+    change the vectors."""
     encode_tokens: int = 512
-    """Tokens that a model reads at once on a CPU, padding included, and a 32nd of what it reads at
-    once on an accelerator; no part of what the vectors are."""
+    """Tokens per call of a model on a CPU, with padding; an accelerator gets 32 times as many. It
+    does not change the vectors."""
     engine: Engine = "auto"
-    """"auto": ONNX Runtime where it is installed and gives the vectors of sentence-transformers,
-    else sentence-transformers. The other two: that one alone; no part of what the vectors are."""
+    """"auto": ONNX Runtime where it is installed and reproduces the vectors of
+    sentence-transformers; otherwise sentence-transformers. The other two values: that engine only.
+    It does not change the vectors."""
     precision: Precision = "float32"
-    """"bfloat16": a model computes with fewer bits, sooner, and its vectors are others (cosine to
-    those of float32 about .9999): they are a space of their own."""
+    """"bfloat16": the model computes with fewer bits, which is faster. The vectors differ slightly,
+    so they form a space of their own."""
     encode_threads: int = _THREADS
-    """Threads with which ONNX Runtime computes: half of the cores, 4 at most."""
+    """Threads of ONNX Runtime. Default: half of the cores, at most 4."""
     embed_retry_s: float = 120.0
-    """How long to wait, in all, for an embedder that fails in passing (a quota, a timeout, a lost
-    connection) before a text that is stored, or a batch of a reindex, fails with
-    `TransientEmbeddingError`; 0: not at all."""
+    """How long a write or a reindex retries after a transient failure of the embedder (a quota, a
+    timeout, a lost connection), in total. Then it raises `TransientEmbeddingError`. 0: no retry."""
     search_retry_s: float = 10.0
-    """The same for a question, whose asker is waiting."""
+    """The same for a search, whose caller is waiting."""
     lease_s: float = 60.0
-    """How long the texts that a reindex worker has in hand stay its own after it was last heard of.
-    A worker renews them three times as often."""
+    """How long a reindex worker keeps its claim on texts after its last sign of life. A worker
+    renews its claims three times in that time."""
     keep_spaces: int = 1
-    """Retired spaces that are kept to roll back to; older ones are dropped after a switch."""
+    """Retired spaces to keep for a rollback; a switch drops older ones."""
     index: str = "auto"
-    """"auto": flat and exact below 10,000 vectors, a graph above. "flat": always exact. Or what
-    stands in the place of the graph, by FAISS's name, e.g. "HNSW32", "HNSW16,SQ8" or
+    """"auto": flat and exact below 10,000 vectors, a graph above. "flat": always exact. Otherwise
+    the FAISS name of an index to use instead of the default graph, e.g. "HNSW32", "HNSW16,SQ8" or
     "IVF1024,SQfp16"; see `kronos.index.policy`."""
     gpu_storage: GpuStorage = "float32"
-    """How vectors are kept on a GPU. "float16": in half the bytes; candidates are then scored from
-    the float32 on the host."""
+    """How a GPU stores vectors. "float16" takes half the memory; candidates are then scored with
+    the float32 vectors of the host."""
     snapshot_changes: int = 1000
-    """An index is saved after so many changes, once they are a tenth of it."""
+    """Save the index after this many changes, once they are a tenth of it."""
     snapshot_interval_s: float = 300.0
-    """After so many seconds since the last time, those many changes are enough."""
+    """After this time, `snapshot_changes` changes are enough, however large the index is."""
     tokenizer: Tokenizer = "porter"
-    """How a new store cuts texts into words: "porter" (English word stems), "unicode61" (words as
-    they are), "trigram" (words, and any part of a word from three letters on). For a store that
-    exists: `maintenance.rebuild_fulltext`."""
+    """How a new store splits texts into words: "porter" (English word stems), "unicode61" (whole
+    words), "trigram" (whole words, and parts of at least three letters). For an existing store use
+    `store.maintenance.rebuild_fulltext`."""
     keep_history: bool = True
-    """Keep what memories were when they are changed or deleted, for `history` and `as_of`."""
+    """Keep earlier versions of memories, for `history` and `as_of`."""
     track_access: bool = False
-    """Note when memories are found by `get` and `search`, for a ranking by last access: a small
-    write after each."""
+    """Record when `get` and `search` return a memory, for rankings by last access. Each such read
+    then makes a small write."""
     network_timeout_s: float = 0.8
-    """How long to look for a network before a missing model counts as not to be had."""
+    """How long to look for a network before a missing model counts as unavailable."""
     max_content_bytes: int = 16 * 2**20
-    """UTF-8 bytes of one text."""
+    """Limit for one text, in UTF-8 bytes."""
     max_metadata_bytes: int = 2**20
-    """Bytes of one memory's metadata as JSON."""
+    """Limit for the metadata of one memory, in bytes of JSON."""
     max_metadata_depth: int = 32
-    """Nesting of one memory's metadata."""
+    """Limit for the nesting of one memory's metadata."""
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            fits, expected = _judged(option.name, type(option.default), value)
+            fits, expected = _check(option.name, type(option.default), value)
             if not fits:
                 raise ConfigurationError(
                     f"{option.name} must be {expected}, not {value!r}", field=option.name
@@ -143,13 +148,13 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the settings from `KRONOS_<FIELD>` variables; what is not set keeps its default.
+        """Read the settings from `KRONOS_<FIELD>` variables; unset fields keep their defaults.
 
         Args:
-            environ: the variables; None means the process's own.
+            environ: the variables; None: those of the process.
 
         Raises:
-            ConfigurationError: a variable holds no valid value.
+            ConfigurationError: the value of a variable is not valid.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -162,83 +167,82 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a store's parts lie."""
+    """Where the files of a store are."""
 
     database: Path
     """The database file."""
     folder: Path
-    """Where the index snapshots and the models are kept."""
+    """The folder for index snapshots and models."""
 
     @property
     def index(self) -> Path:
-        """The folder of the index snapshots; deleting it loses nothing."""
+        """The folder of the index snapshots. Deleting it loses no data."""
         return self.folder / "index"
 
     @property
     def models(self) -> Path:
-        """The folder of downloaded models; deleting it costs a download."""
+        """The folder of downloaded models. Deleting it costs a download."""
         return self.folder / "models"
 
     @classmethod
     def of(cls, storage_path: str | os.PathLike[str]) -> Location:
-        """Find the parts of a store from what a caller named.
+        """Find the files of a store.
 
         Args:
-            storage_path: a folder, which holds `kronos.db`, `index/` and `models/`, or a SQLAlchemy
-                URL. For `sqlite:///notes.db` the other parts lie in `notes.db-kronos/`.
+            storage_path: a folder with `kronos.db`, `index/` and `models/`, or a SQLAlchemy URL.
+                For `sqlite:///notes.db` the other files are in `notes.db-kronos/`.
 
         Raises:
-            ConfigurationError: the path is empty, holds NUL or is a file's, or the URL names no
+            ConfigurationError: the path is empty, contains NUL or is a file, or the URL names no
                 database file.
         """
         text = os.fspath(storage_path) if isinstance(storage_path, str | os.PathLike) else None
         if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise _no_place(f"must be a folder or a SQLAlchemy URL, not {storage_path!r}")
+            raise _refused(f"must be a folder or a SQLAlchemy URL, not {storage_path!r}")
         if _URL.match(text):
             return cls._of_url(text)
         folder = expanded(text)
         if text.startswith("~") and folder == Path(text):
-            raise _no_place(
-                f"{text!r} lies in a home folder that this process does not have: name the folder "
-                "without ~"
+            raise _refused(
+                f"{text!r} is in a home folder, and this process has none: write the path without ~"
             )
         folder = _absolute(folder)
         if folder.is_file():
-            raise _no_place(f"{text!r} is a file: give its folder, or the URL sqlite:///{text}")
+            raise _refused(f"{text!r} is a file: give its folder, or the URL sqlite:///{text}")
         return cls(database=folder / "kronos.db", folder=folder)
 
     @classmethod
     def _of_url(cls, url: str) -> Location:
-        """A URL, or what is nearly one: it must not become a folder of that name."""
+        """Read a URL, or a malformed one, which must not become a folder of that name."""
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError
 
         if url == _IN_MEMORY:
-            raise _no_place(_NO_FILE.format(url=url))
+            raise _refused(_NO_FILE.format(url=url))
         try:
             found = make_url(url)
         except (ArgumentError, ValueError):
-            raise _no_place(
+            raise _refused(
                 f"{url!r} is neither a folder nor a SQLAlchemy URL: give a folder, or "
                 "sqlite:///name.db for a file (sqlite:////name.db for an absolute path)"
             ) from None
         if found.drivername not in ("sqlite", "sqlite+pysqlite"):
-            raise _no_place(
+            raise _refused(
                 f"the database {found.drivername!r} is not supported yet: give a folder or a "
                 "sqlite:/// URL"
             )
         if found.host or found.username or found.port:
-            raise _no_place(
-                f"{url!r} names a host, and SQLite has none: a URL of a file has three slashes, "
+            raise _refused(
+                f"{url!r} names a host, and SQLite has none: a file URL has three slashes, "
                 "sqlite:///name.db (four for an absolute path)"
             )
         if found.query:
-            raise _no_place(
-                f"{url!r} has the options {', '.join(found.query)}, and Kronos takes none in a "
-                "URL: see `Settings` for the options of a store"
+            raise _refused(
+                f"{url!r} has the options {', '.join(found.query)}, and Kronos accepts none in a "
+                "URL: use `Settings` for the options of a store"
             )
         if not found.database or _IN_MEMORY in found.database or found.database[:5] == "file:":
-            raise _no_place(_NO_FILE.format(url=url))
+            raise _refused(_NO_FILE.format(url=url))
         database = _absolute(expanded(found.database))
         return cls(database=database, folder=database.with_name(database.name + "-kronos"))
 
@@ -247,23 +251,23 @@ def _absolute(path: Path) -> Path:
     try:
         return path.absolute()
     except OSError as exc:  # no working directory
-        raise _no_place(f"{str(path)!r} cannot be made absolute: {exc}") from exc
+        raise _refused(f"{str(path)!r} cannot be made absolute: {exc}") from exc
 
 
-def _no_place(why: str) -> ConfigurationError:
+def _refused(why: str) -> ConfigurationError:
     return ConfigurationError(f"storage_path {why}", field="storage_path")
 
 
 def default_store(environ: Mapping[str, str] | None = None) -> str:
-    """The store that commands use when none is named: `KRONOS_STORE`, else `./.kronos`."""
+    """The store that commands use by default: `KRONOS_STORE`, or else `./.kronos`."""
     environ = os.environ if environ is None else environ
     return environ.get(_PREFIX + "STORE") or DEFAULT_STORE
 
 
 def user_cache(environ: Mapping[str, str] | None = None) -> Path | None:
-    """Where this user's programs keep what can be made again: `~/.cache/kronos` as a rule.
+    """The folder for files that can be made again, usually `~/.cache/kronos`.
 
-    None where the process has no home folder and names no cache.
+    None if the process has no home folder and `XDG_CACHE_HOME` is not set.
     """
     environ = os.environ if environ is None else environ
     named = environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -272,7 +276,7 @@ def user_cache(environ: Mapping[str, str] | None = None) -> Path | None:
 
 
 def model_homes(environ: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """Folders of models beside the Hugging Face cache, by the variables that name them."""
+    """Folders of models besides the Hugging Face cache, by the variables that name them."""
     environ = os.environ if environ is None else environ
     named = {name: environ.get(name) for name in (SENTENCE_TRANSFORMERS_HOME, TRANSFORMERS_CACHE)}
     return {name: expanded(path).absolute() for name, path in named.items() if path}
@@ -288,11 +292,11 @@ def _is_index(value: object) -> bool:
     return lists is not None and int(lists[1]) >= 1
 
 
-def _judged(name: str, kind: type, value: object) -> tuple[bool, str]:
-    """Whether a value fits an option of a kind, and what would."""
+def _check(name: str, kind: type, value: object) -> tuple[bool, str]:
+    """Whether a value is valid for an option of a kind, and which values are."""
     if name in _CHOICES:
-        # A list is no choice, and cannot be looked up as one.
-        return isinstance(value, str) and value in _CHOICES[name], _said(_CHOICES[name])
+        # The type first: an unhashable value cannot be looked up.
+        return isinstance(value, str) and value in _CHOICES[name], _listed(_CHOICES[name])
     if name == "index":
         return _is_index(value), _INDEXES
     if kind is bool:
@@ -318,5 +322,5 @@ def _parse(name: str, text: str, kind: type) -> Any:
         raise ConfigurationError(f"{name} must be {expected}, not {text!r}", field=name) from exc
 
 
-def _said(choices: tuple[str, ...]) -> str:
+def _listed(choices: tuple[str, ...]) -> str:
     return " or ".join(f'"{choice}"' for choice in choices)

@@ -169,7 +169,7 @@ BUGS = [
     ),
     Bug(
         "a moment is taken that cannot be given back",
-        "kronos/validation.py",
+        "kronos/validation/numbers.py",
         "if moment is None or not _FIRST <= moment <= _LAST:",
         "if moment is None:",
         "tests/store/test_times.py",

@@ -1,4 +1,4 @@
-"""A file that is published is whole or not there, whoever else makes it, whatever lies there."""
+"""A published file or folder is complete or absent, whatever other processes do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def publish(path: Path, content: bytes, **options: object) -> None:
     present=st.sampled_from([None, 0o600, 0o644, 0o666]),
     umask=st.sampled_from([0o022, 0o077, 0o002]),
 )
-def test_a_file_has_the_mode_that_it_is_to_have_and_never_more_than_it_had(
+def test_a_file_gets_the_requested_mode_and_never_more_bits_than_it_had(
     tmp_path_factory: pytest.TempPathFactory, mode: int | None, present: int | None, umask: int
 ) -> None:
     path = tmp_path_factory.mktemp("f") / "file"
@@ -45,7 +45,7 @@ def test_a_file_has_the_mode_that_it_is_to_have_and_never_more_than_it_had(
     try:
         with files.publishing(path, mode=mode) as part:
             if mode is not None:
-                assert part.stat().st_mode & 0o077 == 0, "nobody else reads it meanwhile"
+                assert part.stat().st_mode & 0o077 == 0, "other users cannot read the part"
             part.write_bytes(b"new")
     finally:
         os.umask(before)
@@ -54,7 +54,7 @@ def test_a_file_has_the_mode_that_it_is_to_have_and_never_more_than_it_had(
     assert path.read_bytes() == b"new"
 
 
-def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     path = tmp_path / "file"
     publish(path, b"old")
 
@@ -71,7 +71,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None
     assert names(tmp_path) == ["file"]
 
 
-def test_what_lies_in_wait_is_neither_followed_nor_overwritten(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_neither_followed_nor_overwritten(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"dear to somebody")
     path = tmp_path / "all.jsonl"
@@ -84,7 +84,7 @@ def test_what_lies_in_wait_is_neither_followed_nor_overwritten(tmp_path: Path) -
     assert path.read_bytes() == b"an export"
 
 
-def test_a_name_that_is_taken_meanwhile_is_left_to_whoever_took_it(tmp_path: Path) -> None:
+def test_without_replace_a_file_that_was_made_meanwhile_stays(tmp_path: Path) -> None:
     path = tmp_path / "file"
 
     def make_it_too_late() -> None:
@@ -99,7 +99,7 @@ def test_a_name_that_is_taken_meanwhile_is_left_to_whoever_took_it(tmp_path: Pat
 
 
 @pytest.mark.parametrize("replace", [True, False])
-def test_many_that_make_one_file_at_once_each_make_a_whole_one(
+def test_concurrent_writers_of_one_file_each_write_a_complete_file(
     tmp_path: Path, replace: bool
 ) -> None:
     path = tmp_path / "file"
@@ -126,7 +126,7 @@ def test_many_that_make_one_file_at_once_each_make_a_whole_one(
     assert names(tmp_path) == ["file"]
 
 
-def test_what_a_killed_process_left_is_discarded_and_what_a_living_one_makes_is_not(
+def test_parts_of_a_killed_process_are_discarded_and_parts_of_a_live_one_are_kept(
     tmp_path: Path,
 ) -> None:
     script = (
@@ -142,22 +142,22 @@ def test_what_a_killed_process_left_is_discarded_and_what_a_living_one_makes_is_
         assert maker.stdout is not None
         part = maker.stdout.readline().decode().strip()
         files.discard_parts(tmp_path, "file")
-        assert files.left_parts(tmp_path, "file") == []
+        assert files.abandoned_parts(tmp_path, "file") == []
         assert names(tmp_path) == [part, f"{part}-wal"]
         maker.kill()
-    assert files.left_parts(tmp_path, "file") == [tmp_path / part]
-    assert files.left_parts(tmp_path, "other") == []
+    assert files.abandoned_parts(tmp_path, "file") == [tmp_path / part]
+    assert files.abandoned_parts(tmp_path, "other") == []
     with files.locked(tmp_path) as alone:
         assert alone
         files.discard_parts(tmp_path, "file")
-        assert names(tmp_path) == [part, f"{part}-wal"], "somebody has the folder for himself"
+        assert names(tmp_path) == [part, f"{part}-wal"], "another process has locked the folder"
     publish(tmp_path / "file", b"whole")
     assert names(tmp_path) == ["file"]
 
 
 def publish_folder(path: Path, content: bytes, *, stays: bool = False) -> None:
     with files.publishing_folder(path, stays=lambda made: stays) as part:
-        assert part.stat().st_mode & 0o077 == 0, "nobody else reads it meanwhile"
+        assert part.stat().st_mode & 0o077 == 0, "other users cannot read the part"
         for name in "ab":
             (part / name).write_bytes(content)
 
@@ -166,7 +166,7 @@ def content_of(folder: Path) -> set[bytes]:
     return {file.read_bytes() for file in folder.iterdir()}
 
 
-def test_many_that_make_one_folder_at_once_each_make_a_whole_one(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_folder_each_write_a_complete_folder(tmp_path: Path) -> None:
     path, contents = tmp_path / "folder", [bytes([n]) * 1000 for n in range(16)]
     with ThreadPoolExecutor(len(contents)) as threads:
         futures = [
@@ -179,7 +179,9 @@ def test_many_that_make_one_folder_at_once_each_make_a_whole_one(tmp_path: Path)
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_folder_that_is_as_good_stays_and_any_other_one_is_replaced(tmp_path: Path) -> None:
+def test_an_existing_folder_stays_if_told_and_is_replaced_otherwise(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "folder"
     publish_folder(path, b"1")
     publish_folder(path, b"2", stays=True)
@@ -188,7 +190,7 @@ def test_a_folder_that_is_as_good_stays_and_any_other_one_is_replaced(tmp_path: 
     assert content_of(path) == {b"3"}
 
 
-def test_a_folder_that_failed_or_was_left_by_a_dead_process_is_gone(tmp_path: Path) -> None:
+def test_a_failed_or_abandoned_folder_is_deleted(tmp_path: Path) -> None:
     path = tmp_path / "folder"
 
     def fail() -> None:
@@ -206,7 +208,7 @@ def test_a_folder_that_failed_or_was_left_by_a_dead_process_is_gone(tmp_path: Pa
     assert names(tmp_path) == ["folder"]
 
 
-def test_nothing_else_gives_files_their_names() -> None:
+def test_no_other_module_renames_files() -> None:
     package = Path(files.__file__).parent
     way = re.compile(r"os\.(replace|rename|link)\(|\.rename\(|shutil\.move|tempfile")
     found = [
@@ -214,10 +216,10 @@ def test_nothing_else_gives_files_their_names() -> None:
         for path in sorted(package.rglob("*.py"))
         if way.search(path.read_text("utf-8"))
     ]
-    assert found == ["db/backup.py", "files.py"], "backup gives a second name to what it sets aside"
+    assert found == ["db/backup.py", "files.py"], "backup links the database that it sets aside"
 
 
-def test_a_file_of_a_users_own_is_never_taken_for_one_in_the_making(tmp_path: Path) -> None:
+def test_a_users_file_is_never_mistaken_for_a_part(tmp_path: Path) -> None:
     own = ["file.part", "file.monday.part", "file.part-wal", f"file.{'0a' * 15}.part"]
     for name in own:
         (tmp_path / name).write_bytes(b"a user's")
@@ -227,6 +229,6 @@ def test_a_file_of_a_users_own_is_never_taken_for_one_in_the_making(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "x" * 220])
-def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path: Path, name: str) -> None:
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, name: str) -> None:
     publish(tmp_path / name, b"whole")
     assert names(tmp_path) == [name]

@@ -1,4 +1,4 @@
-"""Options that mean something, or are refused by name."""
+"""A valid option is accepted, and any other value is refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ anything = st.one_of(
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("value", [1.5, 2.0, True, False, "3", None, math.inf, -1, 10**30])
-def test_what_is_counted_is_a_whole_number(name: str, value: Any) -> None:
+def test_a_count_must_be_a_whole_number(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be a whole number") as caught:
         Settings(**{name: value})
     assert caught.value.field == name
@@ -47,7 +47,7 @@ def test_what_is_counted_is_a_whole_number(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [math.inf, -math.inf, math.nan, True, "3", None, -1.0, 1e308, 10**400]
 )
-def test_a_time_is_finite(name: str, value: Any) -> None:
+def test_a_duration_must_be_finite(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds") as caught:
         Settings(**{name: value})
     assert caught.value.field == name
@@ -57,18 +57,18 @@ MAY_BE_ZERO = {"embed_retry_s", "search_retry_s"}
 
 
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name not in MAY_BE_ZERO])
-def test_a_time_is_longer_than_none(name: str) -> None:
+def test_a_duration_must_be_above_zero(name: str) -> None:
     with pytest.raises(ConfigurationError, match="seconds above 0"):
         Settings(**{name: 0})  # type: ignore[arg-type]
 
 
-def test_patience_may_be_none_at_all() -> None:
+def test_the_retry_times_may_be_zero() -> None:
     settings = Settings(embed_retry_s=0, search_retry_s=0.0)
     assert (settings.embed_retry_s, settings.search_retry_s) == (0, 0)
 
 
 @given(name=st.sampled_from([*OPTIONS]), value=anything)
-def test_a_value_that_is_taken_is_of_its_option_s_kind(name: str, value: Any) -> None:
+def test_an_accepted_value_has_the_type_of_its_option(name: str, value: Any) -> None:
     refused = None
     try:
         taken = getattr(Settings(**{name: value}), name)
@@ -90,7 +90,7 @@ def test_a_value_that_is_taken_is_of_its_option_s_kind(name: str, value: Any) ->
 
 
 @given(name=st.sampled_from([*WHOLE, *NUMBERS, *SWITCHES]), text=st.text(max_size=12))
-def test_a_variable_that_is_taken_is_of_its_option_s_kind(name: str, text: str) -> None:
+def test_an_accepted_variable_has_the_type_of_its_option(name: str, text: str) -> None:
     variable = f"KRONOS_{name.upper()}"
     refused = None
     try:
@@ -104,14 +104,14 @@ def test_a_variable_that_is_taken_is_of_its_option_s_kind(name: str, text: str) 
 
 
 @pytest.mark.parametrize("text", ["inf", "nan", "1e400", "-3", "0"])
-def test_a_variable_is_within_the_bounds(text: str) -> None:
+def test_a_variable_must_be_within_the_limits(text: str) -> None:
     with pytest.raises(ConfigurationError, match="lease_s must be a number of seconds"):
         Settings.from_env({"KRONOS_LEASE_S": text})
     with pytest.raises(ConfigurationError, match="a whole number"):
         Settings.from_env({"KRONOS_BATCH_SIZE": "2.5"})
 
 
-def test_the_defaults_are_taken() -> None:
+def test_the_defaults_are_valid() -> None:
     assert Settings(**OPTIONS) == Settings()
     assert Settings(keep_spaces=0).keep_spaces == 0
     assert Settings(busy_timeout_s=5).busy_timeout_s == 5
@@ -136,7 +136,7 @@ def test_the_defaults_are_taken() -> None:
         ({"diversity": -0.1}, "diversity"),
     ],
 )
-def test_a_ranking_beyond_its_bounds_is_refused_by_field(options: Any, field: str) -> None:
+def test_a_ranking_beyond_its_limits_is_refused_by_field(options: Any, field: str) -> None:
     with pytest.raises(InputError, match=f"ranking.{field} must be") as caught:
         Ranking(**options)
     assert caught.value.field == f"ranking.{field}"
@@ -149,7 +149,7 @@ def test_a_ranking_beyond_its_bounds_is_refused_by_field(options: Any, field: st
     half_life=st.floats(1e-6, 1e15),
     age=st.integers(-(10**15), 6 * 10**16),
 )
-def test_what_a_ranking_takes_gives_finite_shares(
+def test_an_accepted_ranking_gives_finite_shares(
     weights: tuple[float, ...], gain: float, half_life: float, age: int
 ) -> None:
     import numpy as np

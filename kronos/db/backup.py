@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, select, update
 
@@ -47,12 +47,9 @@ from kronos.errors import (
     StorageError,
     StoreBusyError,
 )
-from kronos.settings import Location, Settings
+from kronos.settings import Location, Settings, Tokenizer
 from kronos.types import RecoveryReport
 from kronos.validation import hash_content, not_unit, to_datetime
-
-if TYPE_CHECKING:
-    from kronos.types import Tokenizer
 
 _A_LOST_SEQ = 10**12
 """How far to go beyond the highest seq that is known, where the last one cannot be trusted."""

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
@@ -31,11 +31,12 @@ from kronos.errors import (
 )
 from kronos.files import expanded
 from kronos.settings import Settings
+from kronos.types import Vectors
 
 if TYPE_CHECKING:
-    import torch
-
-    from kronos.types import Vectors
+    from torch import Tensor
+else:  # torch takes seconds to import, and need not be installed
+    Tensor = Any
 
 
 class EmbeddingService:
@@ -217,7 +218,7 @@ class EmbeddingService:
         """
         return self.embed_documents(texts)
 
-    async def embed(self, text: str) -> torch.Tensor:
+    async def embed(self, text: str) -> Tensor:
         """Embed one text, without blocking the event loop; `encode` is the way without asyncio.
 
         Returns:
@@ -229,11 +230,11 @@ class EmbeddingService:
         """
         return (await self.embed_batch([text]))[0]
 
-    async def embed_batch(self, texts: Sequence[str]) -> torch.Tensor:
+    async def embed_batch(self, texts: Sequence[str]) -> Tensor:
         """Embed texts: (n, dim) float32 on the service's device; else as `embed`."""
         return await asyncio.to_thread(self._as_tensor, texts)
 
-    def _as_tensor(self, texts: Sequence[str]) -> torch.Tensor:
+    def _as_tensor(self, texts: Sequence[str]) -> Tensor:
         try:
             import torch
         except ImportError as exc:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from kronos.errors import ReadOnlyStoreError, SnapshotError, StorageError, StorageFullError
-from kronos.files import FULL, READ_ONLY, discard_parts, left_parts, locked, publishing
+from kronos.files import FULL, READ_ONLY, abandoned_parts, discard_parts, locked, publishing
 
 _PREFIX = struct.Struct("<8sII")
 _MAGIC = b"KRONOSIX"
@@ -164,7 +164,7 @@ def newest_header(folder: Path, space_id: int) -> SnapshotHeader | None:
 
 def strays(folder: Path) -> list[Path]:
     """What writers that are gone left behind."""
-    return left_parts(folder, _EVERY)
+    return abandoned_parts(folder, _EVERY)
 
 
 def discard_strays(folder: Path) -> None:

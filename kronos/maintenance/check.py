@@ -22,7 +22,7 @@ from kronos.concurrency.pacing import gently
 from kronos.db import dialect, schema
 from kronos.db.fulltext import fts5 as words
 from kronos.errors import CorruptStoreError
-from kronos.files import behind_links, discard_parts, left_parts
+from kronos.files import abandoned_parts, behind_links, discard_parts
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
 from kronos.repository.memories import Repository
 from kronos.search.fields import fields_of
@@ -118,7 +118,7 @@ def surroundings(database: Database, folder: Path) -> Iterator[Problem]:
 def orphaned_files(database: Path, index: Path, repository: Repository) -> Iterator[Problem]:
     """Find files that nobody will read again; repaired, they are deleted: see `remove_orphans`."""
     left = [path.name for path in strays(index)]
-    left += [path.name for path in left_parts(*_parts_of(database))]
+    left += [path.name for path in abandoned_parts(*_parts_of(database))]
     known = {space.id for space in repository.spaces.all()}
     unknown = snapshot_spaces(index) - known
     left += [f"snapshots of space {space}" for space in sorted(unknown)]

@@ -27,7 +27,8 @@ from kronos.db.tables import memories
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kronos.types import Keys, Tokenizer
+    from kronos.settings import Tokenizer
+    from kronos.types import Keys
     from kronos.validation import Record
 
     Floats: TypeAlias = NDArray[np.float64]

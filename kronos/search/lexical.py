@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kronos.repository.fulltext import Fulltext
-    from kronos.types import Keys, Tokenizer
+    from kronos.settings import Tokenizer
+    from kronos.types import Keys
 
     Floats: TypeAlias = NDArray[np.float64]
 

@@ -10,20 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kronos.errors import InputError
+from kronos.repository.rows import Signals
+from kronos.types import Vectors
 from kronos.validation import check_limit, check_namespace, check_number, check_time
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from kronos.repository.rows import Signals
-    from kronos.types import Vectors
-
-    Floats: TypeAlias = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 
 RecencyOf: TypeAlias = Literal["created", "updated", "accessed"]
 

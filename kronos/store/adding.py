@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from kronos.errors import InputError, SpaceChangedError, naming_stored
 from kronos.repository.memories import Batch
 from kronos.serving.group_commit import Addition
-from kronos.types import NewMemory, Progress
+from kronos.settings import Settings
+from kronos.types import Metadata, NewMemory, OnConflict, Progress, ProgressCallback, Space, Vectors
 from kronos.validation import Item, check_embeddings, check_item
 
 if TYPE_CHECKING:
     from kronos.serving.serving import Serving
     from kronos.serving.session import Session
-    from kronos.settings import Settings
-    from kronos.types import Metadata, OnConflict, ProgressCallback, Space, Vectors
 
 
 class Adding:

@@ -10,25 +10,24 @@ from __future__ import annotations
 import builtins
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from kronos.concurrency.forking import Lock
 from kronos.errors import NotFoundError
+from kronos.search.filters import Where
 from kronos.search.kept import KeptT, Known, Matching, NotAtHand
 from kronos.search.plan import Selection
+from kronos.types import Keys, Memory, Version
 from kronos.validation import check_id, check_limit, check_scope, check_time
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from kronos.repository.memories import Repository
-    from kronos.search.filters import Where
     from kronos.search.kept import Asked
     from kronos.serving.session import Session
     from kronos.store.answering.finding import Held
-    from kronos.types import Keys, Memory, Version
 
 
 T = TypeVar("T")

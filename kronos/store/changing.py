@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from kronos.concurrency.pacing import in_parts
 from kronos.errors import InputError, SpaceChangedError
-from kronos.search.filters import parse
+from kronos.search.filters import Where, parse
 from kronos.serving.group_commit import MOST_ROWS
+from kronos.types import Keys, Memory, Metadata, Vectors
 from kronos.validation import (
     check_content,
     check_id,
@@ -21,14 +23,10 @@ from kronos.validation import (
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from kronos.repository.memories import Repository
-    from kronos.search.filters import Where
     from kronos.serving.serving import Serving
     from kronos.serving.session import Session
     from kronos.store.browsing import Browsing
-    from kronos.types import Keys, Memory, Metadata, Vectors
 
 
 @dataclass(frozen=True, slots=True)

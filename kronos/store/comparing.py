@@ -9,14 +9,13 @@ from kronos.concurrency.steps import Steps
 from kronos.errors import InputError, SpaceChangedError
 from kronos.index.exact import ExactIndex
 from kronos.search.duplicates import groups_of, near_duplicates
-from kronos.types import DuplicateGroup
+from kronos.search.filters import Where
+from kronos.types import DuplicateGroup, Keys, ProgressCallback
 from kronos.validation import check_number
 
 if TYPE_CHECKING:
-    from kronos.search.filters import Where
     from kronos.serving.session import Session
     from kronos.store.browsing import Browsing
-    from kronos.types import Keys, ProgressCallback
 
 _VECTORS_A_COPY = 2000
 """Vectors copied while searches wait."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kronos.repository.links import Direction
 from kronos.types import Link, Step
 from kronos.validation import check_id
 
 if TYPE_CHECKING:
-    from kronos.repository.links import Direction
     from kronos.serving.session import Session
 
 

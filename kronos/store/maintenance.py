@@ -20,14 +20,21 @@ from kronos.index.snapshot import discard_other_snapshots
 from kronos.maintenance import check as checks
 from kronos.maintenance.compaction import compact
 from kronos.search.fields import fields_of
-from kronos.types import CompactReport, Problem, RecoveryReport, Report, TuneReport
+from kronos.settings import Tokenizer
+from kronos.types import (
+    CompactReport,
+    Problem,
+    ProgressCallback,
+    RecoveryReport,
+    Report,
+    TuneReport,
+)
 from kronos.validation import check_limit, check_number, check_time
 
 if TYPE_CHECKING:
     from kronos.repository.memories import Repository
     from kronos.serving.serving import Serving
     from kronos.serving.session import Session
-    from kronos.types import ProgressCallback, Tokenizer
 
 
 _THINGS_TO_CHECK = 5

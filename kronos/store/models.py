@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from kronos.concurrency.steps import Steps
 from kronos.reindex.plan import estimate
 from kronos.serving.model_change import ModelChange
-from kronos.types import Failure, Job, ReindexPlan, ReindexReport, SpaceStats
+from kronos.types import Failure, Job, ProgressCallback, ReindexPlan, ReindexReport, SpaceStats
 
 if TYPE_CHECKING:
     from kronos.serving.session import Session
     from kronos.store.reindexing import Reindexing
-    from kronos.types import ProgressCallback
 
 
 class Models:

@@ -9,12 +9,11 @@ from kronos.embedding.registry import absolute
 from kronos.errors import InputError, ModelLoadError
 from kronos.reindex.job import ReindexJob, Work
 from kronos.repository.jobs import JobOptions
-from kronos.types import ReindexReport
+from kronos.types import Embedder, ProgressCallback, ReindexReport, Space
 from kronos.validation import check_limit, check_number
 
 if TYPE_CHECKING:
     from kronos.serving.session import Session
-    from kronos.types import Embedder, ProgressCallback, Space
 
 
 class Reindexing:

@@ -10,15 +10,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from kronos.search.filters import Where
+from kronos.search.ranking import Ranking
 from kronos.store.answering.answering import Answering
 from kronos.store.answering.asking import Asking
-from kronos.types import Hits
+from kronos.types import Hits, SearchMode, Vectors
 
 if TYPE_CHECKING:
-    from kronos.search.filters import Where
-    from kronos.search.ranking import Ranking
     from kronos.serving.session import Session
-    from kronos.types import SearchMode, Vectors
 
 
 class Searching:

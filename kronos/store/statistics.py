@@ -9,11 +9,10 @@ from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
 from kronos.search.fields import fields_of
-from kronos.types import Stats
+from kronos.types import Embedder, Stats
 
 if TYPE_CHECKING:
     from kronos.serving.session import Session
-    from kronos.types import Embedder
 
 
 class Statistics:

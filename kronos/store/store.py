@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from kronos.embedding.registry import DEFAULT_MODEL
 from kronos.errors import StoreCopyError
 from kronos.serving.options import OpenOptions, utc_now
 from kronos.serving.session import Session
-from kronos.settings import Settings
+from kronos.settings import Location, Settings
 from kronos.store.adding import Adding
 from kronos.store.browsing import Browsing
 from kronos.store.changing import Changing
@@ -30,10 +30,7 @@ from kronos.store.searching import Searching
 from kronos.store.statistics import Statistics
 from kronos.store.transferring import Transferring
 from kronos.store.verbs import verb
-
-if TYPE_CHECKING:
-    from kronos.settings import Location
-    from kronos.types import Embedder, OnModelChange, ProgressCallback
+from kronos.types import Embedder, OnModelChange, ProgressCallback
 
 Store = TypeVar("Store", bound="MemoryStore")
 

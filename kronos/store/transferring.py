@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from kronos.concurrency.steps import Steps
 from kronos.files import expanded
+from kronos.search.filters import Where
 from kronos.transfer import export
+from kronos.types import OnConflict, ProgressCallback
 
 if TYPE_CHECKING:
-    from kronos.search.filters import Where
     from kronos.serving.session import Session
     from kronos.store.adding import Adding
     from kronos.store.browsing import Browsing
-    from kronos.types import OnConflict, ProgressCallback
 
 
 class Transferring:

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos import validation
 from kronos.concurrency import pieces
 from kronos.db import dialect
 from kronos.db.fulltext import folding
 from kronos.embedding import hashing
 from kronos.embedding.hashing import HashEmbedder
 from kronos.search import filters, lexical
+from kronos.settings import Tokenizer
 from kronos.transfer import export as exchange
-from kronos.types import Tokenizer
+from kronos.validation import metadata
 
 PATTERNS = [
     hashing._WORDS,
@@ -117,7 +117,7 @@ VALUES = st.recursive(
     lambda inside: st.lists(inside, max_size=6) | st.dictionaries(st.text(max_size=6), inside),
     max_leaves=40,
 )
-ENCODERS = [validation._JSON, dialect._JSON, exchange._JSON, filters._JSON]
+ENCODERS = [metadata._JSON, dialect._JSON, exchange._JSON, filters._JSON]
 
 
 @settings(max_examples=400, deadline=None)

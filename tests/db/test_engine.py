@@ -15,8 +15,7 @@ from sqlalchemy import text
 from kronos.db import schema
 from kronos.db.database import Database
 from kronos.errors import StoreBusyError, StoreClosedError
-from kronos.settings import Settings
-from kronos.types import Durability
+from kronos.settings import Durability, Settings
 
 RAISE_SEQ = text("UPDATE store SET seq = seq + 1")
 

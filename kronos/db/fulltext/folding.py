@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from kronos.concurrency.pieces import at_spaces
 
 if TYPE_CHECKING:
-    from kronos.types import Tokenizer
+    from kronos.settings import Tokenizer
 
 Kind: TypeAlias = Literal["word", "pair", "letter", "end", "sign", "marks"]
 

@@ -36,7 +36,7 @@ from kronos.db.fulltext.folding import fold
 from kronos.db.tables import metadata
 
 if TYPE_CHECKING:
-    from kronos.types import Tokenizer
+    from kronos.settings import Tokenizer
 
 MEMORY_WORDS, VERSION_WORDS = "memory_words", "version_words"
 _TABLES = {MEMORY_WORDS: "memories", VERSION_WORDS: "versions"}
