@@ -5,7 +5,7 @@
 
 Every peer runs in a process of its own; they take turns, so ratios hold on a noisy machine. Vectors
 are made once and kept in a cache folder. What was found is printed beside the targets and written
-as JSON; `python -m benchmarks.report` makes the README's table and the pictures of it.
+as JSON; `python -m benchmarks.report` makes the tables and pictures of docs/benchmarks.md of it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.filters [--count 100000] [FOLDER...]
 
 Texts are cut from collections in BEIR format (without one, from the words of this checkout's
-README), with hash vectors 384 wide. For each selectivity: recall@10 of dense search against exact
+docs), with hash vectors 384 wide. For each selectivity: recall@10 of dense search against exact
 scoring of the memories that match, hits that came back, the median time, and the ratio to the same
 mode's unfiltered search in the same run. Questions with a filter and without take turns. The first
 search under a filter pays for finding what matches; it stands in a column of its own.
@@ -43,7 +43,8 @@ def texts_of(folders: list[Path], count: int) -> tuple[list[str], list[str]]:
         texts += collection.documents.values()
         questions += collection.queries.values()
     if not texts:
-        texts = (Path(__file__).parents[1] / "README.md").read_text("utf-8").split(". ")
+        pages = sorted((Path(__file__).parents[1] / "docs").rglob("*.md"))
+        texts = [text for page in pages for text in page.read_text("utf-8").split(". ")]
         questions = [text[:60] for text in texts if text.strip()]
     draw = random.Random(1)
     words = [text.split() for text in texts]

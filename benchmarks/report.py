@@ -1,9 +1,9 @@
-"""The README's table and the pictures, made from what the suite measured.
+"""The tables and pictures of docs/benchmarks.md, made from what the suite measured.
 
     python -m benchmarks.report [--results benchmarks/results/store.json]
 
-The table takes the place of what stands between two marks in the README; the pictures are SVG files
-in `benchmarks/figures/`. Both are functions of the results alone: made again, they are the same
+The tables replace the text between two marks of the page; the pictures are SVG files in
+`docs/images/benchmarks/`. Both are functions of the results alone: made again, they are the same
 bytes.
 """
 
@@ -20,8 +20,8 @@ from benchmarks.suite import RECALL, SHARES, indexed_per_s
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/store.json"
-README = ROOT / "README.md"
-FIGURES = ROOT / "benchmarks/figures"
+PAGE = ROOT / "docs/benchmarks.md"
+FIGURES = ROOT / "docs/images/benchmarks"
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 RAW_BYTES = 384 * 4
 _MIB = 2**20
@@ -157,9 +157,9 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value >= 0.1 else f"{value:.2g}"
 
 
-def put(readme: str, table: str) -> str:
-    """The README with another table between its marks."""
-    before, rest = readme.split(BEGIN)
+def put(page: str, table: str) -> str:
+    """The page with another table between its marks."""
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
@@ -305,11 +305,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--results", type=Path, default=RESULTS, help="what the suite wrote")
-    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--figures", type=Path, default=FIGURES)
     options = parser.parse_args(arguments)
     sizes = load(options.results)
-    options.readme.write_text(put(options.readme.read_text("utf-8"), tables(sizes)), "utf-8")
+    options.page.write_text(put(options.page.read_text("utf-8"), tables(sizes)), "utf-8")
     for path in draw(sizes, options.figures):
         print(path)
 

@@ -733,7 +733,7 @@ def caught_by(bug: Bug) -> str | None:
     """The first test that fails with a bug, or None."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        for folder in ("kronos", "migrations", "tests", "benchmarks"):
+        for folder in ("kronos", "migrations", "tests", "benchmarks", "docs"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
         for file in ("pyproject.toml", "README.md", "alembic.ini"):

@@ -104,3 +104,11 @@ def test_the_floors_are_few() -> None:
     project = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
     floors = project.split("layers = [", 1)[1].split("]", 1)[0].split(",\n")
     assert 10 <= len(floors) - 1 <= FLOORS
+
+
+def test_the_wheel_holds_every_package() -> None:
+    project = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
+    listed = re.findall(r'"(kronos[.\w]*)"', project.split("packages = [", 1)[1].split("]", 1)[0])
+    folders = [path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")]
+    ours = [".".join(folder.parts) for folder in folders]
+    assert sorted(name for name in listed if "._migrations" not in name) == sorted(ours)

@@ -1,4 +1,4 @@
-"""The README's table and pictures are those of the committed results."""
+"""The tables and pictures of the benchmarks page are those of the committed results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import FIGURES, README, RESULTS, ROOT, draw, load, main, put, tables
+from benchmarks.report import FIGURES, PAGE, RESULTS, draw, load, main, put, tables
 
 POINT = {"effort": 8, "recall": 0.98, "p50_ms": 0.2}
 
@@ -24,14 +24,14 @@ def results(tmp_path: Path, peers: dict[str, Any]) -> Path:
     return path
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    readme = README.read_text("utf-8")
-    assert put(readme, tables(load(RESULTS))) == readme, "run python -m benchmarks.report"
+def test_the_page_says_what_was_measured() -> None:
+    page = PAGE.read_text("utf-8")
+    assert put(page, tables(load(RESULTS))) == page, "run python -m benchmarks.report"
 
 
-def test_every_picture_in_the_readme_is_there_and_every_one_there_is_in_it() -> None:
-    shown = re.findall(r"!\[[^]]+\]\((benchmarks/figures/[^)]+)\)", README.read_text("utf-8"))
-    there = [str(path.relative_to(ROOT)) for path in FIGURES.iterdir()]
+def test_the_page_shows_every_picture_and_no_other() -> None:
+    shown = re.findall(r"!\[[^]]+\]\((images/benchmarks/[^)]+)\)", PAGE.read_text("utf-8"))
+    there = [str(path.relative_to(PAGE.parent)) for path in FIGURES.iterdir()]
     assert sorted(shown) == sorted(there)
 
 
@@ -76,9 +76,9 @@ def test_pictures_made_again_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_table_and_the_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'kronos-memory[bench]'")
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- benchmarks -->\n<!-- /benchmarks -->\n", "utf-8")
+    page = tmp_path / "benchmarks.md"
+    page.write_text("<!-- benchmarks -->\n<!-- /benchmarks -->\n", "utf-8")
     path = results(tmp_path, {"kronos": peer("Kronos", p50_ms=0.3, recall=0.98)})
-    main(["--results", str(path), "--readme", str(readme), "--figures", str(tmp_path / "figures")])
-    assert "| one search, p50 | 0.3 ms | **1x** (.980) |" in readme.read_text("utf-8")
+    main(["--results", str(path), "--page", str(page), "--figures", str(tmp_path / "figures")])
+    assert "| one search, p50 | 0.3 ms | **1x** (.980) |" in page.read_text("utf-8")
     assert len([*(tmp_path / "figures").glob("*.svg")]) == 4
