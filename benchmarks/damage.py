@@ -36,7 +36,7 @@ import kronos.index.faiss  # noqa: F401  loaded once, for all children
 from kronos import MemoryStore, NewMemory, Settings
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError
-from kronos.transfer.export import is_export, rows
+from kronos.transfer.export import export_rows, is_export
 from kronos.transfer.importing import read_file
 
 _DIM = 16
@@ -169,7 +169,7 @@ class Files:
     @staticmethod
     def _rows_of(store: MemoryStore) -> list[object]:
         with store._session.reader() as repository:
-            return [*rows(repository, None, None, repository.spaces.active())]
+            return [*export_rows(repository, None, None, repository.spaces.active())]
 
     def _look_at_index(self) -> str:
         with warnings.catch_warnings(record=True) as said:

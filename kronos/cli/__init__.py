@@ -1,10 +1,16 @@
-"""The command `kronos`: what people and scripts do to a store without writing a program.
+"""The command `kronos`: the library for people and scripts.
 
-It holds no rule of its own: it parses, calls the library and prints. Errors are one red line on
-stderr. Exit codes: 0 done, or stopped as it was asked to (by a signal or `--max-seconds`) and to be
-resumed; 1 failed; 2 asked wrongly; 3 a reindex that came to its end without a switch, because some
-texts cannot be embedded; 130 interrupted by Ctrl-C. With `--json` a command prints JSON alone. Text
-goes in and out as UTF-8, whatever the locale. Heavy modules are imported inside the commands.
+A command parses its arguments, calls the library and prints the result; it has no rules of its own.
+An error is one red line on stderr. With `--json` a command prints only JSON. Input and output are
+UTF-8 in every locale. Heavy modules are imported inside the commands.
+
+Exit codes:
+
+    0      done; also a job that a signal or `--max-seconds` stopped, and that can be resumed
+    1      failed
+    2      wrong usage
+    3      a reindex that ended without a switch, because some texts cannot be embedded
+    130    interrupted by Ctrl-C
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from rich.markup import escape
 
 from kronos import __version__
 from kronos.cli import links, maintenance, memories, searching
-from kronos.cli.encoding import speak_utf8, typed
+from kronos.cli.encoding import decoded, speak_utf8
 from kronos.cli.indexes import index
 from kronos.cli.jobs import reindex, start
 from kronos.cli.printing import err, out
@@ -26,7 +32,7 @@ from kronos.cli.schema import db
 from kronos.errors import InputError, KronosError, KronosWarning
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
-"""What an unknown option or a missing argument raises; typer has no public name for it."""
+"""The error for an unknown option or a missing argument; typer has no public name for it."""
 
 _INTERRUPTED = 130
 
@@ -86,9 +92,9 @@ def main() -> None:
     warnings.simplefilter("always", KronosWarning)
     speak_utf8()
     try:
-        # No arguments at all: show the help. Not standalone: errors are ours to print.
-        # What a command leaves with typer.Exit comes back as a number.
-        code = app(typed(sys.argv[1:]) or ["--help"], standalone_mode=False)
+        # Without arguments, show the help. Not standalone, so that this function prints errors;
+        # the code of typer.Exit is then returned.
+        code = app(decoded(sys.argv[1:]) or ["--help"], standalone_mode=False)
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code)
@@ -103,7 +109,7 @@ def main() -> None:
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped", _INTERRUPTED)
-    except Exception as exc:  # never a traceback: what a user can report is one line
+    except Exception as exc:  # one line that a user can report, instead of a traceback
         _fail(f"internal error, please report it: {type(exc).__name__}: {exc}", 1)
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, opening a store, reading what was typed."""
+"""What the commands share: options, opening a store, and parsing arguments."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ Store = Annotated[
         "--store",
         "-s",
         metavar="PATH",
-        help=f"The store: a folder or a SQLAlchemy URL.  [KRONOS_STORE, else {DEFAULT_STORE}]",
+        help="The store: a folder or a SQLAlchemy URL. "
+        f" [default: KRONOS_STORE, or else {DEFAULT_STORE}]",
     ),
 ]
 Namespace = Annotated[
     str | None,
-    typer.Option("--namespace", "-n", help='A namespace and all below it; "*" is every one.'),
+    typer.Option(
+        "--namespace", "-n", help='A namespace, with all namespaces below it; "*" means all.'
+    ),
 ]
 Where = Annotated[
     str | None,
@@ -39,18 +42,20 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help='For a new store: mini, base, large, code, "hash", a model\'s name or a folder. '
-        "`kronos reindex --model` changes the model of a store.",
+        help='The model of a new store: mini, base, large, code, "hash", the name of a model, or a '
+        "folder. For an existing store use `kronos reindex --model`.",
     ),
 ]
 AsOf = Annotated[
     str | None,
     typer.Option(
-        "--as-of", metavar="TIME", help="As the store knew it then: ISO 8601, with a time zone."
+        "--as-of",
+        metavar="TIME",
+        help="Read the store as it was at this time: ISO 8601, with a time zone.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option("--limit", "-l", help="How many at most.")]
+Limit = Annotated[int, typer.Option("--limit", "-l", help="The maximum number of results.")]
 
 
 @contextmanager
@@ -62,18 +67,18 @@ def open_store(
     embeds: bool = True,
     device: str = "auto",
 ) -> Iterator[MemoryStore]:
-    """Open a store with the model it has; to change that is the matter of `kronos reindex` alone.
+    """Open a store with its own model; only `kronos reindex` changes the model of a store.
 
     Args:
-        store: as it was typed.
-        model: what a new store is to get; a store that exists must have it already.
-        create: make the store where there is none.
+        store: the value of --store.
+        model: the model of a new store; an existing store must have this model already.
+        create: make the store if it does not exist.
         embeds: whether the command may need the model.
         device: where the model runs.
 
     Raises:
         ConfigurationError: there is no store.
-        EmbedderMismatchError: the store has another model than the one that was named.
+        EmbedderMismatchError: the store has another model.
     """
     from kronos.store.store import MemoryStore
 
@@ -93,7 +98,7 @@ def open_store(
 
 
 def _model_of(path: str) -> str | None:
-    """The model of a store, as its maker asked for it."""
+    """The alias of a store's model."""
     from kronos.store.store import MemoryStore
 
     with MemoryStore.open(path, embedding_model=None) as memories:
@@ -103,7 +108,7 @@ def _model_of(path: str) -> str | None:
 
 @contextmanager
 def open_database(store: str | None) -> Iterator[Any]:
-    """Open the database alone, whatever its schema is."""
+    """Open only the database of a store, with any schema."""
     from kronos.db.database import Database
     from kronos.settings import Settings
 
@@ -120,8 +125,8 @@ def open_database(store: str | None) -> Iterator[Any]:
 
 def _no_store(path: str) -> ConfigurationError:
     return ConfigurationError(
-        f"there is no store at {path}: name one with --store, or make one with `kronos add` "
-        "or `kronos import`"
+        f"there is no store at {path}: name another one with --store, or make one with `kronos "
+        "add` or `kronos import`"
     )
 
 
@@ -143,15 +148,15 @@ def parse_json(text: str | None, option: str) -> dict[str, Any] | None:
 
 
 def parse_time(text: str | None, option: str) -> datetime | None:
-    """Read an ISO 8601 time; None where the option was left out. The store wants a time zone.
+    """Parse an ISO 8601 time; None without the option. The store checks that it has a time zone.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is not a time.
     """
     if text is None:
         return None
     try:
-        # Python 3.10 does not know Z.
+        # Python 3.10 does not accept Z.
         return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
     except ValueError as exc:
-        raise InputError(f"{option} is no ISO 8601 time: {text!r}", field=option) from exc
+        raise InputError(f"{option} is not an ISO 8601 time: {text!r}", field=option) from exc

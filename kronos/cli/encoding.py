@@ -1,6 +1,6 @@
-"""UTF-8 in and out, whatever the locale: a pipe of one machine is the file of another.
+"""UTF-8 for input and output in every locale, because another machine may read the output.
 
-A terminal keeps its own encoding; a letter that it cannot show becomes a question mark.
+A terminal keeps its own encoding; letters that it cannot show become question marks.
 """
 
 from __future__ import annotations
@@ -14,49 +14,47 @@ from kronos.errors import InputError
 
 
 def speak_utf8() -> None:
-    """Let the program's own streams speak UTF-8, but for terminals."""
+    """Set the program's output streams to UTF-8, except terminals."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             if stream.isatty():
                 stream.reconfigure(errors="replace")
             else:
-                # Texts of a store are all Unicode; names of files may hold bytes that are none.
+                # All texts of a store are Unicode, but file names may hold other bytes.
                 stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
-def typed(arguments: Sequence[str]) -> list[str]:
-    """The arguments of the program as UTF-8, where the locale could not read their bytes.
+def decoded(arguments: Sequence[str]) -> list[str]:
+    """Decode arguments as UTF-8 if the locale could not decode their bytes.
 
     Raises:
-        InputError: they are no UTF-8 either.
+        InputError: they are not UTF-8 either.
     """
-    return [argument if _is_text(argument) else _decoded(argument) for argument in arguments]
+    return [
+        argument if _is_text(argument) else _decode(os.fsencode(argument), "an argument")
+        for argument in arguments
+    ]
 
 
 def _is_text(argument: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in argument)
 
 
-def _decoded(argument: str) -> str:
-    raw = os.fsencode(argument)
-    return _read(raw, "an argument")
-
-
 def standard_input() -> str:
-    """All of standard input; a byte order mark is no part of the text.
+    """Read all of standard input, without a byte order mark.
 
     Raises:
-        InputError: it is no UTF-8.
+        InputError: it is not UTF-8.
     """
-    text = _read(sys.stdin.buffer.read(), "standard input")
+    text = _decode(sys.stdin.buffer.read(), "standard input")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read(raw: bytes, name: str) -> str:
+def _decode(raw: bytes, name: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise InputError(
-            f"{name} is no UTF-8 text (byte {exc.start}): convert it first, for example with iconv",
+            f"{name} is not UTF-8 text (byte {exc.start}): convert it first, e.g. with iconv",
             field="text",
         ) from exc

@@ -1,4 +1,4 @@
-"""The commands `kronos index`: metadata keys that filters find fast, and the word index."""
+"""The commands `kronos index`: indexes of metadata keys for fast filters, and full-text search."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from kronos.cli.printing import err, out, print_json, print_result
 
 index = typer.Typer(
     no_args_is_help=True,
-    help="Indexes of metadata keys, so that filters on them are fast, and the word index.",
+    help="Indexes of metadata keys, which make filters on them fast, and the full-text index.",
 )
 
-Field = Annotated[str, typer.Argument(help="A metadata key, with dots to go down.")]
+Field = Annotated[str, typer.Argument(help="A metadata key; dots separate nested keys.")]
 
 
 @index.command()
 def add(field: Field, store: Store = None, as_json: Json = False) -> None:
-    """Give a metadata key an index of its own."""
+    """Add an index for a metadata key."""
     with open_store(store, embeds=False) as memories:
         added = memories.maintenance.index_field(field)
-    line = f"{field} has an index of its own now" if added else f"{field} has one already"
+    line = f"{field} has an index now" if added else f"{field} already had an index"
     print_result({"field": field, "added": added}, line, as_json)
 
 
 @index.command()
 def remove(field: Field, store: Store = None, as_json: Json = False) -> None:
-    """Take a metadata key's index away."""
+    """Remove the index of a metadata key."""
     with open_store(store, embeds=False) as memories:
         removed = memories.maintenance.unindex_field(field)
-    line = f"{field} has no index any more" if removed else f"{field} had no index"
+    line = f"the index of {field} is removed" if removed else f"{field} had no index"
     print_result({"field": field, "removed": removed}, line, as_json)
 
 
@@ -55,12 +55,12 @@ def words(
     store: Store = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="porter, unicode61 or trigram.  [the one that the store has]"),
+        typer.Option(help="porter, unicode61 or trigram.  [default: the store's tokenizer]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the word index anew from the texts, which can be cut into words in another way."""
+    """Rebuild the full-text index from the texts, with the same or another tokenizer."""
     with open_store(store, embeds=False) as memories:
         memories.maintenance.rebuild_fulltext(tokenizer)  # type: ignore[arg-type]  # the store checks it
-    cut = "" if tokenizer is None else f", cut by {tokenizer}"
-    print_result({"tokenizer": tokenizer}, f"the word index was made anew{cut}", as_json)
+    by = "" if tokenizer is None else f" with the tokenizer {tokenizer}"
+    print_result({"tokenizer": tokenizer}, f"the full-text index was rebuilt{by}", as_json)

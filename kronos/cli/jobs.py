@@ -1,6 +1,6 @@
-"""The commands `kronos reindex`: start a job or join it, look at it, end it, go back.
+"""The commands `kronos reindex`: start or join a job, inspect it, resume it, cancel it, roll back.
 
-A job that a signal or `--max-seconds` stops has done what was asked of it, so its exit code is 0.
+A job that a signal or `--max-seconds` stops ends as requested, so its exit code is 0.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 reindex = typer.Typer(
     invoke_without_command=True,
-    help="Embed what is pending, or change the embedding model, as a job that any number of "
-    "workers share: start the same command again, here or elsewhere, and it joins in. A stopped or "
-    "killed run goes on where it was.",
+    help="Embed pending texts, or change the embedding model. The job can be shared: run the same "
+    "command again, here or on another machine, and it joins the job. A job that was stopped or "
+    "killed continues where it was.",
 )
 
 Model = Annotated[
@@ -35,17 +35,17 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help='The model to change to: mini, base, large, code, "hash", a model\'s name or a '
-        "folder; left out, the one that the store has.",
+        help='The new model: mini, base, large, code, "hash", the name of a model, or a folder.  '
+        "[default: the store's model]",
     ),
 ]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:0,cuda:1", "mps".')]
-BatchSize = Annotated[int | None, typer.Option(help="Texts in a worker's hand, at most.")]
+BatchSize = Annotated[int | None, typer.Option(help="Texts that a worker holds, at most.")]
 Workers = Annotated[int, typer.Option(help="Threads that share the model.")]
-MaxSeconds = Annotated[float | None, typer.Option(help="Stop after so long; resume later.")]
-Rate = Annotated[float | None, typer.Option(help="Texts a second, at most.")]
+MaxSeconds = Annotated[float | None, typer.Option(help="Stop after this time; resume later.")]
+Rate = Annotated[float | None, typer.Option(help="Texts per second, at most.")]
 AllowFailed = Annotated[
-    bool, typer.Option("--allow-failed", help="Switch without the texts that cannot be embedded.")
+    bool, typer.Option("--allow-failed", help="Switch even if some texts cannot be embedded.")
 ]
 
 
@@ -60,21 +60,21 @@ def start(
     max_seconds: MaxSeconds = None,
     rate: Rate = None,
     keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="Drop no retired space after the switch.")
+        bool, typer.Option("--keep-old", help="Keep all retired spaces after the switch.")
     ] = False,
     no_activate: Annotated[
-        bool, typer.Option("--no-activate", help="Make the space, and do not switch to it.")
+        bool, typer.Option("--no-activate", help="Fill the space, but do not switch to it.")
     ] = False,
     allow_failed: AllowFailed = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a job, or join it."""
     if context.invoked_subcommand is not None:
         return
-    # Without the model that it has: that may be lost, and what is pending is the job's to embed.
+    # Without the store's model: it may be missing, and the job embeds the pending texts.
     with open_store(store, embeds=False, device=device) as memories:
         if dry_run:
             _show_plan(memories.models.plan(model), as_json)
@@ -99,7 +99,7 @@ def start(
 
 @reindex.command()
 def status(store: Store = None, as_json: Json = False) -> None:
-    """Show the jobs, and the texts that could not be embedded."""
+    """Show all jobs, and the texts that could not be embedded."""
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
@@ -115,7 +115,7 @@ def status(store: Store = None, as_json: Json = False) -> None:
         ids = ", ".join(failure.memory_ids)
         out.print(escape(f"failed in space {failure.space_id}: {ids}: {failure.error}"))
     if not jobs:
-        err.print("no reindex was ever started")
+        err.print("there are no jobs")
 
 
 @reindex.command()
@@ -129,7 +129,7 @@ def resume(
     allow_failed: AllowFailed = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with the newest unfinished job; texts that failed are tried again."""
+    """Continue the newest unfinished job; it also retries failed texts."""
     with open_store(store, embeds=False, device=device) as memories:
         _work(
             memories,
@@ -153,7 +153,7 @@ def activate(
     allow_failed: AllowFailed = False,
     as_json: Json = False,
 ) -> None:
-    """Switch to the space of the newest unfinished job; what it lacks is embedded first."""
+    """Switch to the space of the newest unfinished job, after embedding its pending texts."""
     with open_store(store, embeds=False, device=device) as memories:
         _work(
             memories,
@@ -166,7 +166,7 @@ def activate(
 
 @reindex.command()
 def rollback(store: Store = None, device: Device = "auto", as_json: Json = False) -> None:
-    """Switch back to the space before; only what changed since is embedded."""
+    """Switch back to the previous space; only texts that changed since are embedded."""
     with open_store(store, embeds=False, device=device) as memories:
         _work(
             memories,
@@ -177,7 +177,7 @@ def rollback(store: Store = None, device: Device = "auto", as_json: Json = False
 
 @reindex.command()
 def cancel(store: Store = None, as_json: Json = False) -> None:
-    """End the newest unfinished job; `kronos compact` drops what it made."""
+    """Cancel the newest unfinished job; `kronos compact` drops its space."""
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
@@ -190,7 +190,7 @@ def _work(
     run: Callable[[threading.Event, Callable[[Progress], None] | None], ReindexReport],
     as_json: bool,
 ) -> None:
-    """Run a job until it is over or a signal comes, and say how it ended."""
+    """Run a job until it is over or a signal arrives, and print how it ended."""
     from dataclasses import asdict
 
     with _stopped_by_signals() as stop, _job_progress(as_json) as progress:
@@ -207,18 +207,18 @@ def _work(
             )
         )
         if report.state == "open":
-            err.print("stopped: `kronos reindex resume` goes on")
+            err.print("stopped: `kronos reindex resume` continues the job")
     if report.state == "failed":
         err.print(
-            "not activated: `kronos reindex status` shows the texts, `kronos reindex activate "
-            "--allow-failed` goes on without them"
+            "not activated: `kronos reindex status` shows the failed texts, `kronos reindex "
+            "activate --allow-failed` switches without them"
         )
         raise typer.Exit(3)
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """The first SIGTERM or SIGINT lets the batch be finished; a second SIGINT interrupts."""
+    """The first SIGTERM or SIGINT stops after the current batch; a second SIGINT interrupts."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
@@ -236,13 +236,13 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def _job_progress(as_json: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """A bar, or with `--json` an object a line."""
+    """Show a progress bar, or with `--json` print one object per line."""
     if not as_json:
         with progress_bar("embedding") as show:
             yield show
         return
     started = time.monotonic()
-    first: list[tuple[float, int]] = []  # loading the model is no part of the rate
+    first: list[tuple[float, int]] = []  # the rate does not include loading the model
 
     def write(progress: Progress) -> None:
         now = time.monotonic()

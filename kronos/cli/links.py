@@ -1,4 +1,4 @@
-"""The commands for links between memories, and for where these lead."""
+"""The commands for links between memories, and for tracing memories along them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from kronos.types import Step
 
 Id = Annotated[str, typer.Argument(help="The memory's id.")]
-Source = Annotated[str, typer.Argument(help="The id of the memory where the link begins.")]
-Target = Annotated[str, typer.Argument(help="The id of the memory where it leads.")]
+Source = Annotated[str, typer.Argument(help="The id of the memory that the link starts from.")]
+Target = Annotated[str, typer.Argument(help="The id of the memory that the link points to.")]
 
 
 def link(
     source: Source,
     target: Target,
-    relation: Annotated[str, typer.Argument(help='What the link says, such as "supports".')],
+    relation: Annotated[str, typer.Argument(help='The relation, such as "supports".')],
     store: Store = None,
     weight: Annotated[
-        float, typer.Option(help="How much it counts when a search follows it, 0 to 1.")
+        float, typer.Option(help="The weight in searches that follow links, 0 to 1.")
     ] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Link a memory to another one; a link that is there gets the weight."""
+    """Link a memory to another one; an existing link gets the new weight."""
     with open_store(store, embeds=False) as memories:
         memories.link(source, target, relation, weight)
     made = {"source_id": source, "target_id": target, "relation": relation, "weight": weight}
@@ -39,11 +39,11 @@ def link(
 def unlink(
     source: Source,
     target: Target,
-    relation: Annotated[str | None, typer.Argument(help="Left out: every relation.")] = None,
+    relation: Annotated[str | None, typer.Argument(help="A relation.  [default: all]")] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Remove the links from one memory to another one."""
+    """Remove links from one memory to another one."""
     with open_store(store, embeds=False) as memories:
         removed = memories.unlink(source, target, relation)
     print_result({"removed": removed}, f"{removed} links removed", as_json)
@@ -68,10 +68,10 @@ def trace(
     id: Id,
     store: Store = None,
     direction: Annotated[str, typer.Option(help="ancestors, descendants or both.")] = "ancestors",
-    depth: Annotated[int, typer.Option(help="How many steps at most.")] = 10,
+    depth: Annotated[int, typer.Option(help="The maximum number of steps.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Show where a memory comes from, or what came of it, over parents and links."""
+    """Show where a memory comes from or where it leads, along parents and links."""
     with open_store(store, embeds=False) as memories:
         steps = memories.trace(id, direction, depth)  # type: ignore[arg-type]  # the store checks it
     if as_json:

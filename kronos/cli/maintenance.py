@@ -1,4 +1,4 @@
-"""The commands for the store as a whole: look, check, compact, copy, put back, save."""
+"""The commands for a whole store: inspect, check, compact, tune, export, back up, restore."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def info(store: Store = None, as_json: Json = False) -> None:
-    """Show what the store holds, and who answers."""
+    """Show what the store holds, and which model serves it."""
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
@@ -41,17 +41,20 @@ def info(store: Store = None, as_json: Json = False) -> None:
 def compact(
     store: Store = None,
     keep_spaces: Annotated[
-        int | None, typer.Option(help="Retired spaces to keep.  [KRONOS_KEEP_SPACES, else 1]")
+        int | None,
+        typer.Option(help="Retired spaces to keep.  [default: KRONOS_KEEP_SPACES, or else 1]"),
     ] = None,
     forget_before: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Forget what memories were until before it: ISO 8601, with a zone."
+            metavar="TIME",
+            help="Also delete versions that were replaced before this time: ISO 8601, with a time "
+            "zone.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Drop old spaces and expired memories, and give the free space back to the disk."""
+    """Delete old spaces and expired memories, and return free space to the disk."""
     from dataclasses import asdict
 
     before = parse_time(forget_before, "--forget-before")
@@ -60,9 +63,9 @@ def compact(
     names = ", ".join(f"{space.id} ({space.model})" for space in report.dropped)
     print_result(
         asdict(report),
-        f"{(report.bytes_before - report.bytes_after) / 1e6:.1f} MB given back, "
+        f"{(report.bytes_before - report.bytes_after) / 1e6:.1f} MB freed, "
         f"{report.bytes_after / 1e6:.1f} MB left; spaces dropped: {names or 'none'}; "
-        f"memories that had expired: {report.expired}",
+        f"expired memories deleted: {report.expired}",
         as_json,
     )
 
@@ -70,15 +73,18 @@ def compact(
 def tune(
     path: Annotated[
         str | None,
-        typer.Argument(metavar="[PATH]", help="The store, in the place of --store."),
+        typer.Argument(metavar="[PATH]", help="The store, instead of --store."),
     ] = None,
     store: Store = None,
     target: Annotated[
-        float, typer.Option(help="The share of the 10 nearest that searches are to find.")
+        float,
+        typer.Option(
+            help="The recall@10 to reach: the share of the 10 nearest that searches find."
+        ),
     ] = 0.98,
     as_json: Json = False,
 ) -> None:
-    """Build the index that is due, measure its recall, and search as hard as the target needs."""
+    """Build the index if due, measure its recall, and search as hard as the target needs."""
     from dataclasses import asdict
 
     if path is not None and store is not None:
@@ -91,20 +97,20 @@ def tune(
     print_result(asdict(report) | {"reached": report.reached}, tune_line(report), as_json)
     if not report.reached:
         raise StorageError(
-            f"a recall of {target:g} is out of reach: searches find {report.recall:.4f} at most. "
-            'They are exact with Settings(index="flat") or KRONOS_INDEX=flat, and find more with '
-            "more links, such as HNSW32"
+            f"a recall of {target:g} is out of reach: the index reaches {report.recall:.4f} at "
+            'most. Searches are exact with Settings(index="flat") or KRONOS_INDEX=flat. An index '
+            "with more links, such as HNSW32, finds more"
         )
 
 
 def doctor(
     store: Store = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what can be derived from the texts.")
+        bool, typer.Option("--repair", help="Repair what can be derived from the texts.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare everything that must agree; exit code 1 when something is wrong."""
+    """Check the whole store; exit code 1 if there is a problem."""
     from dataclasses import asdict
 
     with open_store(store, embeds=False) as memories:
@@ -112,30 +118,32 @@ def doctor(
     if as_json:
         print_json({"ok": report.ok, **asdict(report)})
     for found in () if as_json else (*report.problems, *report.advice):
-        mended = "repaired: " if found.repaired else ""
-        out.print(escape(f"{found.kind}: {mended}{found.detail}"))
+        repaired = "repaired: " if found.repaired else ""
+        out.print(escape(f"{found.kind}: {repaired}{found.detail}"))
     if report.index_kind is not None and not as_json:
         line = index_line(report.index_kind, report.index_effort, report.index_recall)
         out.print(escape(f"searches: {line}"))
     if not report.ok:
-        raise StorageError("the store is not as it should be; see above")
+        raise StorageError("the store has problems; see above")
     if not as_json:
-        out.print("index and database agree, and nothing is damaged")
+        out.print("no problems: nothing is damaged, and the index matches the database")
 
 
 def export(
-    path: Annotated[Path, typer.Argument(help="A file that ends with .jsonl or .parquet.")],
+    path: Annotated[Path, typer.Argument(help="The new file; it ends with .jsonl or .parquet.")],
     store: Store = None,
-    vectors: Annotated[bool, typer.Option("--vectors", help="With the vectors.")] = False,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Export the vectors too.")] = False,
     where: Where = None,
     namespace: Namespace = "*",
     as_json: Json = False,
 ) -> None:
-    """Write memories to a file that `import` brings back exactly."""
+    """Write memories to a file, from which `kronos import` restores them exactly."""
     condition = parse_json(where, "--where")
     with open_store(store, embeds=False) as memories:
         count = memories.export_to(path, vectors=vectors, where=condition, namespace=namespace)
-    print_result({"memories": count, "path": str(path)}, f"{count} memories are in {path}", as_json)
+    print_result(
+        {"memories": count, "path": str(path)}, f"{count} memories exported to {path}", as_json
+    )
 
 
 def backup(
@@ -143,29 +151,29 @@ def backup(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the whole store to a file, while others read and write."""
+    """Copy the whole store to a file; other processes may read and write meanwhile."""
     with open_store(store, embeds=False) as memories:
         written = memories.maintenance.backup(path)
     print_result({"backup": str(written)}, f"the backup is {written}", as_json)
 
 
 def restore(
-    path: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
+    path: Annotated[Path, typer.Argument(help="A file that `kronos backup` wrote.")],
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Put a backup in the store's place; what was there is kept aside."""
+    """Replace the store's database by a backup; the old database is kept aside."""
     from kronos.store.store import MemoryStore
 
     aside = MemoryStore(store or default_store()).maintenance.restore(path)
-    kept = f"; what was there before is {aside}" if aside else ""
+    kept = f"; the old database is {aside}" if aside else ""
     print_result(
-        {"before": None if aside is None else str(aside)}, f"{path} was put back{kept}", as_json
+        {"before": None if aside is None else str(aside)}, f"{path} was restored{kept}", as_json
     )
 
 
 def recover(store: Store = None, as_json: Json = False) -> None:
-    """Save what can still be read of a damaged store; the original is kept aside."""
+    """Save all readable data of a damaged store; the damaged database is kept aside."""
     from dataclasses import asdict
 
     from kronos.store.store import MemoryStore
@@ -174,7 +182,7 @@ def recover(store: Store = None, as_json: Json = False) -> None:
     lost = f"; damaged and left out: {', '.join(report.damaged[:20])}" if report.damaged else ""
     print_result(
         asdict(report),
-        f"{report.memories} memories and {report.vectors} vectors were saved{lost}; the damaged "
+        f"{report.memories} memories and {report.vectors} vectors saved{lost}; the damaged "
         f"database is {report.aside}",
         as_json,
     )
@@ -188,21 +196,21 @@ def _show_stats(stats: Stats) -> None:
     table.add_row("last change", f"seq {stats.seq}")
     active = next((e for e in stats.spaces if e.space.state == "active"), None)
     if active is not None:
-        waiting = f"; {active.pending} memories wait for it" if active.pending else ""
-        table.add_row("answers", escape(f"{active.space.model}{waiting}"))
+        pending = f"; {active.pending} memories are pending" if active.pending else ""
+        table.add_row("model", escape(f"{active.space.model}{pending}"))
     indexed = f"; indexed keys: {', '.join(stats.indexed_fields)}" if stats.indexed_fields else ""
-    table.add_row("words", escape(f"cut by {stats.tokenizer}{indexed}"))
+    table.add_row("full text", escape(f"tokenizer {stats.tokenizer}{indexed}"))
     index = index_line(stats.index_kind, stats.index_effort, stats.index_recall)
     table.add_row("searches", escape(index))
     table.add_row("database", f"{stats.database_bytes / 1e6:.1f} MB, schema {stats.schema}")
     for entry in stats.spaces:
         space = entry.space
-        asked = f", asked for as {space.alias}" if space.alias else ""
+        alias = f", alias {space.alias}" if space.alias else ""
         revision = f", revision {space.revision[:12]}" if space.revision else ""
         table.add_row(
             f"space {space.id}",
             escape(
-                f"{space.state}: {space.model}{asked}{revision}, fingerprint "
+                f"{space.state}: {space.model}{alias}{revision}, fingerprint "
                 f"{space.fingerprint[:16]}, {space.dim} wide, {entry.vectors} vectors, "
                 f"{entry.pending} pending, {entry.failed} of them failed"
             ),

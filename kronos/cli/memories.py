@@ -1,4 +1,4 @@
-"""The commands for memories: add, show, delete; what they were, and what is there twice."""
+"""The commands for memories: import, add, show, list, delete, their history, and duplicates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def import_(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Import text, Markdown and JSONL files, and exports. A second run adds nothing."""
+    """Import text, Markdown and JSONL files, and exports; a second run adds nothing."""
     from kronos.settings import Settings
     from kronos.transfer.export import is_export
     from kronos.transfer.importing import find_files, read_file
@@ -69,29 +69,33 @@ def import_(
         added = memories.count(namespace="*") - before
     print_result(
         {"files": len(files), "passages": seen, "added": added},
-        f"{added} memories added from {len(files)} files ({seen - added} were there already)",
+        f"{added} memories added from {len(files)} files ({seen - added} already existed)",
         as_json,
     )
 
 
 def add(
-    text: Annotated[str, typer.Argument(help='The text; "-" reads it from standard input.')],
+    text: Annotated[str, typer.Argument(help='The text; "-" reads standard input.')],
     store: Store = None,
     namespace: Namespace = None,
-    metadata: Annotated[str | None, typer.Option(help="Metadata, a JSON object.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="Metadata: a JSON object.")] = None,
     importance: Annotated[float, typer.Option(help="0 to 1.")] = 0.5,
-    id: Annotated[str | None, typer.Option(help="An id; left out, a new UUID.")] = None,
+    id: Annotated[str | None, typer.Option(help="An id.  [default: a new UUID]")] = None,
     parent: Annotated[
-        str | None, typer.Option(metavar="ID", help="The memory that this one came from.")
+        str | None, typer.Option(metavar="ID", help="The memory that this one comes from.")
     ] = None,
     upsert: Annotated[
-        bool, typer.Option("--upsert", help="Replace the memory of this id, or else of this text.")
+        bool,
+        typer.Option("--upsert", help="Replace the memory with this id, or else with this text."),
     ] = False,
-    expires_at: Annotated[str | None, typer.Option(help="ISO 8601, with a time zone.")] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="When the memory expires: ISO 8601, with a time zone."),
+    ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Remember one text."""
+    """Store one text as a memory."""
     content = standard_input() if text == "-" else text
     expiry = parse_time(expires_at, "--expires-at")
     details = parse_json(metadata, "--metadata")
@@ -134,11 +138,11 @@ def list_(
     limit: Limit = 100,
     where: Where = None,
     namespace: Namespace = None,
-    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    after: Annotated[str | None, typer.Option(help="The last id of the previous page.")] = None,
     as_of: AsOf = None,
     as_json: Json = False,
 ) -> None:
-    """List memories in the order in which they were added."""
+    """List memories, in the order in which they were added."""
     condition = parse_json(where, "--where")
     moment = parse_time(as_of, "--as-of")
     with open_store(store, embeds=False) as memories:
@@ -159,7 +163,7 @@ def delete(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Delete memories, by id or by what they match."""
+    """Delete memories by id or by filter."""
     condition = parse_json(where, "--where")
     with open_store(store, embeds=False) as memories:
         deleted = memories.delete(ids or None, where=condition, namespace=namespace)
@@ -171,7 +175,7 @@ def history(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a memory was, and is, the oldest first."""
+    """Show all versions of a memory, the oldest first."""
     with open_store(store, embeds=False) as memories:
         versions = memories.history(id)
     if as_json:
@@ -189,15 +193,15 @@ def history(
 def duplicates(
     store: Store = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", "-t", help="The least cosine, above 0 and at most 1.")
+        float, typer.Option("--threshold", "-t", help="The minimum cosine, above 0 and at most 1.")
     ] = 0.95,
     where: Where = None,
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Find memories that say nearly the same, in groups."""
+    """Find groups of memories with nearly the same content."""
     condition = parse_json(where, "--where")
-    # The vectors are at hand, so no model is needed.
+    # The vectors are stored, so no model is needed.
     with open_store(store, embeds=False) as memories:
         groups = memories.duplicates(threshold, where=condition, namespace=namespace)
     if as_json:

@@ -1,4 +1,4 @@
-"""How commands print: a line or JSON on stdout, a bar on stderr."""
+"""Output of the commands: a line or JSON on stdout, a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _PROGRESS_AFTER_S = 1.0
 _SHOWN_CHARACTERS = 300
 
-# No emoji codes: a text that holds `:smile:` or `a:A:b` is shown as it is.
+# No emoji codes: a text with `:smile:` or `a:A:b` is printed unchanged.
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def print_result(fields: dict[str, Any], line: str, as_json: bool) -> None:
-    """Say what came of a command: an object with `--json`, else a line."""
+    """Print the result of a command: an object with `--json`, otherwise a line."""
     if as_json:
         print_json(fields)
     else:
@@ -33,8 +33,8 @@ def print_result(fields: dict[str, Any], line: str, as_json: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Write one value as a line of JSON."""
-    # Not through rich, which would wrap and colour it.
+    """Print one value as a line of JSON."""
+    # Without rich, which would wrap and colour it.
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain) + "\n")
 
 
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def memory_fields(memory: Memory) -> dict[str, Any]:
-    """What JSON says of a memory."""
+    """A memory as a JSON object."""
     from dataclasses import asdict
 
     return {
@@ -53,7 +53,7 @@ def memory_fields(memory: Memory) -> dict[str, Any]:
 
 
 def show(memory: Memory, label: str) -> None:
-    """Print a memory on two lines: what it is and where it stands, and its text."""
+    """Print a memory on two lines: a label with its id or source, and its text."""
     source = memory.metadata.get("source")
     place = f"{source}:{memory.metadata.get('line', 1)}" if source else memory.id
     out.print(
@@ -63,44 +63,44 @@ def show(memory: Memory, label: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """The beginning of a text, on one line."""
+    """The beginning of a text on one line."""
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def job_line(job: Job) -> str:
-    """A reindex job in a sentence."""
+    """A reindex job as a sentence."""
     error = f"; {job.last_error}" if job.last_error else ""
     return (
         f"job {job.id}: {job.state}, {job.done} of {job.total} memories, {job.pending} pending, "
-        f"{job.failed} failed, {job.workers} workers, {job.rate:.0f} a second, attempt "
-        f"{job.attempts}, last heard of {job.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC; space "
+        f"{job.failed} failed, {job.workers} workers, {job.rate:.0f} per second, attempt "
+        f"{job.attempts}, last active {job.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC; space "
         f"{job.space.id} ({job.space.model}) is {job.space.state}{error}"
     )
 
 
 def index_line(kind: str, effort: int | None, recall: float | None) -> str:
-    """What kind of index there is and how well it finds, in a few words."""
+    """The kind of an index, and how well it finds."""
     if effort is None:
         return f"{kind}, exact"
-    found = "never measured: run `kronos tune`" if recall is None else f"{recall:.4f} when measured"
-    return f"{kind}, effort {effort}, recall@10 {found}"
+    measured = "unknown: run `kronos tune`" if recall is None else f"{recall:.4f} when measured"
+    return f"{kind}, effort {effort}, recall@10 {measured}"
 
 
 def tune_line(report: TuneReport) -> str:
-    """What came of tuning, in a sentence."""
+    """The result of tuning as a sentence."""
     if report.effort is None:
         return f"{report.vectors} vectors, {report.index_kind}: every search is exact"
-    kept = "" if report.saved else "; it could not be saved, so the next open does without"
+    saved = "" if report.saved else "; it could not be saved, so it holds for this process only"
     return (
         f"{report.vectors} vectors, {report.index_kind}: recall@10 is {report.recall:.4f} with an "
-        f"effort of {report.effort}{kept}"
+        f"effort of {report.effort}{saved}"
     )
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[Progress], None] | None]:
-    """A bar for what takes longer than a second; none when the output is no terminal."""
+    """Show a progress bar after one second; None if stderr is not a terminal."""
     if not err.is_terminal:
         yield None
         return

@@ -1,4 +1,4 @@
-"""The commands `kronos db`: the revision of the database's schema."""
+"""The commands `kronos db`: the schema of the database and its revisions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kronos.cli.printing import out, print_json, print_result
 if TYPE_CHECKING:
     from kronos.db.database import Database
 
-db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, look.")
+db = typer.Typer(no_args_is_help=True, help="Inspect, upgrade or downgrade the database schema.")
 
 
 @db.command()
@@ -24,7 +24,7 @@ def upgrade(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Bring the database to a newer schema, after a backup."""
+    """Upgrade the database to a newer schema, after a backup."""
     from kronos.db import schema
 
     def change(database: Database) -> Path | None:
@@ -42,7 +42,7 @@ def downgrade(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Bring the database to an older schema, after a backup."""
+    """Downgrade the database to an older schema, after a backup."""
     from kronos.db import schema
 
     _migrate(store, lambda database: schema.downgrade(database, revision), as_json)
@@ -50,7 +50,7 @@ def downgrade(
 
 @db.command()
 def current(store: Store = None, as_json: Json = False) -> None:
-    """Show the database's revision."""
+    """Show the revision of the database."""
     from kronos.db import schema
 
     with open_database(store) as database:
@@ -60,7 +60,7 @@ def current(store: Store = None, as_json: Json = False) -> None:
 
 @db.command()
 def check(store: Store = None, as_json: Json = False) -> None:
-    """Say whether the database's schema is this Kronos's own; exit code 1 when it is not."""
+    """Check that the schema is the one of this Kronos; exit code 1 if it is not."""
     from kronos.db import schema
 
     with open_database(store) as database:
@@ -91,6 +91,6 @@ def _migrate(store: str | None, change: Callable[[Any], Path | None], as_json: b
     saved = "" if backup is None else f"; the backup is {backup}"
     print_result(
         {"before": before, "after": after, "backup": None if backup is None else str(backup)},
-        f"the database went from {before or 'nothing'} to {after or 'nothing'}{saved}",
+        f"the schema changed from {before or 'none'} to {after or 'none'}{saved}",
         as_json,
     )

@@ -1,4 +1,4 @@
-"""The command `kronos search`: what is asked, how hits are ranked, and how that is explained."""
+"""The command `kronos search`: the query, the ranking of hits, and the explanation."""
 
 from __future__ import annotations
 
@@ -28,58 +28,64 @@ if TYPE_CHECKING:
 
 def search(
     query: Annotated[
-        str | None, typer.Argument(help="What to look for, in your own words.")
+        str | None, typer.Argument(help="What to look for, in natural language.")
     ] = None,
     store: Store = None,
     limit: Limit = 10,
     where: Where = None,
     namespace: Namespace = None,
     mode: Annotated[
-        str, typer.Option(help="hybrid, dense (by meaning alone) or lexical (by words, no model).")
+        str, typer.Option(help="hybrid, dense (by meaning) or lexical (by words, without a model).")
     ] = "hybrid",
     near: Annotated[
-        str | None, typer.Option(metavar="ID", help="Instead of a query: what is like a memory.")
+        str | None, typer.Option(metavar="ID", help="Instead of a query: memories like this one.")
     ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out hits below it.")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Leave out hits below this score.")
+    ] = None,
     group_by: Annotated[
         str | None,
         typer.Option(
             metavar="KEY",
-            help="Only the best hit for each value of a metadata key, namespace or parent_id.",
+            help="Keep only the best hit for each value of a metadata key, namespace or parent_id.",
         ),
     ] = None,
     as_of: AsOf = None,
     expand: Annotated[
-        int, typer.Option(help="Bring in memories so many links or parents away from a hit.")
+        int, typer.Option(help="Add memories that are up to this many links away from a hit.")
     ] = 0,
     expand_outside: Annotated[
         bool,
         typer.Option(
             "--expand-outside",
-            help="Also linked memories of other namespaces, and such as the filter leaves out.",
+            help="Also add linked memories that the namespace or the filter leaves out.",
         ),
     ] = False,
-    recency: Annotated[float, typer.Option(help="Weight of how new a memory is.")] = 0.0,
+    recency: Annotated[float, typer.Option(help="Weight of a memory's age.")] = 0.0,
     half_life: Annotated[
-        str, typer.Option(metavar="TIME", help="For --recency: 30m, 12h, 7d, 4w.")
+        str, typer.Option(metavar="TIME", help="Half-life for --recency: 30m, 12h, 7d, 4w.")
     ] = "7d",
     importance: Annotated[float, typer.Option(help="Weight of a memory's importance.")] = 0.0,
     diversity: Annotated[
-        float, typer.Option(help="0 to 1: how much a hit loses for being like those before it.")
+        float, typer.Option(help="0 to 1: how much a hit loses for similarity to better hits.")
     ] = 0.0,
     rerank: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A cross-encoder that reads the best hits.")
+        str | None,
+        typer.Option(metavar="MODEL", help="A cross-encoder that ranks the best hits again."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the steps, and what each score is made of.")
+        bool,
+        typer.Option(
+            "--explain", help="Show the steps of the search, and the parts of each score."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find memories by meaning and by words."""
+    """Search memories by meaning and by words."""
     from kronos.search.ranking import Ranking
 
     if (query is None) == (near is None):
-        raise InputError("search takes a query, or --near and an id", field="query")
+        raise InputError("search needs a query, or --near and an id", field="query")
     condition, moment = parse_json(where, "--where"), parse_time(as_of, "--as-of")
     ranking = Ranking(
         recency=recency,
@@ -88,10 +94,10 @@ def search(
         diversity=diversity,
         rerank=rerank,
     )
-    # Diversity compares vectors, some of which may have to be made first.
+    # Diversity compares vectors, and pending memories must be embedded first.
     embeds = mode in ("hybrid", "dense") or diversity > 0
     if near is not None and moment is None and _all_is_embedded(store):
-        embeds = False  # the vector that is asked with is there
+        embeds = False  # the memory's own vector is the query
     with open_store(store, embeds=embeds) as memories:
         hits = memories.search(
             query,
@@ -115,7 +121,7 @@ def search(
 
 
 def _all_is_embedded(store: str | None) -> bool:
-    """Whether every memory has its vector in the active space."""
+    """Whether every memory has a vector in the active space."""
     with open_store(store, embeds=False) as memories:
         spaces = memories.stats().spaces
     return not any(each.pending for each in spaces if each.space.state == "active")
@@ -157,7 +163,7 @@ def _show_hits(hits: Hits) -> None:
 
 
 def _show_explanation(explanation: Explanation) -> None:
-    out.print(escape(f"{explanation.mode}, answered by {explanation.embedder}"))
+    out.print(escape(f"mode {explanation.mode}, embedder {explanation.embedder}"))
     table = Table("step", "detail", box=None)
     table.add_column("count", justify="right")
     table.add_column("ms", justify="right")
@@ -168,7 +174,7 @@ def _show_explanation(explanation: Explanation) -> None:
 
 
 def _show_shares(hits: Hits) -> None:
-    """A row for each hit; one that links brought in has no shares, and names its hit."""
+    """Print a row for each hit. A hit that `--expand` added has no shares, but names its hit."""
     signals = [*dict.fromkeys(signal for hit in hits for signal in hit.shares or ())]
     table = Table(box=None)
     for name in ("rank", "score", *signals):

@@ -1,1 +1,1 @@
-"""Checks of everything that must agree, and compaction."""
+"""Checks, repair and compaction of a store."""

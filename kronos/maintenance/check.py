@@ -1,8 +1,10 @@
-"""What `check` does: compares everything that must agree, and mends what can be derived.
+"""The checks: they compare everything that must agree, and repair what can be derived.
 
-The rows are the truth. An index is derived and can be replayed; a vector that does not fit its text
-is derived and can be made anew; so can SQLite's own indexes, after a backup. Texts and metadata are
-never touched.
+The rows are the truth. Everything derived from them can be made anew: an index is replayed, a wrong
+vector becomes pending, and SQLite's own indexes are rebuilt after a backup. A repair never changes
+texts or metadata.
+
+Each check yields the problems that it finds.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 
 from kronos.concurrency.pacing import gently
 from kronos.db import dialect, schema
-from kronos.db.fulltext import fts5 as words
+from kronos.db.fulltext import fts5
 from kronos.errors import CorruptStoreError
 from kronos.files import abandoned_parts, behind_links, discard_parts
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
@@ -36,26 +38,28 @@ if TYPE_CHECKING:
     from kronos.types import Space, VectorIndex
 
     Transaction: TypeAlias = Callable[[], AbstractContextManager[Repository]]
-    """Begins a transaction: one that reads, or one that repairs; None: nothing is repaired."""
+    """Begins a transaction."""
     CurrentIndex: TypeAlias = Callable[[], AbstractContextManager[tuple[VectorIndex, Repository]]]
+    """Yields the index and the rows of one moment; searches wait meanwhile."""
 
-_INDEXES_WAY_OUT = "Only SQLite's indexes are wrong: `kronos doctor --repair` makes them anew"
-_IDS_SHOWN = 20
+_REPAIR_INDEXES = "Only SQLite's indexes are damaged: `kronos doctor --repair` rebuilds them"
+_SHOWN_IDS = 20
 _ROWS_AT_ONCE = 200
-"""So many vectors are compared while searches wait."""
+"""Vectors that are compared while searches wait."""
 _FREE_SHARE = 0.25
-"""A disk with less room than this share of the database is short of it."""
+"""A disk with less free space than this share of the database is nearly full."""
+_EXTRA_VECTORS = "the index holds vectors that the database does not"
 
 
 def damaged_database(
     database: Database, backup: Callable[[], Path], *, repair: bool
 ) -> Iterator[Problem]:
-    """Let SQLite check its file; reads all of it. Repaired, its indexes are made anew.
+    """Find damage in the database file, which is read completely.
 
     Args:
         database: the file.
-        backup: takes one, before anything is repaired.
-        repair: whether to.
+        backup: makes a backup before a repair.
+        repair: rebuild SQLite's indexes if nothing else is damaged.
     """
     found = database.problems()
     in_indexes = [problem for problem in found if " index " in problem.detail]
@@ -64,17 +68,17 @@ def damaged_database(
         with database.write() as connection:
             database.dialect.rebuild_indexes(connection)
         left = database.problems()
-        detail = f"{found[0].detail}; SQLite's indexes were made anew, a backup lies in {kept}"
+        detail = f"{found[0].detail}; SQLite's indexes were rebuilt, a backup is in {kept}"
         found = left or [Problem("database", detail, repaired=True)]
     elif found:
         in_indexes_alone = len(in_indexes) == len(found)
-        way_out = _INDEXES_WAY_OUT if in_indexes_alone else dialect.WAY_OUT_OF_DAMAGE
+        way_out = _REPAIR_INDEXES if in_indexes_alone else dialect.WAY_OUT_OF_DAMAGE
         found[-1] = replace(found[-1], detail=f"{found[-1].detail}. {way_out}")
     yield from found
 
 
 def altered_texts(database: Database, clock: Callable[[], datetime]) -> Iterator[Problem]:
-    """Compare every text with the hash that was stored beside it; reads all of them."""
+    """Find texts that do not match their stored hash; reads every text."""
     try:
         with database.read() as connection:
             altered = list(Repository(connection, clock()).altered())
@@ -82,52 +86,52 @@ def altered_texts(database: Database, clock: Callable[[], datetime]) -> Iterator
         yield Problem("texts", str(exc))
         return
     if altered:
-        shown = ", ".join(altered[:_IDS_SHOWN]) + (", ..." if len(altered) > _IDS_SHOWN else "")
+        shown = ", ".join(altered[:_SHOWN_IDS]) + (", ..." if len(altered) > _SHOWN_IDS else "")
         yield Problem(
             "texts",
-            f"{len(altered)} memories hold another text than was written, by the disk or by "
-            f"another program: {shown}. Write them anew, or: {dialect.WAY_OUT_OF_DAMAGE}",
+            f"{len(altered)} memories hold a text that Kronos did not write; the disk or another "
+            f"program changed it: {shown}. Write them again, or: {dialect.WAY_OUT_OF_DAMAGE}",
         )
 
 
 def wrong_schema(database: Database) -> Iterator[Problem]:
-    """See whether somebody migrated the database while it was open."""
+    """Find out whether another program migrated the database while it was open."""
     revision = schema.current(database)
     if revision != schema.head():
         yield Problem("schema", f"the schema is {revision}, this Kronos has {schema.head()}")
 
 
-def surroundings(database: Database, folder: Path) -> Iterator[Problem]:
-    """Look at what is around the rows: SQLite itself, and the disk."""
+def environment(database: Database, folder: Path) -> Iterator[Problem]:
+    """Check what the store depends on: SQLite's version, and free disk space."""
     if dialect.may_lose_commits():
         yield Problem(
             "sqlite",
             f"SQLite {dialect.version()} has the WAL-reset bug: two processes that write at the "
-            "same instant can, very rarely, damage the database. SQLite 3.51.3 or later has not: "
-            "run `pip install 'kronos-memory[sqlite]'`",
+            "same instant can, very rarely, damage the database. SQLite 3.51.3 fixes it: run "
+            "`pip install 'kronos-memory[sqlite]'`",
         )
     free, needed = shutil.disk_usage(folder).free, database.size_bytes() * _FREE_SHARE
     if free < needed:
         yield Problem(
             "disk",
-            f"{free / 1e6:.0f} MB are free beside a database of "
-            f"{database.size_bytes() / 1e6:.0f} MB: make room",
+            f"{free / 1e6:.0f} MB are free, and the database has "
+            f"{database.size_bytes() / 1e6:.0f} MB: free some disk space",
         )
 
 
 def orphaned_files(database: Path, index: Path, repository: Repository) -> Iterator[Problem]:
-    """Find files that nobody will read again; repaired, they are deleted: see `remove_orphans`."""
+    """Find files that no process will read again; `remove_orphans` deletes them."""
     left = [path.name for path in strays(index)]
     left += [path.name for path in abandoned_parts(*_parts_of(database))]
     known = {space.id for space in repository.spaces.all()}
     unknown = snapshot_spaces(index) - known
     left += [f"snapshots of space {space}" for space in sorted(unknown)]
     if left:
-        yield Problem("files", f"nobody needs any more: {', '.join(left)}")
+        yield Problem("files", f"not needed any more: {', '.join(left)}")
 
 
 def remove_orphans(database: Path, index: Path, repository: Repository) -> None:
-    """Delete what `orphaned_files` finds.
+    """Delete the files that `orphaned_files` finds.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -137,7 +141,7 @@ def remove_orphans(database: Path, index: Path, repository: Repository) -> None:
 
 
 def remove_unfinished(database: Path, index: Path) -> None:
-    """Delete what processes left that died while they wrote a snapshot or a copy.
+    """Delete unfinished snapshots and copies of processes that died.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -148,13 +152,19 @@ def remove_unfinished(database: Path, index: Path) -> None:
 
 
 def _parts_of(database: Path) -> tuple[Path, str]:
-    """Where copies of a database are made, and how their names begin."""
+    """The folder for copies of a database, and the beginning of their names."""
     file = behind_links(database)
     return file.parent, f"{file.name}."
 
 
-def misfit_vectors(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
-    """Find vectors that do not fit their space or their text; repaired, they are pending."""
+def wrong_vectors(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
+    """Find vectors that do not fit their space or their text.
+
+    Args:
+        reading: begins a read transaction.
+        writing: begins a write transaction for the repair, which makes the vectors pending; None:
+            no repair. So also below.
+    """
     with reading() as repository:
         found = [(space, repository.spaces.misfits(space)) for space in repository.spaces.all()]
     for space, keys in found:
@@ -165,20 +175,20 @@ def misfit_vectors(reading: Transaction, writing: Transaction | None) -> Iterato
                 repository.spaces.make_pending(space, keys)
         yield Problem(
             "vectors",
-            f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text, "
-            "their width or unit length; run `kronos reindex` to make them anew",
+            f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text, have "
+            "a wrong width, or are not of unit length; run `kronos reindex` to make them anew",
             repaired=writing is not None,
         )
 
 
 def wrong_counts(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
-    """Compare how many vectors each space has with what is noted; repaired, it is counted anew."""
+    """Find spaces whose stored number of vectors is wrong; a repair counts them again."""
     with reading() as repository:
         wrong = repository.spaces.miscounted()
     for space, counted in wrong.items():
         yield Problem(
             "vectors",
-            f"space {space.id} ({space.model}) has {counted} vectors, and another number is noted",
+            f"space {space.id} ({space.model}) has {counted} vectors, and another number is stored",
             repaired=writing is not None,
         )
     if wrong and writing is not None:
@@ -186,26 +196,26 @@ def wrong_counts(reading: Transaction, writing: Transaction | None) -> Iterator[
             repository.spaces.recount()
 
 
-def wrong_words(database: Database, writing: Transaction | None) -> Iterator[Problem]:
-    """Compare the word indexes with the texts; repaired, they are made anew.
+def wrong_fulltext(database: Database, writing: Transaction | None) -> Iterator[Problem]:
+    """Find full-text indexes that do not match the texts; a repair rebuilds them.
 
-    To compare them is a write to SQLite. It is done to a copy, so that no other writer waits.
+    For SQLite the comparison is a write. It is made on a copy, so no other writer waits.
     """
     try:
         with database.scratch() as connection:
-            words.copy_aside(connection)
-            found = words.problems(connection)
+            fts5.copy_aside(connection)
+            found = fts5.problems(connection)
     except CorruptStoreError as exc:
         found = [str(exc)]
     if found and writing is not None:
         with writing() as repository:
             repository.fulltext.rebuild()
     for detail in found:
-        yield Problem("words", detail, repaired=writing is not None)
+        yield Problem("fulltext", detail, repaired=writing is not None)
 
 
-def misread_texts(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
-    """Find texts whose words are read otherwise than a question's; repaired, all are read anew."""
+def outdated_fulltext(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
+    """Find texts that were indexed by other rules than queries are read by; a repair rebuilds."""
     with reading() as repository:
         count = repository.fulltext.misread()
     if not count:
@@ -214,16 +224,16 @@ def misread_texts(reading: Transaction, writing: Transaction | None) -> Iterator
         with writing() as repository:
             repository.fulltext.rebuild()
     yield Problem(
-        "words",
-        f"the words of {count} texts are not read as this Kronos reads a question's, so searches "
+        "fulltext",
+        f"{count} texts were indexed by other rules than this Kronos reads queries by, so searches "
         "may miss them: an upgrade was stopped, or another version of Kronos or Python wrote them. "
-        "`kronos doctor --repair` reads them anew",
+        "`kronos doctor --repair` indexes them again",
         repaired=writing is not None,
     )
 
 
 def missing_field_indexes(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
-    """Find metadata keys whose index is gone; repaired, it is made anew."""
+    """Find metadata keys whose index is missing; a repair makes it."""
     with reading() as repository:
         missing = fields_of(repository).missing()
     if missing and writing is not None:
@@ -235,7 +245,7 @@ def missing_field_indexes(reading: Transaction, writing: Transaction | None) -> 
 
 
 def pending_memories(repository: Repository) -> Iterator[Problem]:
-    """Find memories that searches miss because the active space has no vector of their text."""
+    """Find memories that dense searches miss, because they have no vector in the active space."""
     space = repository.spaces.active()
     pending = 0 if space is None else repository.spaces.pending_count(space.id)
     if space is not None and pending:
@@ -247,12 +257,12 @@ def pending_memories(repository: Repository) -> Iterator[Problem]:
 
 
 def wrong_index(current: CurrentIndex, replica: Replica, *, repair: bool) -> Iterator[Problem]:
-    """Compare this process's index with the rows; repaired, it is replayed.
+    """Compare this process's index with the rows.
 
     Args:
-        current: the index and the rows at one moment, for which searches wait.
-        replica: whose index it is.
-        repair: whether to.
+        current: yields the index and the rows of one moment.
+        replica: the owner of the index.
+        repair: replay the index.
     """
     try:
         difference = _difference(current, replica.space)
@@ -269,20 +279,17 @@ def wrong_index(current: CurrentIndex, replica: Replica, *, repair: bool) -> Ite
 
 
 def _difference(current: CurrentIndex, space: Space) -> str | None:
-    """What differs: looked at bit by bit, each at a moment of its own, so that searches go on."""
+    """The first difference; compared in small parts, each at its own moment, between searches."""
     after = -1
     for _ in gently(itertools.count()):
         with current() as (index, repository):
             keys, rows = repository.spaces.vectors_behind(space, after, _ROWS_AT_ONCE)
             if not keys.size:
                 count = repository.spaces.vector_count(space.id)
-                return None if len(index) == count else _EXTRA
+                return None if len(index) == count else _EXTRA_VECTORS
             if not index.held(keys).all():
-                return "the index misses vectors that the database holds"
+                return "the index lacks vectors that the database holds"
             if not np.array_equal(index.vectors_of(keys), rows):
-                return "the index holds other vectors than the database"
+                return "the index holds vectors that differ from those of the database"
             after = int(keys[-1])
     return None
-
-
-_EXTRA = "the index holds vectors that the database does not"

@@ -1,7 +1,7 @@
-"""Giving back what nobody wants: old spaces, all that is left of deleted memories, bytes on disk.
+"""Compaction: it deletes old spaces, expired memories and all traces of deleted ones.
 
-Only what can be made anew, or has expired, is dropped: it is found in transactions that read, and
-dropped in such as are so small, and so far apart, that other writers hardly wait.
+It deletes only what can be made again or has expired. Read transactions find it, and small write
+transactions delete it, with pauses between them, so that other writers hardly wait.
 """
 
 from __future__ import annotations
@@ -40,20 +40,24 @@ def compact(
     clock: Callable[[], datetime],
     steps: Steps,
 ) -> CompactReport:
-    """Drop what nobody wants, and give the free space of the file back to the disk.
+    """Delete what is not needed any more, and return the free space of the file to the disk.
 
     Args:
-        database: what to compact; others may read and write meanwhile.
-        keep: so many retired spaces are kept.
-        replica: the index that serves; it gives back what deleted vectors took.
-        folder: where the snapshots lie.
-        forget_before: forget what memories were before this moment too, in microseconds.
+        database: the database; other processes may read and write meanwhile.
+        keep: retired spaces to keep.
+        replica: the serving index; it frees the memory of deleted vectors.
+        folder: where the snapshots are.
+        forget_before: also delete versions that were replaced before this moment, in microseconds
+            since 1970 UTC; None: no such versions.
         clock: the time, UTC.
-        steps: one for each transaction, and for each part of the file that is given back.
+        steps: takes one step per transaction, and per part of the file that is freed.
+
+    Returns:
+        What was deleted.
 
     Raises:
-        StorageError: the database or the disk failed; nothing that is wanted was lost.
-        StoppedError: what was dropped is gone; the next time goes on with the rest.
+        StorageError: the database or the disk failed; nothing else was lost.
+        StoppedError: the call was stopped; the next call deletes the rest.
     """
     before = database.size_bytes()
     rows = _Rows(database, clock, steps)
@@ -61,17 +65,17 @@ def compact(
         database, keep, leftovers=True, spared=replica.space, clock=clock, steps=steps
     )
     expired = rows.delete_expired()
-    rows.forget_the_past(forget_before)
+    rows.forget_versions(forget_before)
     with replica.saving:
         head = replica.compact(rows.reading)
-    rows.forget_the_deleted(head)
-    # Every other snapshot may hold what is forgotten; one of another space would be read only after
-    # a switch, and then be replayed from SQL.
+    rows.forget_deletions(head)
+    # Snapshots of other spaces may hold deleted vectors. They are needed only after a switch, and
+    # can then be replayed from SQL.
     discard_other_snapshots(folder, {replica.space.id})
     if not database.vacuum(steps):
         warnings.warn(
-            "another process reads an older state, so the write-ahead log still holds what was "
-            "deleted: run `kronos compact` again when it has ended",
+            "another process reads an older state, so the write-ahead log still holds deleted "
+            "data: run `kronos compact` again when that process has finished",
             KronosWarning,
             stacklevel=2,
         )
@@ -79,7 +83,7 @@ def compact(
 
 
 class _Rows:
-    """What of the rows nobody wants: found while others write, and deleted bit by bit."""
+    """Finds rows to delete while others write, and deletes them in small transactions."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime], steps: Steps) -> None:
         self._database = database
@@ -88,19 +92,19 @@ class _Rows:
 
     @contextmanager
     def reading(self) -> Iterator[Repository]:
-        """A transaction that reads."""
+        """Begin a read transaction."""
         with self._database.read() as connection:
             yield Repository(connection, self._clock())
 
     @contextmanager
     def _writing(self) -> Iterator[Repository]:
-        """A transaction that writes, and a step."""
+        """Begin a write transaction; it takes one step."""
         with self._database.write() as connection:
             yield Repository(connection, self._clock(), keep_history=False)
         self._steps.take()
 
     def delete_expired(self) -> int:
-        """Delete what has expired. Returns how many."""
+        """Delete expired memories. Returns how many."""
         with self.reading() as repository:
             expired = repository.expired()
 
@@ -110,8 +114,8 @@ class _Rows:
 
         return in_parts(expired, delete)
 
-    def forget_the_past(self, before: int | None) -> None:
-        """Forget what deleted memories were, what others were long ago, and each word of both."""
+    def forget_versions(self, before: int | None) -> None:
+        """Delete the versions of deleted memories, versions before a moment, and their words."""
         with self.reading() as repository:
             unwanted = repository.history.unwanted(before=before)
 
@@ -122,7 +126,7 @@ class _Rows:
 
         in_parts(unwanted, forget)
         self._forget_vectors()
-        self._merge_words()
+        self._merge_fulltext()
         with self._writing() as repository:
             if unwanted.size or repository.has_deletions():
                 repository.history.begin_anew()
@@ -139,8 +143,8 @@ class _Rows:
                 repository.history.forget_vectors(found)
             after = found[-1]
 
-    def _merge_words(self) -> None:
-        """Leave no word of a text that is gone, in steps that other writers hardly wait for."""
+    def _merge_fulltext(self) -> None:
+        """Remove the words of deleted texts from the full-text index, in small steps."""
         begins, turns = True, Turns()
         while True:
             with turns, self._writing() as repository:
@@ -148,8 +152,8 @@ class _Rows:
                     return
             begins = False
 
-    def forget_the_deleted(self, seq: int) -> None:
-        """Forget that memories are gone, for an index that is at a seq."""
+    def forget_deletions(self, seq: int) -> None:
+        """Delete the records of deletions, which an index at this seq does not need any more."""
         with self.reading() as repository:
             buried = {
                 space.id: repository.spaces.buried(space.id, seq)

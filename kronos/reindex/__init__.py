@@ -1,1 +1,1 @@
-"""Batch jobs that bring a space up to date, or to another model."""
+"""Reindex jobs: they fill a space, and switch the store to it."""

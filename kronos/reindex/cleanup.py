@@ -1,4 +1,4 @@
-"""Dropping the spaces that nobody wants any more, so that other writers hardly wait."""
+"""Dropping spaces that are not needed any more, in small transactions: writers hardly wait."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def drop_spaces(
     clock: Callable[[], datetime],
     steps: Steps | None = None,
 ) -> list[Space]:
-    """Drop the spaces that nobody wants any more, in small transactions.
+    """Drop the spaces that are not needed any more.
 
     Args:
-        database: where they are.
-        keep: so many retired spaces are kept, those that were the active one last.
-        leftovers: drop those too that never became active and that no job builds.
-        spared: one that is not dropped, because it serves here.
+        database: where the spaces are.
+        keep: retired spaces to keep, the most recently active first.
+        leftovers: also drop spaces that never became active and that no job fills.
+        spared: a space to keep because it serves in this process.
         clock: the time, UTC.
-        steps: one for each transaction.
+        steps: takes one step per transaction.
 
     Returns:
-        The spaces that are gone.
+        The dropped spaces.
     """
     steps = steps or Steps()
     kept = None if spared is None else spared.fingerprint
@@ -47,7 +47,7 @@ def drop_spaces(
     while True:
         with turns, database.write() as connection:
             spaces = Repository(connection, clock()).spaces
-            # Looked at anew each time: somebody may want the space again.
+            # Read again in each transaction: a space may be needed again.
             found = spaces.droppable(keep, leftovers=leftovers)
             unwanted = [each for each in found if each.fingerprint != kept]
             if not unwanted:

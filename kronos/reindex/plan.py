@@ -1,4 +1,4 @@
-"""What a reindex would do: how many texts, how many tokens, how long, how much disk."""
+"""Estimates for a reindex: texts, tokens, duration and disk space."""
 
 from __future__ import annotations
 
@@ -30,16 +30,26 @@ def estimate(
     patience: Patience,
     steps: Steps,
 ) -> ReindexPlan:
-    """Say what a reindex would do; a sample is embedded, and nothing is written.
+    """Estimate a reindex. It embeds a sample and writes nothing.
+
+    Args:
+        database: the store's database.
+        embedder: the embedder to change to.
+        clock: the time, UTC.
+        patience: with an embedder that fails temporarily.
+        steps: progress, and whether to stop.
+
+    Returns:
+        The estimates.
 
     Raises:
-        EmbeddingError: the embedder fails on any text.
-        StoppedError: somebody wants it to stop.
+        EmbeddingError: the embedder fails on every text.
+        StoppedError: the call was stopped.
     """
     with database.read() as connection:
         spaces = Repository(connection, clock()).spaces
         space = spaces.by_fingerprint(embedder.fingerprint)
-        space_id = 0 if space is None else space.id  # nothing stands in space 0
+        space_id = 0 if space is None else space.id  # no vector is in space 0
         memories = spaces.pending_count(space_id)
         texts = spaces.pending_text_count(space_id)
         sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
@@ -62,11 +72,15 @@ def estimate(
 def _time_sample(
     embedder: Embedder, sample: Sequence[str], patience: Patience, steps: Steps
 ) -> tuple[float, int]:
-    """Embed a sample in growing parts until it says enough: seconds, and for how many texts."""
+    """Embed a sample in growing parts, for a few seconds at most.
+
+    Returns:
+        How many seconds it took, and for how many texts.
+    """
     started, seen = time.perf_counter(), 0
     if sample:
         steps.go_on()
-        embed_each(embedder, sample[:1], patience)  # the first call of a model is slow
+        embed_each(embedder, sample[:1], patience)  # a model's first call is slow, so not measured
         started = time.perf_counter()
     part = 8
     while seen < len(sample) and time.perf_counter() - started < _SAMPLE_SECONDS:
@@ -77,7 +91,7 @@ def _time_sample(
 
 
 def _row_bytes(dim: int, page_bytes: int) -> int:
-    """What a vector takes on disk: a row of a table, and three indexes."""
+    """Bytes of a vector on disk: a row of a table, and an entry in each of three indexes."""
     row, page = 4 * dim + 60, page_bytes - 24
     taken = page_bytes / (page // row) if row <= page else page_bytes * -(-row // page)
     return round(taken) + 60

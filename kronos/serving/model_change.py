@@ -13,7 +13,8 @@ from kronos.repository.memories import Repository
 from kronos.types import Failure, Job
 
 if TYPE_CHECKING:
-    from kronos.reindex.job import ReindexJob, Work
+    from kronos.reindex.job import ReindexJob
+    from kronos.reindex.run import Work
     from kronos.serving.resolver import ServingResolver
     from kronos.types import Embedder, Space
 

@@ -31,10 +31,13 @@ from kronos.errors import (
     SpaceChangedError,
     TransientEmbeddingError,
 )
-from kronos.following.replica import Replica, SnapshotPolicy
+from kronos.following.replica import Replica
+from kronos.following.snapshots import SnapshotPolicy
 from kronos.index.policy import IndexPolicy
 from kronos.index.snapshot import newest_seq
-from kronos.reindex.job import ReindexJob, Work, catch_up
+from kronos.reindex.job import ReindexJob
+from kronos.reindex.pending import catch_up
+from kronos.reindex.run import Work
 from kronos.repository.jobs import JobOptions
 from kronos.repository.memories import Repository
 

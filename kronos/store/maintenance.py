@@ -322,7 +322,7 @@ class Maintenance:
     def _check(self, repair: bool, steps: Steps) -> Report:
         database, location = self._session.database, self._session.location
         database.require_in_place()
-        advice = [*checks.surroundings(database, location.database.parent)]
+        advice = [*checks.environment(database, location.database.parent)]
         problems = [*checks.damaged_database(database, self._backup_beside, repair=repair)]
         steps.take()
         problems += checks.altered_texts(database, self._session.clock)
@@ -331,10 +331,10 @@ class Maintenance:
             return Report(tuple(problems), tuple(advice))  # no row can be believed
         problems += checks.wrong_schema(database)
         writing = self._session.writer if repair else None
-        problems += checks.misfit_vectors(self._session.reader, writing)
+        problems += checks.wrong_vectors(self._session.reader, writing)
         problems += checks.wrong_counts(self._session.reader, writing)
         problems += checks.missing_field_indexes(self._session.reader, writing)
-        problems += checks.misread_texts(self._session.reader, writing)
+        problems += checks.outdated_fulltext(self._session.reader, writing)
         with self._session.reader() as repository:
             problems += checks.pending_memories(repository)
             if repair:
@@ -342,9 +342,9 @@ class Maintenance:
             advice += checks.orphaned_files(location.database, location.index, repository)
         steps.take()
         try:
-            problems += checks.wrong_words(database, writing)
+            problems += checks.wrong_fulltext(database, writing)
         except StorageError as exc:
-            advice.append(Problem("words", f"the words could not be compared: {exc}"))
+            advice.append(Problem("fulltext", f"the full-text index could not be checked: {exc}"))
         steps.take()
         serving, difference = self._compared_index(repair=repair)
         problems += difference

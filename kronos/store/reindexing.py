@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from kronos.embedding.registry import absolute
 from kronos.errors import InputError, ModelLoadError
-from kronos.reindex.job import ReindexJob, Work
+from kronos.reindex.job import ReindexJob
+from kronos.reindex.run import Work
 from kronos.repository.jobs import JobOptions
 from kronos.types import Embedder, ProgressCallback, ReindexReport, Space
 from kronos.validation import check_limit, check_number

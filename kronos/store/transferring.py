@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kronos.concurrency.steps import Steps
 from kronos.files import expanded
 from kronos.search.filters import Where
-from kronos.transfer import export
+from kronos.transfer.export import export_rows, read_export, write_export
 from kronos.types import OnConflict, ProgressCallback
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ class Transferring:
         with self._session.reader() as repository:
             space = repository.spaces.active() if vectors else None
             steps = Steps(progress, stop, total=repository.keys(scope, condition).size)
-            found = steps.counted(export.rows(repository, scope, condition, space))
+            found = steps.counted(export_rows(repository, scope, condition, space))
             mode = self._session.database.dialect.mode
-            return export.write(target, found, space, mode=mode)
+            return write_export(target, found, space, mode=mode)
 
     def import_from(
         self,
@@ -102,6 +102,6 @@ class Transferring:
             StoppedError: `stop` was set. The batches before are stored; "ignore" passes them over
                 the next time.
         """
-        found = export.read(expanded(path).absolute(), self._session.serving.space)
+        found = read_export(expanded(path).absolute(), self._session.serving.space)
         items = Steps(None, stop).counted(found)
         return self._adding.add_many(items, on_conflict=on_conflict, progress=progress)

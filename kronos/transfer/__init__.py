@@ -1,1 +1,1 @@
-"""Files that memories are exported to and imported from."""
+"""Exports and imports of memories as files."""

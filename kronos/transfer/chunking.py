@@ -1,8 +1,8 @@
-"""Cutting texts into passages that every preset model reads whole.
+"""Chunking: cutting texts into passages that fit into every preset model.
 
-The cut is a function of the text alone: it asks no model, so an import makes the same passages, and
-adds nothing twice, whatever model the store has. A model drops what is beyond its limit (256 tokens
-for all-MiniLM-L6-v2), so tokens are estimated, rather too many than too few.
+The passages depend on the text alone, not on a model. So importing a file again makes the same
+passages, and adds nothing twice, whatever model the store has. A model ignores tokens beyond its
+limit (256 for all-MiniLM-L6-v2), so the estimate of tokens is too high rather than too low.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_TOKENS = 240
-"""Estimated tokens of a passage: 256, less the model's own marks and some air."""
+"""Estimated tokens of a passage, at most: 256 minus the model's special tokens and a margin."""
 _TOKENS = re.compile(
     r"(?P<letters>[A-Za-z]+)(?![0-9])|(?P<digits>[0-9]+)(?![A-Za-z])|(?P<mixed>[A-Za-z0-9]+)|\S"
 )
@@ -26,12 +26,12 @@ class Passage:
 
     text: str
     line: int
-    """Where it begins; the first line is 1."""
+    """The line where it begins; the first line is 1."""
 
 
 @dataclass(slots=True)
 class _Piece:
-    """Lines, or a part of one, that stay together when they fit."""
+    """Lines, or a part of a line, that stay together if they fit."""
 
     text: str
     line: int
@@ -39,10 +39,10 @@ class _Piece:
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate how many tokens a WordPiece or BPE model makes of a text.
+    """Estimate the tokens of a text in a WordPiece or BPE model.
 
-    A token is four letters, two digits, or one character of any other kind, also where letters and
-    digits are mixed: a tokenizer cuts escapes of a string, or a hash, into single ones.
+    A token is four letters, two digits, or one other character. In a run of mixed letters and
+    digits, such as a hash, each character is a token, because tokenizers cut such runs that way.
     """
     tokens = 0
     for match in _TOKENS.finditer(text):
@@ -57,14 +57,14 @@ def estimate_tokens(text: str) -> int:
 
 
 def cut(text: str, *, markdown: bool = False) -> Iterator[Passage]:
-    """Cut a text into passages: at headings and blank lines, else at lines, else at words.
+    """Cut a text into passages: at headings and blank lines if possible, else at lines or words.
 
     Args:
         text: any text.
-        markdown: whether lines that begin with `#` are headings, which begin a passage.
+        markdown: whether a line that begins with `#` is a heading, and begins a passage.
 
     Yields:
-        Passages in order, none blank; together they hold every word.
+        Passages in order. None is blank, and together they hold every word.
     """
     open_: list[_Piece] = []
     size = 0
@@ -85,7 +85,7 @@ def _join(pieces: list[_Piece]) -> Passage:
 
 
 def _pieces(text: str, markdown: bool) -> Iterator[_Piece]:
-    """Paragraphs that fit, the lines of those that do not, the words of lines that do not."""
+    """Paragraphs that fit; otherwise their lines; for lines that do not fit, parts of them."""
     for paragraph in _paragraphs(text, markdown):
         if estimate_tokens(paragraph.text) <= MAX_TOKENS:
             yield paragraph
@@ -98,7 +98,7 @@ def _pieces(text: str, markdown: bool) -> Iterator[_Piece]:
 
 
 def _paragraphs(text: str, markdown: bool) -> Iterator[_Piece]:
-    """Runs of lines up to a blank line or a heading, blank lines at their end."""
+    """Runs of lines up to a blank line or a heading; blank lines belong to the run before."""
     paragraph: _Piece | None = None
     blank_before = False
     for number, line in enumerate(_lines(text), 1):
@@ -116,7 +116,7 @@ def _paragraphs(text: str, markdown: bool) -> Iterator[_Piece]:
 
 
 def _parts_of_line(line: str) -> Iterator[str]:
-    """The line if it fits, else runs of its words that do; a word longer than that is cut."""
+    """The line if it fits; otherwise runs of its words, and parts of words that are too long."""
     if estimate_tokens(line) <= MAX_TOKENS:
         yield line
         return
@@ -135,5 +135,5 @@ def _parts_of_line(line: str) -> Iterator[str]:
 
 
 def _lines(text: str) -> list[str]:
-    # As an editor counts them: str.splitlines also breaks at form feeds and the like.
+    # Lines as editors count them: str.splitlines also splits at form feeds and other characters.
     return re.findall(r"[^\n]*\n|[^\n]+", text)

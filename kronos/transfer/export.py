@@ -1,13 +1,13 @@
-"""Exports: a store's memories in one file, JSONL or Parquet, that comes back exactly.
+"""Exports: the memories of a store in one file, JSONL or Parquet. An import restores them exactly.
 
-The first line (in Parquet, the file's own metadata) names the embedder whose vectors the file
-holds. Vectors are taken back only into a space of the same fingerprint; into any other store the
-texts go without, and are embedded anew: so a file never mixes spaces.
+The header is the first line of JSONL, or the metadata of a Parquet file. It names the embedder of
+the vectors in the file. An import uses the vectors only in a space with the same fingerprint;
+otherwise the store embeds the texts. So an import never mixes spaces.
 
-Every file bears a seal, the checksum of all its other bytes: the last line of JSONL; in Parquet it
-stands before the footer, where no reader looks. A file is read only after its seal was found right:
-of one that was damaged, cut off or edited nothing is stored, and pyarrow sees no byte. The seal is
-the same in every version of Kronos.
+Each file has a seal, the checksum of all its other bytes: the last line of JSONL; in Parquet it is
+before the footer, where other readers ignore it. An import checks the seal before it reads anything
+else, so nothing of a damaged, incomplete or edited file is stored. The seal is the same in every
+version of Kronos.
 
     JSONL:    header · memories · seal
     Parquet:  row groups · seal · footer, which holds the header
@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -59,15 +60,15 @@ _TIMES = ("created_at", "updated_at", "expires_at")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A memory as it stands in a file."""
+class ExportRow:
+    """A memory in an export."""
 
     memory: Memory
     vector: bytes | None
-    """float32 little-endian; None where vectors are left out or pending."""
+    """float32 little-endian; None if the export has no vectors, or the vector is pending."""
 
     def as_json(self) -> dict[str, Any]:
-        """The line of a JSONL file."""
+        """The fields of a line of JSONL."""
         memory = self.memory
         fields: dict[str, Any] = {
             "id": memory.id,
@@ -85,73 +86,84 @@ class Row:
         return fields
 
 
-def rows(
+def export_rows(
     repository: Repository,
     scope: str | None,
     condition: Condition | None,
     space: Space | None,
-) -> Iterator[Row]:
-    """The live memories in a scope, in the order in which they came; with a space's vectors."""
+) -> Iterator[ExportRow]:
+    """Read the memories to export, in the order in which they were added.
+
+    Args:
+        repository: over a read transaction.
+        scope: a namespace, which includes those below it; None: all namespaces.
+        condition: a filter; None: all memories.
+        space: the space whose vectors to export; None: no vectors.
+    """
     for page in repository.walk(scope, condition, _ROWS_AT_ONCE):
         keys = [key for key, _ in page]
         blobs = {} if space is None else repository.spaces.blobs(space.id, keys)
         for key, memory in page:
-            yield Row(memory, blobs.get(key))
+            yield ExportRow(memory, blobs.get(key))
 
 
-def write(path: Path, found: Iterable[Row], space: Space | None, *, mode: int | None = None) -> int:
-    """Write a file, whole or not at all; it is on the disk when this returns.
+def write_export(
+    path: Path, rows: Iterable[ExportRow], space: Space | None, *, mode: int | None = None
+) -> int:
+    """Write an export atomically; when this returns, it is synced to disk.
 
     Args:
         path: ends with .jsonl, .ndjson, .parquet or .pq.
-        found: what goes into it.
-        space: the space of the vectors; None for a file without.
-        mode: the permission bits of the file; None: those of any new file.
+        rows: the memories.
+        space: the space of the vectors; None: the rows have no vectors.
+        mode: the permission bits of the file; None: the default for a new file.
 
     Returns:
-        How many memories it holds.
+        How many memories the file holds.
 
     Raises:
-        InputError: the ending is another one, or the file cannot be made there.
+        InputError: the ending or the folder of the path is not valid.
         MissingDependencyError: Parquet needs pyarrow.
-        StorageFullError: the disk is full.
-        StorageError: the disk failed. After both what was there before is intact.
+        StorageFullError: the disk is full. A previous file is intact; so also below.
+        StorageError: the disk failed.
     """
     if path.suffix.lower() not in (*_JSONL, *_PARQUET):
         raise InputError(
-            f"{path} must end with .jsonl or .parquet: the ending says the format", field="path"
+            f"{path} must end with .jsonl or .parquet, which names the format", field="path"
         )
     if not path.parent.is_dir():
-        raise InputError(f"{path} lies in no folder that exists", field="path")
+        raise InputError(f"the folder of {path} does not exist", field="path")
     header: dict[str, Any] = {_MARK: _VERSION}
     if space is not None:
         header |= {"model": space.model, "fingerprint": space.fingerprint, "dim": space.dim}
     try:
         with publishing(path, mode=mode) as part:
-            return _write(part, found, header, parquet=_is_parquet(path))
+            return _write(part, rows, header, parquet=_is_parquet(path))
     except OSError as exc:
         if exc.errno in FULL:
-            raise StorageFullError(f"no room for {path}: free some disk space: {exc}") from exc
+            raise StorageFullError(
+                f"the disk is too full for {path}: free some disk space: {exc}"
+            ) from exc
         raise StorageError(f"{path} could not be written: {exc}") from exc
 
 
-def _write(part: Path, found: Iterable[Row], header: dict[str, Any], *, parquet: bool) -> int:
+def _write(part: Path, rows: Iterable[ExportRow], header: dict[str, Any], *, parquet: bool) -> int:
     with part.open("w+b") as file:
-        count = (_write_parquet if parquet else _write_jsonl)(file, found, header)
+        count = (_write_parquet if parquet else _write_jsonl)(file, rows, header)
         _add_seal(file, _footer_bytes(file) if parquet else 0)
     return count
 
 
-def _write_jsonl(file: BinaryIO, found: Iterable[Row], header: dict[str, Any]) -> int:
+def _write_jsonl(file: BinaryIO, rows: Iterable[ExportRow], header: dict[str, Any]) -> int:
     count = 0
     file.write(json.dumps(header).encode() + b"\n")
-    for row in found:
+    for row in rows:
         file.write(to_json(row.as_json(), _JSON).encode() + b"\n")
         count += 1
     return count
 
 
-def _write_parquet(file: BinaryIO, found: Iterable[Row], header: dict[str, Any]) -> int:
+def _write_parquet(file: BinaryIO, rows: Iterable[ExportRow], header: dict[str, Any]) -> int:
     arrow, parquet = _pyarrow()
     fields = [(name, arrow.string()) for name in _TEXTS]
     fields += [("importance", arrow.float64())]
@@ -160,28 +172,23 @@ def _write_parquet(file: BinaryIO, found: Iterable[Row], header: dict[str, Any])
     schema = arrow.schema(fields).with_metadata({_MARK: json.dumps(header)})
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
-        for part in _parts(found):
-            writer.write_table(arrow.Table.from_pylist([_as_columns(row) for row in part], schema))
-            count += len(part)
+        for batch in _batches(rows):
+            writer.write_table(arrow.Table.from_pylist([_as_columns(row) for row in batch], schema))
+            count += len(batch)
     return count
 
 
-def _as_columns(row: Row) -> dict[str, Any]:
+def _as_columns(row: ExportRow) -> dict[str, Any]:
     memory = row.memory
     columns: dict[str, Any] = {name: getattr(memory, name) for name in (*_TEXTS, *_TIMES)}
     columns["metadata"] = json.dumps(dict(memory.metadata), ensure_ascii=False)
     return {**columns, "importance": memory.importance, "vector": row.vector}
 
 
-def _parts(found: Iterable[Row]) -> Iterator[list[Row]]:
-    part: list[Row] = []
-    for row in found:
-        part.append(row)
-        if len(part) == _ROWS_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part
+def _batches(rows: Iterable[ExportRow]) -> Iterator[list[ExportRow]]:
+    rest = iter(rows)
+    while batch := list(itertools.islice(rest, _ROWS_AT_ONCE)):
+        yield batch
 
 
 def _is_parquet(path: Path) -> bool:
@@ -189,7 +196,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a file says that `write` made it."""
+    """Whether a file is an export, by its ending, its header or its seal."""
     if _is_parquet(path):
         return True
     if path.suffix.lower() not in _JSONL:
@@ -202,7 +209,7 @@ def is_export(path: Path) -> bool:
 
 
 def _is_marked(file: BinaryIO) -> bool:
-    """Whether a JSONL file begins or ends as an export does."""
+    """Whether a JSONL file begins or ends like an export."""
     try:
         first = json.loads(file.readline(_MAX_HEADER))
     except (ValueError, RecursionError):
@@ -214,7 +221,7 @@ def _is_marked(file: BinaryIO) -> bool:
 
 
 def _add_seal(file: BinaryIO, footer: int) -> None:
-    """Put the seal into a file, before its last `footer` bytes."""
+    """Insert the seal into a file, before its last `footer` bytes."""
     place = file.seek(0, os.SEEK_END) - footer
     seal = _seal(file, place, place)
     file.seek(place)
@@ -224,7 +231,11 @@ def _add_seal(file: BinaryIO, footer: int) -> None:
 
 
 def _check_seal(path: Path, file: BinaryIO) -> None:
-    """Raise InputError, which names the way out, when a byte is not as it was written."""
+    """Check that a file is unchanged since it was written.
+
+    Raises:
+        InputError: it is not; the message says what to do.
+    """
     footer = _footer_bytes(file) if _is_parquet(path) else 0
     end = file.seek(0, os.SEEK_END) - footer
     place = end - _SEAL_BYTES
@@ -236,27 +247,27 @@ def _check_seal(path: Path, file: BinaryIO) -> None:
         what = "was changed or damaged since it was exported"
     else:
         what = "is cut off, or its end was changed or damaged"
-    way_out = (
-        "hand its rows to add_many"
+    instead = (
+        "pass its rows to add_many"
         if _is_parquet(path)
         else "delete its header and its seal, the first and the last line, and import it as plain "
-        "JSON lines, which keep times and vectors as metadata only"
+        "JSON lines, which keep times and vectors only as metadata"
     )
     raise InputError(
-        f"{path} {what}; nothing of it was stored. Export it again; if it was edited on purpose, "
-        f"{way_out}",
+        f"{path} {what}; nothing of it was stored. Export it again. If it was edited on purpose, "
+        f"{instead}",
         field="path",
     )
 
 
 def _footer_bytes(file: BinaryIO) -> int:
-    """The length of a Parquet file's footer: all that must come last."""
+    """The length of a Parquet file's footer, with its length and magic number."""
     file.seek(max(file.seek(0, os.SEEK_END) - 8, 0))
     return int.from_bytes(file.read(4), "little") + 8
 
 
 def _seal(file: BinaryIO, place: int, end: int) -> bytes:
-    """The seal that belongs to a file whose seal stands from `place` to `end`."""
+    """Compute the seal of a file, in which the seal is between `place` and `end`."""
     checksum = hashlib.sha256()
     file.seek(0)
     while chunk := file.read(min(_BYTES_AT_ONCE, place - file.tell())):
@@ -267,15 +278,15 @@ def _seal(file: BinaryIO, place: int, end: int) -> bytes:
     return _SEAL_START + checksum.hexdigest().encode() + _SEAL_END
 
 
-def read(path: Path, space: Space) -> Iterator[NewMemory]:
-    """Read a file back; every byte is verified before the first memory comes.
+def read_export(path: Path, space: Space) -> Iterator[NewMemory]:
+    """Read an export; every byte is verified before the first memory is yielded.
 
     Args:
-        path: what `write` made.
-        space: where the memories go; vectors of another fingerprint are left out.
+        path: the file.
+        space: the space of the importing store. Vectors of another fingerprint are left out.
 
     Raises:
-        InputError: the file is no export, of a newer Kronos, cut off, or not as it was written.
+        InputError: the file is not an export, incomplete, changed, or of a newer Kronos.
         MissingDependencyError: Parquet needs pyarrow.
     """
     if not path.is_file():
@@ -306,7 +317,7 @@ def _memories(path: Path, found: Iterator[dict[str, Any]], space: Space) -> Iter
 
 def _unreadable(path: Path) -> InputError:
     return InputError(
-        f"{path} is no export that this Kronos reads: its header should hold "
+        f"{path} is not an export that this Kronos can read: its header must hold "
         f'{{"{_MARK}": {_VERSION}}}',
         field="path",
     )

@@ -1,7 +1,7 @@
-"""Files as memories: text and Markdown are cut into passages, JSONL holds one memory a line.
+"""Imports of files: text and Markdown are cut into passages, JSONL holds one memory per line.
 
-A memory that brings no id gets one made of its namespace, source and content, so importing a file
-twice adds nothing, and two equal passages of one file are one memory.
+A memory without an id gets one that is a hash of its namespace, source and content. So importing a
+file twice adds nothing, and two equal passages of a file are one memory.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ _JSONL = (".jsonl", ".ndjson")
 _MARKDOWN = (".md", ".markdown")
 _FIELDS = ("id", "namespace", "importance", "parent_id", "embedding")
 _SNIFFED_BYTES = 8192
+"""Bytes that are read to tell text from other files."""
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
     """Find the files to import.
 
     Args:
-        paths: files, which are taken as they are, and folders, of which every text file is taken
-            that is neither hidden nor in a hidden folder.
+        paths: files and folders. Of a folder, all text files are imported, except hidden files and
+            files in hidden folders.
+
+    Returns:
+        The files, each one once.
 
     Raises:
         InputError: a path does not exist.
@@ -63,11 +67,11 @@ def _looks_like_text(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(_SNIFFED_BYTES)
     except OSError:
-        return True  # it was to be imported: whoever reads it says why it cannot
+        return True  # reading it later raises the error
     try:
-        # A character may be cut at the end of what was read.
         start.decode()
     except UnicodeDecodeError as exc:
+        # The last character may be cut.
         return exc.start > len(start) - 4 and len(start) == _SNIFFED_BYTES
     return b"\0" not in start
 
@@ -79,16 +83,16 @@ def read_file(
 
     Args:
         path: a `.jsonl` or `.ndjson` file, or any other text file.
-        namespace: for memories that name none.
-        settings: the limits of one memory; None: the default ones.
+        namespace: for memories without one.
+        settings: the limits of one memory; None: the defaults.
 
     Yields:
-        Memories with `source` (the file's absolute path) and `line` in their metadata.
+        Memories, with `source` (the file's absolute path) and `line` in their metadata.
 
     Raises:
-        ContentError: the file is no UTF-8 text.
-        InputError: the file cannot be read; or a line of JSONL is no memory that a store takes, and
-            it is named.
+        ContentError: the file is not UTF-8 text.
+        InputError: the file cannot be read, or a line of JSONL is not a valid memory; the message
+            names the line.
     """
     source = str(path.resolve())
     if path.suffix.lower() in _JSONL:
@@ -108,7 +112,7 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise ContentError(
-            f"{path} is no UTF-8 text (byte {exc.start}): convert it first", field=str(path)
+            f"{path} is not UTF-8 text (byte {exc.start}): convert it first", field=str(path)
         ) from exc
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc}", field=str(path)) from exc
@@ -119,7 +123,7 @@ def _read_jsonl(path: Path, source: str, namespace: str, settings: Settings) -> 
         if line.strip():
             try:
                 memory = _from_json(line, source, number, namespace)
-                # Checked where its line is known; `add_many` knows it as one of its items.
+                # Checked here, where its line is known; `add_many` would name its position.
                 check_item(memory, namespace=namespace, settings=settings)
                 yield memory
             except (ValueError, TypeError, RecursionError) as exc:
@@ -127,7 +131,7 @@ def _read_jsonl(path: Path, source: str, namespace: str, settings: Settings) -> 
 
 
 def _from_json(line: str, source: str, number: int, namespace: str) -> NewMemory:
-    """A JSON object with `content` or `text`; keys that no memory has go into its metadata."""
+    """Read a JSON object with `content` or `text`; unknown keys go into the metadata."""
     found = json.loads(line)
     if not isinstance(found, dict):
         raise ValueError("expected a JSON object")

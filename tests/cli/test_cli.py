@@ -1,4 +1,4 @@
-"""The commands, run as a user runs them: what they print, where, and with which exit code."""
+"""The commands, run as a user runs them: their output and their exit codes."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Kronos:
         return json.loads(self(*words, "--json"))
 
     def lines(self, *words: str, code: int = 0) -> list[Any]:
-        """What a command prints that prints one object a line."""
+        """The output of a command that prints one object per line."""
         return [json.loads(line) for line in self(*words, "--json", code=code).splitlines()]
 
     def error(self, *words: str, code: int) -> str:
-        """What a failing command prints: one line on stderr, nothing on stdout."""
+        """The output of a failing command: one line on stderr, nothing on stdout."""
         done = self.run(*words)
         assert done.returncode == code, done.stderr
         assert done.stdout == ""
@@ -73,7 +73,7 @@ class Kronos:
 
 
 class Inside(Kronos):
-    """Runs the command in this process, where it starts a hundred times as fast."""
+    """Runs the command in this process, where it starts much faster."""
 
     def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         out, err, code = io.StringIO(), io.StringIO(), 0
@@ -157,7 +157,7 @@ def test_a_store_keeps_its_model_and_reindex_changes_it(kronos: Kronos) -> None:
     ]
 
 
-def test_a_model_that_cannot_be_had_is_one_warning_and_it_works(kronos: Kronos) -> None:
+def test_an_unavailable_model_gives_one_warning_and_the_command_works(kronos: Kronos) -> None:
     done = kronos.run("add", "the cat sat", "--model", "no-such/model")
     assert done.returncode == 0
     assert len(done.stderr.splitlines()) == 1
@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_had_is_one_warning_and_it_works(kronos: Kronos) 
     assert len(found.stderr.splitlines()) == 1
 
 
-def test_errors_are_one_line_and_a_code(kronos: Kronos, tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_an_exit_code(kronos: Kronos, tmp_path: Path) -> None:
     assert "no store" in kronos.error("search", "x", code=2)
     assert "no store" in kronos.error("db", "upgrade", code=2)
     assert "does not exist" in kronos.error("import", "nothing", code=2)
@@ -179,7 +179,7 @@ def test_errors_are_one_line_and_a_code(kronos: Kronos, tmp_path: Path) -> None:
     assert "blank" in kronos.error("add", " ", code=2)
     assert "no JSON" in kronos.error("list", "--where", "{", code=2)
     assert "no path" in kronos.error("list", "--where", """{"') OR 1=1 --": 1}""", code=2)
-    assert "number from 1 on" in kronos.error("list", "--limit", "0", code=2)
+    assert "number, 1 or more" in kronos.error("list", "--limit", "0", code=2)
     assert "ids" in kronos.error("delete", code=2)
     assert "no-such/model" in kronos.error("reindex", "--model", "no-such/model", code=1)
     (tmp_path / "broken").mkdir()
@@ -221,7 +221,7 @@ def _restored(folder: Path, backup: str) -> Path:
     return folder / "restored"
 
 
-def test_a_closed_pipe_ends_quietly(kronos: Kronos) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(kronos: Kronos) -> None:
     kronos("add", "x" * 200, "--model", "hash")
     command = f"{sys.executable} -c '{MAIN}' list --json | true"
     done = subprocess.run(
@@ -234,7 +234,7 @@ def test_a_closed_pipe_ends_quietly(kronos: Kronos) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_reindex_is_looked_at_before_and_after(kronos: Kronos) -> None:
+def test_a_reindex_can_be_inspected_before_and_after(kronos: Kronos) -> None:
     for text in ("the cat sat on the mat", "interest rates rose again", "the cat sat on the mat"):
         kronos("add", text, "--model", "hash")
     plan = kronos.json("reindex", "--model", "mini", "--dry-run")
@@ -267,12 +267,12 @@ def test_a_reindex_is_looked_at_before_and_after(kronos: Kronos) -> None:
     assert "workers must be" in kronos.error("reindex", "--model", "hash", "--workers", "0", code=2)
 
 
-def test_a_job_that_is_stopped_ends_well_and_is_resumed(kronos: Kronos, tmp_path: Path) -> None:
+def test_a_stopped_job_exits_with_0_and_can_be_resumed(kronos: Kronos, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text(
         "".join(json.dumps({"content": f"text number {i}"}) + "\n" for i in range(300))
     )
     kronos("import", "texts.jsonl", "--model", "hash")
-    # So slowly that the signal comes in the middle.
+    # Slow enough for the signal to arrive in the middle.
     words = ["reindex", "--model", "mini", "--rate", "40", "--json"]
     with subprocess.Popen(
         [sys.executable, "-c", MAIN, *words],
@@ -302,7 +302,7 @@ def test_a_job_that_is_stopped_ends_well_and_is_resumed(kronos: Kronos, tmp_path
     assert "cancelled by hand" in kronos("reindex", "status")
 
 
-def test_compact_says_what_it_gave_back(kronos: Kronos) -> None:
+def test_compact_prints_what_it_freed(kronos: Kronos) -> None:
     kronos("add", "the cat sat on the mat", "--model", "hash")
     kronos.lines("reindex", "--model", "mini")
     assert kronos.json("compact")["dropped"] == []
@@ -312,7 +312,7 @@ def test_compact_says_what_it_gave_back(kronos: Kronos) -> None:
     assert "keep_spaces must be" in kronos.error("compact", "--keep-spaces", "-1", code=2)
 
 
-def test_a_command_keeps_hash_vectors_as_wide_as_they_are(kronos: Kronos, tmp_path: Path) -> None:
+def test_a_command_keeps_the_width_of_hash_vectors(kronos: Kronos, tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path / ".kronos", embedding_model="hash", embedding_dim=64) as store:
         store.add("the cat sat on the mat")
     kronos("search", "cat")
@@ -363,7 +363,7 @@ def test_a_search_by_words_alone_loads_no_model(
     assert "keep" in asked
 
 
-def test_a_memory_is_asked_for_what_is_like_it(inside: Inside) -> None:
+def test_near_finds_memories_similar_to_a_memory(inside: Inside) -> None:
     hits = inside.json("search", "--near", "ketch", "-l", "2")
     assert ids(hits) == ["again", "boats"]
     assert hits[0]["score"] == pytest.approx(1, abs=0.2)
@@ -372,7 +372,7 @@ def test_a_memory_is_asked_for_what_is_like_it(inside: Inside) -> None:
     assert "a query, or --near" in inside.error("search", code=2)
 
 
-def test_hits_are_grouped_and_ranked_as_asked(inside: Inside) -> None:
+def test_hits_are_grouped_and_ranked(inside: Inside) -> None:
     assert ids(inside.json("search", "two masts", "--group-by", "k", "--where", '{"k": 1}')) == [
         "again"
     ]
@@ -386,7 +386,7 @@ def test_hits_are_grouped_and_ranked_as_asked(inside: Inside) -> None:
     assert newest[0]["id"] == "bread"
 
 
-def test_linked_memories_are_brought_in_and_name_their_hit(inside: Inside) -> None:
+def test_expand_adds_linked_memories_that_name_their_hit(inside: Inside) -> None:
     inside("link", "ketch", "bread", "carries")
     plain = inside.json("search", "ketch", "-l", "1")
     assert set(plain[0]) & {"via", "shares"} == set()
@@ -416,10 +416,10 @@ def test_a_search_explains_itself(inside: Inside) -> None:
     signals = [*found["hits"][0]["shares"]]
     assert ["rank", "score", *signals, "text"] in heads
     assert "a ketch has two masts" in shown
-    assert "via " in shown, "what was brought in names its hit"
+    assert "via " in shown, "an added memory names its hit"
 
 
-def test_linked_memories_are_held_to_the_search_unless_asked_otherwise(inside: Inside) -> None:
+def test_linked_memories_must_match_the_filter_unless_expand_outside(inside: Inside) -> None:
     inside("add", "of another place", "--id", "else", "--namespace", "else")
     inside("link", "boats", "else", "mentions")
     words = ("search", "boats", "--mode", "lexical", "--expand", "1", "--where", '{"k": 1}')
@@ -427,7 +427,7 @@ def test_linked_memories_are_held_to_the_search_unless_asked_otherwise(inside: I
     assert {"else", "ketch"} <= {*ids(inside.json(*words, "--expand-outside"))}
 
 
-def test_near_a_memory_no_model_is_loaded(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_loads_no_model(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     open_ = MemoryStore.open.__func__  # type: ignore[attr-defined]
 
@@ -438,7 +438,7 @@ def test_near_a_memory_no_model_is_loaded(inside: Inside, monkeypatch: pytest.Mo
     monkeypatch.setattr(MemoryStore, "open", classmethod(noted))
     assert ids(inside.json("search", "--near", "ketch", "-l", "1")) == ["again"]
     assert set(asked) == {None}
-    # Where texts wait to be embedded, they are.
+    # If texts are pending, the model is loaded and embeds them.
     store = MemoryStore.open(inside.folder / ".kronos", embedding_model=None)
     with store, store._session.writer() as repository:
         entry = repository.entry("ketch")
@@ -449,7 +449,7 @@ def test_near_a_memory_no_model_is_loaded(inside: Inside, monkeypatch: pytest.Mo
     assert asked[-1] == "keep"
 
 
-def test_a_reranker_that_cannot_be_had_is_an_error(inside: Inside) -> None:
+def test_an_unavailable_reranker_is_an_error(inside: Inside) -> None:
     error = inside.error("search", "masts", "--rerank", "no-such/judge", code=1)
     assert "no-such/judge" in error
 
@@ -457,7 +457,7 @@ def test_a_reranker_that_cannot_be_had_is_an_error(inside: Inside) -> None:
 # -- The past ---------------------------------------------------------------------------------
 
 
-def test_the_past_is_read_and_searched(inside: Inside) -> None:
+def test_as_of_reads_and_searches_the_past(inside: Inside) -> None:
     assert inside("add", "bread is sweet", "--id", "bread", "--upsert").strip() == "bread"
     then, now = inside.json("history", "bread")
     assert (then["content"], now["content"]) == ("rye bread is sour", "bread is sweet")
@@ -479,14 +479,14 @@ def test_the_past_is_read_and_searched(inside: Inside) -> None:
     assert "or had, the id 'gone'" in inside.error("history", "gone", code=1)
     for words in (("get", "bread"), ("list",), ("search", "x", "--mode", "lexical")):
         error = inside.error(*words, "--as-of", "yesterday", code=2)
-        assert error.endswith("--as-of is no ISO 8601 time: 'yesterday'")
+        assert error.endswith("--as-of is not an ISO 8601 time: 'yesterday'")
         assert "timezone-aware" in inside.error(*words, "--as-of", "2026-01-01", code=2)
 
 
 # -- Links, duplicates, indexes ---------------------------------------------------------------
 
 
-def test_an_upsert_takes_the_place_of_its_text_or_of_its_id(inside: Inside) -> None:
+def test_an_upsert_replaces_the_memory_of_its_id_or_of_its_text(inside: Inside) -> None:
     words = ("add", "boats have masts", "--upsert", "--metadata", '{"new": true}')
     assert inside.json(*words) == {"id": "boats"}
     assert inside.json("get", "boats")["metadata"] == {"new": True}
@@ -543,7 +543,7 @@ def test_links_are_made_followed_and_removed(inside: Inside) -> None:
     assert "depth must be" in inside.error("trace", "ketch", "--depth", "0", code=2)
 
 
-def test_metadata_keys_get_an_index_and_lose_it(inside: Inside) -> None:
+def test_indexes_of_metadata_keys_are_added_and_removed(inside: Inside) -> None:
     assert inside.json("index", "list") == []
     assert inside.json("index", "add", "k") == {"field": "k", "added": True}
     assert inside.json("index", "add", "k") == {"field": "k", "added": False}
@@ -557,21 +557,21 @@ def test_metadata_keys_get_an_index_and_lose_it(inside: Inside) -> None:
     assert "a 'b" in inside.error("index", "add", "a 'b", code=2)
 
 
-def test_the_word_index_is_made_anew(inside: Inside) -> None:
+def test_the_fulltext_index_is_rebuilt(inside: Inside) -> None:
     def found(word: str) -> list[str]:
         return ids(inside.json("search", word, "--mode", "lexical"))
 
     assert found("mast") == found("masts") != []
     assert inside.json("index", "words", "--tokenizer", "unicode61") == {"tokenizer": "unicode61"}
     assert found("mast") == []
-    assert "cut by trigram" in inside("index", "words", "--tokenizer", "trigram")
+    assert "with the tokenizer trigram" in inside("index", "words", "--tokenizer", "trigram")
     assert found("rea") == ["bread"]
     inside("index", "words")
     assert found("rea") == ["bread"]
     assert "tokenizer must be" in inside.error("index", "words", "--tokenizer", "x", code=2)
 
 
-def test_a_search_that_is_asked_wrongly_is_one_line(inside: Inside) -> None:
+def test_an_invalid_search_is_one_line_of_error(inside: Inside) -> None:
     def refused(*words: str) -> str:
         return inside.error("search", "masts", *words, code=2)
 
@@ -598,7 +598,7 @@ def test_help_loads_no_heavy_module(kronos: Kronos) -> None:
     assert done.stdout.endswith("loaded: nothing\n")
 
 
-def test_a_reindex_without_the_switch_ends_with_3(
+def test_a_reindex_without_a_switch_exits_with_3(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reindex: Callable[..., ReindexReport] = MemoryStore.reindex
@@ -643,14 +643,14 @@ def test_tune_gives_a_large_store_its_graph_and_the_next_process_uses_it(
     )
 
 
-def test_tune_of_a_small_store_says_that_it_is_exact(inside: Inside) -> None:
+def test_tune_of_a_small_store_reports_exact_search(inside: Inside) -> None:
     assert re.search(r"^ searches +faiss-flat, exact *$", inside("info"), re.MULTILINE)
     assert inside("tune") == "4 vectors, faiss-flat: every search is exact\n"
     assert inside.json("tune", ".kronos")["effort"] is None
     assert "searches: faiss-flat, exact" in inside("doctor")
 
 
-def test_tune_says_what_is_out_of_reach_and_what_was_asked_wrongly(
+def test_tune_reports_an_unreachable_target_and_invalid_arguments(
     inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kronos.index.tuning.EFFORTS", (1,))
@@ -659,7 +659,7 @@ def test_tune_says_what_is_out_of_reach_and_what_was_asked_wrongly(
     done = inside.run("tune", "large", "--json", "--target", "0.9999")
     assert done.returncode == 1
     assert not json.loads(done.stdout)["reached"]
-    assert "a recall of 0.9999 is out of reach: searches find 0." in done.stderr
+    assert "a recall of 0.9999 is out of reach: the index reaches 0." in done.stderr
     assert 'Settings(index="flat")' in done.stderr
     assert "target must be a recall" in inside.error("tune", "--target", "1.5", code=2)
     assert "name the store once" in inside.error("tune", "a", "--store", "b", code=2)
@@ -669,7 +669,7 @@ def test_tune_says_what_is_out_of_reach_and_what_was_asked_wrongly(
 @pytest.mark.parametrize(
     "text", [":smile: a:A:b", "[red]x[/red] [/] [b]", r"\[b] \\[/b] {x} %s", "<b> &amp; `x`"]
 )
-def test_a_text_is_shown_letter_by_letter(inside: Inside, text: str) -> None:
+def test_a_text_is_printed_without_markup(inside: Inside, text: str) -> None:
     inside("add", text, "--id", text, "--metadata", json.dumps({"k": text}))
     for command in (["list"], ["get", text], ["search", text, "--explain"], ["history", text]):
         assert text in inside(*command), command

@@ -1,4 +1,4 @@
-"""The commands in other surroundings: locales, pipes, signals, stores that a program made."""
+"""The commands in other environments: locales, pipes, signals, stores that a program made."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kronos(
 
 
 @pytest.mark.parametrize("locale", LOCALES)
-def test_text_goes_in_and_out_as_utf8_whatever_the_locale(tmp_path: Path, locale: str) -> None:
+def test_input_and_output_are_utf8_in_every_locale(tmp_path: Path, locale: str) -> None:
     env = {**LOCALES[locale], "KRONOS_STORE": str(tmp_path / "s")}
     kronos("add", TEXT.encode(), "--model", "hash", "--id", "g", env=env)
     kronos("add", "-", "--id", "p", env=env, input=f"{TEXT} from a pipe\r\n".encode())
@@ -65,18 +65,18 @@ def test_text_goes_in_and_out_as_utf8_whatever_the_locale(tmp_path: Path, locale
         assert store.get("h").metadata == {"ü": "ß"}
 
 
-def test_input_that_is_no_utf8_is_refused_and_nothing_is_stored(tmp_path: Path) -> None:
+def test_input_that_is_not_utf8_is_refused_and_nothing_is_stored(tmp_path: Path) -> None:
     env = {"KRONOS_STORE": str(tmp_path / "s")}
     done = kronos("add", "-", "--model", "hash", env=env, check=False, input=b"caf\xe9")
     assert done.returncode == 2
-    assert b"no UTF-8" in done.stderr
+    assert b"not UTF-8" in done.stderr
     done = kronos("add", b"caf\xe9", "--model", "hash", env=env, check=False)
     assert done.returncode == 2
-    assert b"no UTF-8" in done.stderr
+    assert b"not UTF-8" in done.stderr
     assert not (tmp_path / "s").exists()
 
 
-def test_a_terminal_that_cannot_show_a_letter_shows_another_one(tmp_path: Path) -> None:
+def test_a_terminal_replaces_letters_that_it_cannot_show(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     env = {**os.environ, "KRONOS_STORE": str(tmp_path / "s"), "PYTHONIOENCODING": "latin-1"}
     kronos("add", TEXT, "--model", "hash", "--id", "g", env=env)
@@ -97,7 +97,7 @@ def test_a_terminal_that_cannot_show_a_letter_shows_another_one(tmp_path: Path) 
 # -- Models -------------------------------------------------------------------------------------
 
 
-def test_a_store_of_a_service_that_was_handed_in_is_searched_with_its_model(tmp_path: Path) -> None:
+def test_a_store_made_with_an_embedding_service_is_searched_with_its_model(tmp_path: Path) -> None:
     service = EmbeddingService("mini")
     service.load()
     with MemoryStore.open(tmp_path / "s", embedder=service) as store:
@@ -115,7 +115,7 @@ def test_a_store_of_a_service_that_was_handed_in_is_searched_with_its_model(tmp_
         assert store.stats().spaces[0].vectors == 3
 
 
-def test_commands_on_a_store_of_an_embedder_that_they_lack_say_so_and_go_on(tmp_path: Path) -> None:
+def test_commands_without_the_stores_embedder_warn_and_continue(tmp_path: Path) -> None:
     own = Named("company/model")
     with MemoryStore.open(tmp_path / "s", embedder=own) as store:
         store.add("bees on the roof", id="bees")
@@ -164,7 +164,7 @@ STORES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_no_command_but_reindex_changes_the_model_of_a_store(
+def test_only_reindex_changes_the_model_of_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     _file(tmp_path)
@@ -175,9 +175,9 @@ def test_no_command_but_reindex_changes_the_model_of_a_store(
     for name, value in {**env, "KRONOS_STORE": str(tmp_path / "s")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    for command in COMMANDS if not env else COMMANDS[:-1]:  # the last one is what changes it
+    for command in COMMANDS if not env else COMMANDS[:-1]:  # the last one changes the model
         with warnings.catch_warnings(), suppress(StorageError, EmbeddingError):
-            warnings.simplefilter("ignore")  # that the model cannot be had
+            warnings.simplefilter("ignore")  # the model is unavailable
             app(command, standalone_mode=False)
     with MemoryStore.open(tmp_path / "s", embedding_model=None) as store:
         spaces = [s.space for s in store.stats().spaces]
@@ -186,7 +186,7 @@ def test_no_command_but_reindex_changes_the_model_of_a_store(
 
 
 @pytest.mark.parametrize("command", [["add", "more"], ["import", "notes.txt"]])
-def test_naming_another_model_is_refused_with_the_command_that_changes_it(
+def test_another_model_is_refused_and_the_error_names_the_reindex_command(
     tmp_path: Path, command: list[str]
 ) -> None:
     _file(tmp_path)
@@ -205,7 +205,7 @@ def test_naming_another_model_is_refused_with_the_command_that_changes_it(
 # -- Small words --------------------------------------------------------------------------------
 
 
-def test_the_version_and_the_completion_of_the_shell_can_be_asked_for() -> None:
+def test_version_and_shell_completion() -> None:
     assert kronos("--version").stdout.decode() == f"kronos {__version__}\n"
     shown = kronos("--show-completion", "bash", check=False)
     assert shown.returncode == 0 or b"Shell" in shown.stderr
@@ -216,9 +216,7 @@ def test_the_version_and_the_completion_of_the_shell_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("command", ["import", "add"])
-def test_an_interruption_ends_with_a_word_and_its_own_exit_code(
-    tmp_path: Path, command: str
-) -> None:
+def test_an_interruption_prints_stopped_and_exits_with_130(tmp_path: Path, command: str) -> None:
     big = tmp_path / "big.jsonl"
     big.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(200_000)))
     arguments = [command, str(big)] if command == "import" else [command, "-"]
@@ -260,7 +258,7 @@ def test_an_interruption_ends_with_a_word_and_its_own_exit_code(
         ({"title": "x"}, "content"),
     ],
 )
-def test_a_line_of_a_file_that_is_refused_is_named(
+def test_the_error_names_a_refused_line_of_a_file(
     tmp_path: Path, line: dict[str, Any], what: str
 ) -> None:
     file = tmp_path / "notes.jsonl"
@@ -272,7 +270,7 @@ def test_a_line_of_a_file_that_is_refused_is_named(
     assert what in done.stderr.decode()
 
 
-def test_values_of_foreign_types_are_named_with_their_module(store: MemoryStore) -> None:
+def test_errors_name_foreign_types_with_their_module(store: MemoryStore) -> None:
     for value, name in ((np.bool_(True), "numpy.bool"), (np.int64(1), "numpy.int64")):
         with pytest.raises(ValueError, match=name):
             store.add("x", metadata={"k": value})
@@ -280,8 +278,6 @@ def test_values_of_foreign_types_are_named_with_their_module(store: MemoryStore)
 
 @pytest.mark.parametrize("ids", [5, 1.5, b"x", {"a": 1}, object()])
 @pytest.mark.parametrize("verb", ["delete", "touch"])
-def test_what_names_no_memories_is_refused_by_name(
-    store: MemoryStore, verb: str, ids: object
-) -> None:
+def test_invalid_ids_are_refused_by_name(store: MemoryStore, verb: str, ids: object) -> None:
     with pytest.raises(ValueError, match="ids must be an id or several"):
         getattr(store, verb)(ids)

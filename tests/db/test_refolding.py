@@ -180,7 +180,9 @@ def test_until_it_is_done_old_texts_are_found_as_before_and_new_ones_are_folded(
         ids = [memory.id for memory in store.list(limit=50) if "🚀" in memory.content]
         store.update(ids[0], content="now 🚀 is folded")
         store.delete(ids[1])
-        (problem,) = [each for each in store.maintenance.check().problems if each.kind == "words"]
+        (problem,) = [
+            each for each in store.maintenance.check().problems if each.kind == "fulltext"
+        ]
         assert "an upgrade was stopped" in problem.detail
         database = open_database(old)
         assert agrees(database)

@@ -1,4 +1,4 @@
-"""The index follows SQL and is never trusted: any doubt ends in a replay, and a right answer."""
+"""The index is never trusted, only followed: any doubt ends in a replay and a correct answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from kronos import MemoryStore, NewMemory, Settings, VectorIndex
 from kronos.errors import ConfigurationError, KronosWarning
-from kronos.following.replica import SnapshotPolicy
+from kronos.following.snapshots import SnapshotPolicy
 from kronos.index.building import Build
 from kronos.index.policy import IndexPolicy
 from tests.conftest import Opener
@@ -46,7 +46,7 @@ def fill(store: MemoryStore, count: int = COUNT, seed: int = 0) -> list[str]:
 
 
 def exact(store: MemoryStore, query: Rows) -> list[str]:
-    """The right answer, from the rows alone."""
+    """The correct answer, computed from the rows alone."""
     found: list[tuple[float, str]] = []
     with store._session.reader() as repository:
         space = repository.spaces.active()
@@ -76,7 +76,7 @@ def saved(open_vectors: Callable[[], MemoryStore]) -> list[Path]:
     return files
 
 
-def test_a_snapshot_is_taken_up_and_the_tail_is_applied(
+def test_a_snapshot_is_loaded_and_newer_changes_are_applied(
     open_vectors: Callable[[], MemoryStore],
 ) -> None:
     saved(open_vectors)
@@ -133,7 +133,7 @@ def another_store(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, garbage, empty, another_store])
-def test_a_snapshot_that_is_not_ours_or_not_whole_is_replayed(
+def test_a_foreign_or_damaged_snapshot_is_replaced_by_a_replay(
     open_vectors: Callable[[], MemoryStore], damage: Callable[[Path], None]
 ) -> None:
     (path,) = saved(open_vectors)
@@ -144,7 +144,7 @@ def test_a_snapshot_that_is_not_ours_or_not_whole_is_replayed(
         assert_right(store)
 
 
-def test_a_database_restored_from_before_the_snapshot_is_replayed(
+def test_a_database_older_than_its_snapshot_is_replayed(
     open_vectors: Callable[[], MemoryStore], tmp_path: Path
 ) -> None:
     with open_vectors() as store:
@@ -168,14 +168,14 @@ def test_a_snapshot_whose_count_disagrees_is_replayed(
         assert_right(store)
         assert replica._index is not None
         replica._index.remove(replica._index.keys()[:3])
-        replica._unsaved, replica._applied = 5000, replica._applied - 1
+        replica._snapshots.unsaved, replica._applied = 5000, replica._applied - 1
         for path in snapshots(store):
             path.unlink()
     with open_vectors() as store, pytest.warns(KronosWarning, match="vectors"):
         assert_right(store)
 
 
-def test_another_object_sees_every_commit_at_its_next_search(
+def test_another_store_object_sees_every_commit_at_its_next_search(
     open_vectors: Callable[[], MemoryStore],
 ) -> None:
     reader, writer = open_vectors(), open_vectors()
@@ -188,7 +188,7 @@ def test_another_object_sees_every_commit_at_its_next_search(
         assert {hit.id for hit in reader.search(rows(1)[0], limit=1000)} == set(ids)
 
 
-def test_a_database_put_back_under_an_open_store_is_replayed(
+def test_a_database_restored_under_an_open_store_is_replayed(
     open_vectors: Callable[[], MemoryStore], tmp_path: Path
 ) -> None:
     store = open_vectors()
@@ -207,7 +207,7 @@ def test_a_database_put_back_under_an_open_store_is_replayed(
     assert {hit.id for hit in store.search(rows(1)[0], limit=99)} == set(ids)
 
 
-def test_an_index_that_failed_half_way_is_replayed(
+def test_a_partially_applied_index_is_replayed(
     open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_vectors()
@@ -228,7 +228,7 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def test_check_names_and_mends_a_wrong_index(open_vectors: Callable[[], MemoryStore]) -> None:
+def test_check_reports_and_repairs_a_wrong_index(open_vectors: Callable[[], MemoryStore]) -> None:
     store = open_vectors()
     fill(store, 50)
     assert_right(store)
@@ -254,7 +254,7 @@ def test_check_names_and_mends_a_wrong_index(open_vectors: Callable[[], MemorySt
         assert_right(store)
 
 
-def test_check_finds_vectors_that_do_not_fit_and_makes_them_pending(open_store: Opener) -> None:
+def test_check_finds_wrong_vectors_and_makes_them_pending(open_store: Opener) -> None:
     store = open_store()
     store.add_many([f"text {i}" for i in range(5)])
     with store._session.database.write() as connection:
@@ -289,7 +289,7 @@ def test_a_snapshot_is_written_in_the_background_once_enough_changed(
     store._session.snapshots.wait()
     (second,) = snapshots(store)
     assert second.name > first.name
-    fill(store, 120, seed=3)  # fewer than a tenth of what it holds, and no hour has passed
+    fill(store, 120, seed=3)  # less than a tenth of the index, and before the interval has passed
     assert_right(store)
     store._session.snapshots.wait()
     assert snapshots(store) == [second]
@@ -297,7 +297,7 @@ def test_a_snapshot_is_written_in_the_background_once_enough_changed(
     assert snapshots(store) != [second]
 
 
-def test_a_policy_weighs_changes_size_and_time() -> None:
+def test_the_snapshot_policy_considers_changes_size_and_time() -> None:
     policy = SnapshotPolicy(changes=100, interval_s=60)
     assert not policy.is_due(99, 0, 1e9)
     assert policy.is_due(100, 1000, 0)
@@ -305,7 +305,7 @@ def test_a_policy_weighs_changes_size_and_time() -> None:
     assert policy.is_due(100, 10**6, 60)
 
 
-def test_a_process_saves_nothing_that_another_one_has_saved(
+def test_a_process_does_not_repeat_another_processs_snapshot(
     open_vectors: Callable[[], MemoryStore],
 ) -> None:
     one, two = open_vectors(), open_vectors()
@@ -321,7 +321,7 @@ def test_a_process_saves_nothing_that_another_one_has_saved(
     assert [p.stat().st_mtime_ns for p in snapshots(one)] == [written]
 
 
-def test_an_index_that_is_older_than_the_tombstones_left_starts_anew(
+def test_an_index_older_than_the_pruned_tombstones_is_replayed(
     open_vectors: Callable[[], MemoryStore],
 ) -> None:
     one, two = open_vectors(), open_vectors()
@@ -335,12 +335,12 @@ def test_an_index_that_is_older_than_the_tombstones_left_starts_anew(
     assert_right(two)
     assert len(two._session.serving.replica) == COUNT // 2 + 10
     assert_right(one)
-    # What it would save now is older than what stands there.
+    # The snapshot on disk is newer than its own index.
     two.close()
     assert_right(open_vectors())
 
 
-def test_a_snapshot_from_before_the_deletes_that_were_forgotten_is_not_read(
+def test_a_snapshot_older_than_the_pruned_deletions_is_not_read(
     open_vectors: Callable[[], MemoryStore], tmp_path: Path
 ) -> None:
     one = open_vectors()
@@ -360,7 +360,7 @@ def test_a_snapshot_from_before_the_deletes_that_were_forgotten_is_not_read(
     assert len(again._session.serving.replica) == COUNT // 2
 
 
-def test_compact_gives_back_the_memory_of_deleted_vectors(
+def test_compact_frees_the_memory_of_deleted_vectors(
     open_store: Opener,
 ) -> None:
     script = """
@@ -395,7 +395,7 @@ print(before - after)
 
 
 def small_graphs(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Let stores build at once what they would leave flat."""
+    """Let stores build a graph from 1,000 vectors, which are flat by default."""
     policy = IndexPolicy(
         **{"flat_below": 1000, "tail_least": 100, "rows_for_step": 0, "search_effort": 400}
         | changes
@@ -425,7 +425,7 @@ def test_a_large_index_is_built_in_the_background_and_opened_without_a_build(
         assert again.maintenance.check().problems == ()
 
 
-def test_a_flat_snapshot_of_the_same_moment_gives_way_to_a_built_one(
+def test_a_built_snapshot_replaces_a_flat_one_of_the_same_moment(
     open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (flat,) = saved(open_vectors)
@@ -458,7 +458,7 @@ def test_closing_stops_a_build_and_loses_nothing(
         assert_right(store)
 
 
-def test_what_is_written_while_a_build_runs_is_found_and_stays(
+def test_writes_during_a_build_are_found_and_kept(
     open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -486,7 +486,7 @@ def test_what_is_written_while_a_build_runs_is_found_and_stays(
     assert store.maintenance.check().problems == ()
 
 
-def test_an_index_compacted_while_a_build_runs_keeps_nothing_of_the_old_one(
+def test_an_index_compacted_during_a_build_keeps_nothing_of_the_old_one(
     open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -577,7 +577,7 @@ def test_a_tuned_index_stays_tuned(
         assert again._session.serving.replica.is_saved_as_tuned
 
 
-def test_a_build_without_memory_is_warned_of_once_and_searches_go_on(
+def test_a_build_out_of_memory_warns_once_and_searches_continue(
     open_vectors: Callable[[], MemoryStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)

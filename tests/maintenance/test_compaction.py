@@ -1,4 +1,4 @@
-"""Deletes really delete: after `compact` no byte of a deleted memory stands in the files."""
+"""Deletes really delete: after `compact` the files hold no byte of a deleted memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def vector_bytes(store: MemoryStore, text: str) -> bytes:
     return rows.astype("<f4").tobytes()[:128]
 
 
-def test_nothing_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None:
+def test_no_byte_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None:
     store = open_store(settings=Settings(snapshot_changes=50))
     folder = store.location.folder
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_nothing_of_a_deleted_memory_is_left_on_disk(open_store: Opener) -> None
 
 
 @pytest.mark.parametrize("keep_history", [True, False])
-def test_nothing_of_a_changed_text_is_left_on_disk(
+def test_no_byte_of_a_replaced_text_is_left_on_disk(
     open_store: Opener, clock: Clock, keep_history: bool
 ) -> None:
     store = open_store(settings=Settings(keep_history=keep_history))
@@ -83,7 +83,7 @@ def test_nothing_of_a_changed_text_is_left_on_disk(
     assert store.get("a").content == "harmless"
 
 
-def test_a_reader_that_keeps_the_log_is_named(open_store: Opener) -> None:
+def test_a_warning_names_the_reader_that_keeps_the_log(open_store: Opener) -> None:
     store, reader = open_store(settings=Settings(busy_timeout_s=0.1)), open_store()
     store.add(f"{SECRET} one", id="a")
     with reader._session.reader() as repository:
@@ -95,7 +95,7 @@ def test_a_reader_that_keeps_the_log_is_named(open_store: Opener) -> None:
     assert files_with(store.location.folder, SECRET.encode()) == []
 
 
-def test_pending_memories_stay_pending_when_their_tombstones_would_go(open_store: Opener) -> None:
+def test_pending_memories_stay_pending_when_tombstones_are_pruned(open_store: Opener) -> None:
     hash_store = open_store()
     hash_store.add_many([f"text {number}" for number in range(20)])
     other = open_store(embedding_dim=32)  # another space; the first one is retired
@@ -109,7 +109,7 @@ def test_pending_memories_stay_pending_when_their_tombstones_would_go(open_store
     assert other.maintenance.check().problems == ()
 
 
-def test_nothing_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock: Clock) -> None:
+def test_no_byte_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock: Clock) -> None:
     store = open_store()
     soon = clock.now + timedelta(hours=1)
     store.add_many(
@@ -128,8 +128,8 @@ def test_nothing_of_an_expired_memory_is_left_on_disk(open_store: Opener, clock:
     assert files_with(store.location.folder, f"{SECRET} 1 ends".encode()) == []
 
 
-def test_compact_keeps_what_tells_other_processes_of_texts_that_wait(open_store: Opener) -> None:
-    """An edit by a process without the model is pending, which its tombstone says."""
+def test_compact_keeps_the_tombstones_that_announce_pending_texts(open_store: Opener) -> None:
+    """An edit by a process without the model is pending; its tombstone announces it."""
     mine = open_store(embedder=Named("A"))
     mine.add_many(NewMemory(f"text {n}", id=f"m{n}") for n in range(20))
     assert mine.search("text 3", mode="dense", limit=1)[0].id == "m3"

@@ -1,8 +1,8 @@
-"""What calls cost: every statement seeks, and none that reads all runs while others wait.
+"""Costs of calls: statements use an index, and no full scan runs while others wait.
 
-The statements are those that SQLite was really given, whoever made them: each connection tells, and
-SQLite says how it would go about each. How much a call works is counted in SQLite's own steps,
-which no other program on the machine changes.
+The tests record every statement that SQLite executes, and ask SQLite for its query plan. The work
+of a call is counted in steps of SQLite's virtual machine, which do not depend on the load of the
+machine.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from tests.conftest import Clock, Opener
 
 _LARGE = "memories|versions|vectors|past_vectors|tombstones|links|deletions"
 _OURS = re.compile(rf"\b({_LARGE})\b")
-# Of a plain count SQLite reads no rows, but counts pages.
+# For a plain count SQLite counts pages and reads no rows.
 _COUNT = re.compile(r"SELECT \(?SELECT count\(\*\) FROM memories\)|SELECT count\(\*\) FROM \w+$")
 _READS_ALL = re.compile(rf"SCAN ({_LARGE}|m|v)\b|AUTOMATIC|MULTI-INDEX|content_hash>\?\)")
 
 
 class Wire:
-    """What every connection is asked, and what is held meanwhile."""
+    """Records the statements of every connection, and the locks held meanwhile."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str, bool, bool]] = []
@@ -79,7 +79,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 
 def plan(path: Path, statement: str) -> str:
-    """How SQLite goes about a statement."""
+    """SQLite's query plan for a statement."""
     if not re.match(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", statement):
         return ""
     connection = driver.connect(path)
@@ -93,7 +93,7 @@ def plan(path: Path, statement: str) -> str:
 
 
 def costly(store: MemoryStore, said: list[tuple[str, bool, bool]]) -> list[str]:
-    """Those statements that read all rows, or all of a namespace."""
+    """The statements that scan all rows, or all rows of a namespace."""
     found = []
     for statement, *_ in said:
         if not _COUNT.search(statement):
@@ -105,7 +105,7 @@ def costly(store: MemoryStore, said: list[tuple[str, bool, bool]]) -> list[str]:
 
 @pytest.fixture
 def filled(wire: Wire, open_store: Opener, clock: Clock) -> MemoryStore:
-    """A store with several namespaces, a past, links, and memories that have expired."""
+    """A store with several namespaces, a history, links, and expired memories."""
     store = open_store(settings=Settings(snapshot_changes=50))
     wire.is_locked = lambda: bool(store._session.serving.replica.lock._lock.locked())
     items = [
@@ -127,7 +127,7 @@ def filled(wire: Wire, open_store: Opener, clock: Clock) -> MemoryStore:
 
 
 def the_reads(store: MemoryStore, then: datetime) -> dict[str, Callable[[], object]]:
-    """Every verb that reads, in every form."""
+    """Every read verb, in every form."""
     return {
         "get": lambda: store.get("m1"),
         "get as of": lambda: store.get("m1", as_of=then),
@@ -170,7 +170,7 @@ def the_reads(store: MemoryStore, then: datetime) -> dict[str, Callable[[], obje
     }
 
 
-def test_every_read_seeks_once_what_it_means_is_known(
+def test_every_read_seeks_once_its_key_set_is_known(
     filled: MemoryStore, wire: Wire, clock: Clock
 ) -> None:
     store, then = filled, clock.now
@@ -195,7 +195,7 @@ def test_every_read_seeks_once_what_it_means_is_known(
             clock.tick(1)
 
 
-def test_a_moment_that_was_never_asked_for_costs_what_changed_since(
+def test_a_new_as_of_moment_costs_only_the_changes_since(
     filled: MemoryStore, wire: Wire, clock: Clock
 ) -> None:
     store = filled
@@ -213,7 +213,7 @@ def test_a_moment_that_was_never_asked_for_costs_what_changed_since(
         assert costly(store, said) == []
 
 
-def test_no_statement_that_reads_all_runs_while_searches_or_writers_wait(
+def test_no_full_scan_runs_while_searches_or_writers_wait(
     filled: MemoryStore, wire: Wire, clock: Clock, tmp_path: Path
 ) -> None:
     store, then = filled, clock.now
@@ -248,10 +248,8 @@ def test_no_statement_that_reads_all_runs_while_searches_or_writers_wait(
         assert costly(store, waited_for) == [], name
 
 
-def test_the_statements_that_are_looked_at_are_found_when_they_read_all(
-    filled: MemoryStore, wire: Wire
-) -> None:
-    """The tests above find what they look for."""
+def test_the_detector_finds_full_scans(filled: MemoryStore, wire: Wire) -> None:
+    """So the tests above would fail on a full scan."""
     with wire.hearing() as said:
         filled.count(where=F.n > 77)
     assert len(costly(filled, said)) == 1
@@ -272,7 +270,7 @@ def test_the_statements_that_are_looked_at_are_found_when_they_read_all(
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Filled], Wire]]:
-    """Two stores, one five times as large; and what counts their steps."""
+    """Two stores, one five times as large as the other; and what counts their steps."""
     wire = Wire()
     with pytest.MonkeyPatch.context() as patch:
         connect = SQLite.connect
@@ -289,7 +287,7 @@ def sizes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Fille
             each.store.close()
 
 
-def test_no_verb_works_more_in_a_larger_store(sizes: tuple[list[Filled], Wire]) -> None:
+def test_no_verb_costs_more_in_a_larger_store(sizes: tuple[list[Filled], Wire]) -> None:
     stores, wire = sizes
     grown = {}
     for pair in zip(*map(verbs, stores), strict=True):
@@ -301,7 +299,7 @@ def test_no_verb_works_more_in_a_larger_store(sizes: tuple[list[Filled], Wire]) 
 
 
 def worked(verb: Verb, wire: Wire) -> int:
-    """SQLite's steps in the cheapest of some calls; the first one finds what is kept."""
+    """SQLite's steps in the cheapest of several calls; the first call fills the caches."""
     steps = []
     for number in range(1, 5):
         before = wire.steps
@@ -310,9 +308,7 @@ def worked(verb: Verb, wire: Wire) -> int:
     return min(steps[1:])
 
 
-def test_what_is_pending_is_known_without_a_look_at_the_texts(
-    filled: MemoryStore, wire: Wire
-) -> None:
+def test_pending_counts_read_no_text(filled: MemoryStore, wire: Wire) -> None:
     with filled._session.reader() as repository, wire.hearing() as said:
         space = filled._session.serving.space.id
         assert repository.spaces.pending_texts(space, limit=1) == []
@@ -326,7 +322,7 @@ def test_what_is_pending_is_known_without_a_look_at_the_texts(
 
 
 def in_time(call: Callable[[], Any], seconds: float = 20) -> Any:
-    """What a call in another thread returns; it must not wait for this one."""
+    """The result of a call in another thread, which must not wait for this thread."""
     found: list[Any] = []
 
     def run() -> None:
@@ -339,7 +335,7 @@ def in_time(call: Callable[[], Any], seconds: float = 20) -> Any:
     return found[0]
 
 
-def test_searches_go_on_while_a_filter_is_used_first(
+def test_searches_continue_while_a_new_filter_is_evaluated(
     filled: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.search("bees")
@@ -358,7 +354,7 @@ def test_searches_go_on_while_a_filter_is_used_first(
     assert asked == [10, 10]
 
 
-def test_searches_go_on_while_stats_counts(
+def test_searches_continue_while_stats_counts(
     filled: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.search("bees")
@@ -374,7 +370,7 @@ def test_searches_go_on_while_stats_counts(
     assert asked == [10]
 
 
-def test_searches_and_writes_go_on_while_the_words_are_compared(
+def test_searches_and_writes_continue_while_the_fulltext_index_is_checked(
     filled: MemoryStore, open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kronos.db.fulltext import fts5 as words
@@ -394,7 +390,7 @@ def test_searches_and_writes_go_on_while_the_words_are_compared(
     assert len(added) == 1
 
 
-def test_searches_go_on_while_a_compacted_index_is_saved(
+def test_searches_continue_while_a_compacted_index_is_saved(
     filled: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.search("bees")
@@ -407,7 +403,7 @@ def test_searches_go_on_while_a_compacted_index_is_saved(
         asked.append(in_time(lambda: filled.search("bees while saved", limit=1))[0].id)
         return write_snapshot(*arguments, **options)
 
-    monkeypatch.setattr("kronos.following.replica.write_snapshot", slow)
+    monkeypatch.setattr("kronos.following.snapshots.write_snapshot", slow)
     filled.maintenance.compact()
     assert asked == [10, "late"]
     assert filled.search("bees while saved", limit=1)[0].id == "late"
@@ -422,7 +418,7 @@ def test_other_writers_are_not_refused_while_many_are_deleted(open_store: Opener
     added = []
 
     def write() -> None:
-        # Through a connection that SQLite alone keeps waiting, as that of another process.
+        # Through a connection of its own, which waits like another process.
         other = driver.connect(store.location.database, timeout=0.4, isolation_level=None)
         while not over.is_set():
             try:
@@ -445,7 +441,7 @@ def test_other_writers_are_not_refused_while_many_are_deleted(open_store: Opener
     assert store.maintenance.check().ok
 
 
-def test_what_stops_a_delete_of_many_leaves_each_memory_whole_or_gone(
+def test_an_interrupted_delete_leaves_each_memory_complete_or_deleted(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -468,7 +464,7 @@ def test_what_stops_a_delete_of_many_leaves_each_memory_whole_or_gone(
     assert store.delete(namespace="default") == left
 
 
-def test_a_delete_leaves_what_stopped_to_match_before_its_turn(
+def test_a_delete_skips_memories_that_no_longer_match(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -487,7 +483,7 @@ def test_a_delete_leaves_what_stopped_to_match_before_its_turn(
     assert sorted(memory.id for memory in store.iterate()) == sorted([ids[-1], "new"])
 
 
-def test_a_check_finds_a_number_of_vectors_that_is_wrong(store: MemoryStore) -> None:
+def test_check_finds_a_wrong_vector_count(store: MemoryStore) -> None:
     store.add_many(["one", "two"])
     with store._session.writer() as repository:
         repository.connection.exec_driver_sql("UPDATE spaces SET vectors = 7")
@@ -498,21 +494,21 @@ def test_a_check_finds_a_number_of_vectors_that_is_wrong(store: MemoryStore) -> 
     assert store.stats().spaces[0].vectors == 2
 
 
-def test_words_that_do_not_agree_are_found_in_the_copy_and_made_anew(store: MemoryStore) -> None:
+def test_check_finds_a_wrong_fulltext_index_in_a_copy_and_rebuilds_it(store: MemoryStore) -> None:
     store.add_many(["bees on the roof", "a hive"])
     with store._session.writer() as repository:
         run = repository.connection.exec_driver_sql
         run("INSERT INTO memory_words (memory_words, rowid, content) VALUES ('delete', 3, 'bees')")
-    assert "words" in [problem.kind for problem in store.maintenance.check().problems]
+    assert "fulltext" in [problem.kind for problem in store.maintenance.check().problems]
     assert store.maintenance.check(repair=True).ok
     assert store.maintenance.check().problems == ()
     assert store.search("bees", mode="lexical")
 
 
-def test_as_many_as_are_wanted_come_though_more_have_expired_than_live(
+def test_a_search_is_complete_although_most_memories_have_expired(
     open_store: Opener, clock: Clock, wire: Wire
 ) -> None:
-    """Without a row of those that have expired."""
+    """And no expired row is read."""
     store = open_store(embedding_model=None, embedding_dim=4)
     draw = np.random.default_rng(3)
     store.add_many(

@@ -1,4 +1,4 @@
-"""`tune`: the graph that is due is built, its recall measured, and what was found is kept."""
+"""`tune` builds the due graph, measures its recall and keeps the result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def forbid_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hold_builds(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Let builds wait until they may begin: (one has come so far, they may)."""
+    """Make builds wait: (an event that one has begun, an event that lets them continue)."""
     begun, go_on = threading.Event(), threading.Event()
     really_run = Build.run
 
@@ -60,7 +60,7 @@ def hold_builds(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threa
     return begun, go_on
 
 
-def test_what_is_due_is_built_tuned_and_found_by_the_next_open(
+def test_tune_builds_the_due_index_and_the_next_open_uses_it(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -86,7 +86,7 @@ def test_what_is_due_is_built_tuned_and_found_by_the_next_open(
         assert (check.index_kind, check.index_effort, check.index_recall) == found
 
 
-def test_a_higher_target_takes_more_effort_and_finds_more(
+def test_a_higher_target_needs_more_effort_and_finds_more(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -104,7 +104,7 @@ def test_a_higher_target_takes_more_effort_and_finds_more(
     assert np.mean(shares) >= 0.99
 
 
-def test_a_graph_is_never_measured_until_it_is(
+def test_the_recall_of_a_graph_is_unknown_until_it_is_measured(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -137,7 +137,7 @@ def test_a_store_without_vectors_is_exact(open_vectors: Vectors) -> None:
 
 
 @pytest.mark.parametrize("target", [0, -0.1, 1.001, 98, float("nan"), float("inf"), "0.9", True])
-def test_a_target_that_is_no_recall_is_refused(open_vectors: Vectors, target: Any) -> None:
+def test_an_invalid_target_is_refused(open_vectors: Vectors, target: Any) -> None:
     with pytest.raises(InputError, match=r"target must be .*") as caught:
         open_vectors().maintenance.tune(target)
     assert caught.value.field == "target"
@@ -152,7 +152,7 @@ def test_a_closed_store_is_not_tuned(open_vectors: Vectors, tmp_path: Path) -> N
         asyncio.run(KronosMemory(tmp_path / "other").maintenance.tune())
 
 
-def test_a_target_out_of_reach_is_said_and_the_greatest_effort_kept(
+def test_an_unreachable_target_is_reported_and_keeps_the_greatest_effort(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -166,7 +166,7 @@ def test_a_target_out_of_reach_is_said_and_the_greatest_effort_kept(
     assert report.saved
 
 
-def test_a_build_that_runs_is_waited_for(
+def test_tune_waits_for_a_running_build(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -179,7 +179,7 @@ def test_a_build_that_runs_is_waited_for(
     assert store.maintenance.tune().index_kind == HNSW
 
 
-def test_closing_ends_what_is_built_and_the_call(
+def test_closing_ends_the_build_and_the_call(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -200,7 +200,7 @@ def test_closing_ends_what_is_built_and_the_call(
         assert said(again.stats()) == (FLAT, None, 1.0)
 
 
-def test_a_cancelled_call_ends_what_is_built_and_changes_nothing(
+def test_a_cancelled_call_ends_the_build_and_changes_nothing(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -225,7 +225,7 @@ def test_a_cancelled_call_ends_what_is_built_and_changes_nothing(
     asyncio.run(scenario())
 
 
-def test_what_another_process_measured_is_not_lost_and_taken_up_at_a_save(
+def test_a_save_takes_over_the_measurement_of_another_process(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -248,7 +248,7 @@ def test_what_another_process_measured_is_not_lost_and_taken_up_at_a_save(
         assert said(again.stats()) == found
 
 
-def test_what_this_process_measured_last_counts(
+def test_the_latest_measurement_of_this_process_wins(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)
@@ -265,7 +265,7 @@ def test_what_this_process_measured_last_counts(
         assert said(third.stats()) == (HNSW, again.effort, again.recall)
 
 
-def test_a_setting_that_keeps_searches_exact_counts_for_more_than_a_snapshot(
+def test_an_exact_index_setting_overrides_a_snapshot(
     open_store: Opener, open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -280,7 +280,7 @@ def test_a_setting_that_keeps_searches_exact_counts_for_more_than_a_snapshot(
     assert said(flat.stats()) == (FLAT, None, 1.0)
 
 
-def test_a_snapshot_of_another_store_says_nothing_of_this_one(
+def test_a_snapshot_of_another_store_is_ignored(
     open_vectors: Vectors, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     small_graphs(monkeypatch)
@@ -319,7 +319,7 @@ def test_an_index_compacted_while_it_is_measured_is_measured_again(
     assert (report.effort, report.vectors) == (index_of(store).policy.search_effort, 1499)
 
 
-def test_a_store_whose_model_was_changed_elsewhere_is_followed(open_store: Opener) -> None:
+def test_tune_follows_a_model_change_of_another_process(open_store: Opener) -> None:
     here, there = open_store(), open_store(embedding_model=None)
     here.add_many(f"text {number}" for number in range(20))
     assert there.maintenance.tune().vectors == 20
@@ -333,7 +333,7 @@ def test_a_store_whose_model_was_changed_elsewhere_is_followed(open_store: Opene
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such rights on this system")
-def test_in_a_folder_that_can_only_be_read_it_holds_for_this_process(
+def test_in_a_read_only_folder_tuning_holds_for_this_process(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_graphs(monkeypatch)

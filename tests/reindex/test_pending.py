@@ -1,4 +1,4 @@
-"""An open store embeds what other processes leave pending in its space, whatever they did to it."""
+"""An open store embeds the texts that other processes leave pending in its space."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_memory_that_was_edited_while_it_was_pending_is_embedded(tmp_path: Pat
 
 
 def test_a_space_and_its_job_begin_together(tmp_path: Path) -> None:
-    """No `compact` of another process comes between, however often it tries."""
+    """So no `compact` of another process can drop the space in between."""
     store = MemoryStore.open(tmp_path, embedder=Named("A"))
     store.add("text")
     over = threading.Event()
@@ -120,7 +120,7 @@ def test_a_space_and_its_job_begin_together(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_job_for_a_space_that_is_gone_says_so(tmp_path: Path) -> None:
+def test_a_job_for_a_dropped_space_raises_not_found(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path, embedder=Named("A")) as store:
         store.add("text")
         resolver = store._session.resolver
@@ -131,7 +131,7 @@ def test_a_job_for_a_space_that_is_gone_says_so(tmp_path: Path) -> None:
             resolver.job_of(job.space, lambda: Named("B"), options=JobOptions())
 
 
-def test_a_fallback_whose_space_is_dropped_while_it_is_filled_makes_it_anew(tmp_path: Path) -> None:
+def test_a_fallback_whose_space_is_dropped_meanwhile_fills_it_again(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path, embedder=Named("A")) as store:
         store.add_many(f"text {n}" for n in range(300))
     over = threading.Event()
@@ -148,7 +148,7 @@ def test_a_fallback_whose_space_is_dropped_while_it_is_filled_makes_it_anew(tmp_
     try:
         while time.monotonic() < deadline:
             with opened_without_model(tmp_path) as fallback, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it says so again whenever its space is dropped
+                warnings.simplefilter("ignore")  # it warns again whenever its space is dropped
                 assert fallback.search("text 7", limit=1)[0].content == "text 7"
     except BaseException as exc:
         ends.append(exc)

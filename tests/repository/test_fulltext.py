@@ -370,7 +370,7 @@ def test_texts_that_another_program_wrote_are_found_wrong_and_read_anew(store: M
     with store._session.writer() as repository:
         repository.connection.exec_driver_sql("UPDATE memories SET folded = NULL")
     (problem,) = store.maintenance.check().problems
-    assert (problem.kind, problem.repaired) == ("words", False)
+    assert (problem.kind, problem.repaired) == ("fulltext", False)
     assert "4 texts" in problem.detail
     assert "kronos doctor --repair" in problem.detail
     (problem,) = store.maintenance.check(repair=True).problems

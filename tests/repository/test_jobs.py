@@ -248,7 +248,7 @@ def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: O
     with open_store(embedding_model=None) as store:
         resolver = store._session.resolver
         job = resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
-        with job.writing() as repository:
+        with job._run.writing() as repository:
             texts = repository.spaces.pending_texts(job.space.id, limit=10)
             claimed = repository.jobs.claim(
                 job.id,
@@ -269,16 +269,16 @@ def test_a_claim_moves_the_cursor_by_compare_and_set(open_store: Opener) -> None
     store = open_store()
     store.add_many(TEXTS)
     job = store._session.resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
-    with job.reading() as repository:
+    with job._run.reading() as repository:
         seen = repository.jobs.position(job.id)
         last = repository.spaces.pending_texts(job.space.id, limit=10)[-1].content_hash
     outcomes = []
     for owner in (new_owner(), new_owner()):
-        with job.writing() as repository:
+        with job._run.writing() as repository:
             outcomes.append(repository.jobs.claim(job.id, seen, last, owner=owner, lease_s=60))
     assert outcomes == [True, False]
     # Nor does a claim of an earlier sweep count in a later one, though the cursor is the same.
-    with job.writing() as repository:
+    with job._run.writing() as repository:
         repository.jobs.release(job.id, "nobody")
         repository.jobs.sweep_again(job.id)
         assert not repository.jobs.claim(job.id, seen, last, owner=owner, lease_s=60)

@@ -1,4 +1,4 @@
-"""An export comes back exactly, in another store and under another model, and mixes no spaces."""
+"""An export comes back exactly, in another store or with another model, and mixes no spaces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kronos.errors import (
     InputError,
     StorageFullError,
 )
-from kronos.transfer import export as exchange
+from kronos.transfer.export import ExportRow, is_export, write_export
 from kronos.transfer.importing import read_file
 from tests.conftest import Clock, Opener
 
@@ -75,7 +75,7 @@ def fill(store: MemoryStore, clock: Clock) -> None:
 
 @pytest.mark.parametrize("vectors", [True, False])
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_was_exported_comes_back_exactly(
+def test_an_export_comes_back_exactly(
     open_store: Opener, clock: Clock, tmp_path: Path, name: str, vectors: bool
 ) -> None:
     store = open_store(embedder=Counting(64))
@@ -100,7 +100,7 @@ def test_what_was_exported_comes_back_exactly(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_vectors_of_another_embedder_are_never_taken(
+def test_vectors_of_another_embedder_are_never_imported(
     open_store: Opener, clock: Clock, tmp_path: Path, name: str
 ) -> None:
     store = open_store(embedder=HashEmbedder(64))
@@ -108,7 +108,7 @@ def test_vectors_of_another_embedder_are_never_taken(
     store.export_to(tmp_path / name, vectors=True)
 
     class Other(Counting):
-        """As wide, and its vectors cannot be compared."""
+        """The same width, but vectors that cannot be compared."""
 
         def __init__(self, dim: int) -> None:
             super().__init__(dim)
@@ -136,7 +136,7 @@ def test_a_part_of_a_store_is_exported(open_store: Opener, tmp_path: Path) -> No
 
 
 def sealed(*lines: str) -> bytes:
-    """A JSONL file with the seal that belongs to it, whatever it holds."""
+    """Write a JSONL file with any content and the correct seal."""
     text = "".join(line + "\n" for line in lines).encode()
     return text + b'{"kronos-export-sha256": "%s"}\n' % hashlib.sha256(text).hexdigest().encode()
 
@@ -153,7 +153,7 @@ def test_bad_files_are_refused_by_name(open_store: Opener, tmp_path: Path) -> No
     header, memory, _, _ = path.read_text().splitlines()
     assert path.read_bytes() == sealed(*path.read_text().splitlines()[:-1])
     bad = {
-        "no export": [b"", sealed(), sealed(memory), sealed(header.replace(": 1", ": 2", 1))],
+        "not an export": [b"", sealed(), sealed(memory), sealed(header.replace(": 1", ": 2", 1))],
         "line 2: Expecting": [sealed(header, "{")],
         "line 2: expected a JSON object": [sealed(header, "[1]")],
         "line 2.*colour": [sealed(header, '{"content": "x", "colour": 1}')],
@@ -179,7 +179,7 @@ def test_bad_files_are_refused_by_name(open_store: Opener, tmp_path: Path) -> No
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[MemoryStore]:
-    """A store into which nothing must come."""
+    """A store that must stay empty."""
     with MemoryStore.open(tmp_path / "empty", embedder=HashEmbedder(8)) as store:
         yield store
         assert store.count(namespace="*") == 0
@@ -257,14 +257,14 @@ def test_a_damaged_header_does_not_pass_for_plain_json_lines(tmp_path: Path) -> 
     whole = path.read_bytes()
     for position in range(whole.index(b"\n") + 1):
         path.write_bytes(flipped(whole, position))
-        if not exchange.is_export(path):
+        if not is_export(path):
             with pytest.raises(InputError):
                 next(read_file(path, namespace="default"))
     path.write_bytes(whole[whole.index(b"\n") + 1 :])
-    assert exchange.is_export(path), "its seal says so"
+    assert is_export(path), "its seal says so"
 
 
-def test_the_way_out_of_a_file_that_was_edited_on_purpose(
+def test_a_file_that_was_edited_on_purpose_can_be_imported_without_its_seal(
     empty: MemoryStore, open_store: Opener, tmp_path: Path
 ) -> None:
     path = small_export(tmp_path, "x.jsonl")
@@ -272,7 +272,7 @@ def test_the_way_out_of_a_file_that_was_edited_on_purpose(
     message = refuse(empty, path, "\n".join(edited).encode())
     assert "delete its header and its seal, the first and the last line" in message
     path.write_text("\n".join(edited[1:-1]))
-    assert not exchange.is_export(path)
+    assert not is_export(path)
     store = open_store()
     store.add_many(read_file(path, namespace="elsewhere"))
     assert [memory.content for memory in everything(store)] == ["Grüße", "text 0", "a better text"]
@@ -283,7 +283,7 @@ def test_the_way_out_of_a_file_that_was_edited_on_purpose(
     assert {"created_at", "updated_at", "vector"} < first.metadata.keys(), "as the message says"
 
 
-def test_a_parquet_export_is_parquet_for_everybody(tmp_path: Path) -> None:
+def test_other_programs_read_a_parquet_export(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     path = small_export(tmp_path, "x.parquet", vectors=False)
@@ -291,7 +291,7 @@ def test_a_parquet_export_is_parquet_for_everybody(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_export_is_on_the_disk_before_it_bears_its_name(
+def test_an_export_is_synced_before_it_is_renamed(
     store: MemoryStore, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / name
@@ -313,34 +313,34 @@ def test_an_export_is_on_the_disk_before_it_bears_its_name(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_export_that_fails_leaves_the_one_before(tmp_path: Path, name: str) -> None:
+def test_a_failed_export_leaves_the_previous_file(tmp_path: Path, name: str) -> None:
     path = small_export(tmp_path, name)
     before = path.read_bytes()
 
-    def failing() -> Iterator[exchange.Row]:
+    def failing() -> Iterator[ExportRow]:
         yield from ()
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageFullError, match="No space left"):
-        exchange.write(path, failing(), None)
+        write_export(path, failing(), None)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir() if ".part" in file.name] == []
     left = path.with_name(f"{name}.{'0a' * 16}.part")
     left.write_bytes(b"what a killed export left" * 9999)
-    exchange.write(path, (), None)
+    write_export(path, (), None)
     assert path.stat().st_size < len(before)
     assert not left.exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_two_exports_to_one_file_at_once_are_both_whole(tmp_path: Path, name: str) -> None:
+def test_two_concurrent_exports_to_one_file_are_both_complete(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
 
-    def meanwhile() -> Iterator[exchange.Row]:
-        assert exchange.write(path, (), None) == 0
+    def meanwhile() -> Iterator[ExportRow]:
+        assert write_export(path, (), None) == 0
         yield from ()
 
-    assert exchange.write(path, meanwhile(), None) == 0
+    assert write_export(path, meanwhile(), None) == 0
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
@@ -380,7 +380,7 @@ def test_any_text_and_any_metadata_come_back(
             assert everything(other) == everything(one)
 
 
-def test_times_can_be_brought_from_elsewhere(store: MemoryStore, clock: Clock) -> None:
+def test_an_import_keeps_created_at_and_updated_at(store: MemoryStore, clock: Clock) -> None:
     then = datetime(2001, 2, 3, tzinfo=timezone.utc)
     store.add_many([NewMemory("old", id="a", created_at=then), NewMemory("new", id="b")])
     old, new = store.get("a"), store.get("b")

@@ -1,4 +1,4 @@
-"""Files become passages that fit a model, with their place, once."""
+"""Files become passages that fit a model and know their line; a second import adds nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_markdown_is_cut_at_its_headings() -> None:
     assert passages[0].text.endswith("They sail well to windward.")
 
 
-def test_plain_text_knows_no_headings() -> None:
+def test_plain_text_has_no_headings() -> None:
     assert len(list(cut(MARKDOWN))) == 1
 
 
@@ -88,7 +88,7 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path: Path) -> None:
         find_files([tmp_path / "nothing"])
 
 
-def test_ids_depend_on_namespace_source_and_content_alone(tmp_path: Path) -> None:
+def test_ids_depend_only_on_namespace_source_and_content(tmp_path: Path) -> None:
     file = tmp_path / "boats.md"
     file.write_text(MARKDOWN)
     first = list(read_file(file, namespace="n"))
@@ -124,14 +124,14 @@ def test_jsonl_lines_are_memories(tmp_path: Path) -> None:
     ["{", "[1]", "3", "{}", '{"content": 3}', '{"content": "x", "metadata": 1}',
      '{"content": "x", "expires_at": "soon"}', "[" * 100_000],
 )  # fmt: skip
-def test_a_line_that_is_no_memory_is_named(tmp_path: Path, line: str) -> None:
+def test_the_error_names_a_line_that_is_not_a_memory(tmp_path: Path, line: str) -> None:
     file = tmp_path / "notes.jsonl"
     file.write_text('{"content": "fine"}\n' + line + "\n")
     with pytest.raises(InputError, match=r"notes\.jsonl, line 2"):
         list(read_file(file, namespace="n"))
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_is_not_text(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(b"\x89PNG\xff")
     with pytest.raises(ContentError, match=r"picture\.png"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kronos.errors import SpaceChangedError, StorageError, TransientEmbeddingError
-from kronos.reindex.job import catch_up
+from kronos.reindex.pending import catch_up
 from kronos.repository.jobs import JobOptions
 from kronos.search.answer import Candidate, Query, SearchTrace
 from kronos.search.kept import NotAtHand
