@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from kronos.embedding.registry import EMBEDDING_MODELS, EmbeddingModel
     from kronos.embedding.service import EmbeddingService, create_embedding_service
     from kronos.memory import KronosMemory
-    from kronos.search.filters import F, Filter
-    from kronos.search.ranking import Ranking
+    from kronos.search.filters import F, Filter, filter_schema
+    from kronos.search.ranking import Ranking, ranking_schema
     from kronos.settings import Settings
     from kronos.store.store import MemoryStore
     from kronos.types import (
@@ -88,6 +88,8 @@ __all__ = [
     "Version",
     "create_embedding_service",
     "errors",
+    "filter_schema",
+    "ranking_schema",
 ]
 
 _HOMES = {
@@ -101,6 +103,8 @@ _HOMES = {
     "Ranking": "kronos.search.ranking",
     "Settings": "kronos.settings",
     "create_embedding_service": "kronos.embedding.service",
+    "filter_schema": "kronos.search.filters",
+    "ranking_schema": "kronos.search.ranking",
 }
 
 

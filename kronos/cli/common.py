@@ -15,6 +15,7 @@ from kronos.errors import ConfigurationError, InputError
 from kronos.settings import DEFAULT_STORE, Location, default_store
 
 if TYPE_CHECKING:
+    from kronos.search.filters import Filter
     from kronos.store.store import MemoryStore
 
 Store = Annotated[
@@ -145,6 +146,17 @@ def parse_json(text: str | None, option: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise InputError(f"{option} must be a JSON object, not {text[:60]}", field=option)
     return value
+
+
+def parse_where(text: str | None) -> Filter | None:
+    """Parse the filter of `--where`; None without the option.
+
+    Raises:
+        InputError: it is not a JSON object, or not a filter.
+    """
+    from kronos.search.filters import parse
+
+    return parse(parse_json(text, "--where"))
 
 
 def parse_time(text: str | None, option: str) -> datetime | None:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from kronos.cli.common import Json, Namespace, Store, Where, open_store, parse_json, parse_time
+from kronos.cli.common import Json, Namespace, Store, Where, open_store, parse_time, parse_where
 from kronos.cli.printing import (
     err,
     index_line,
@@ -138,7 +138,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write memories to a file, from which `kronos import` restores them exactly."""
-    condition = parse_json(where, "--where")
+    condition = parse_where(where)
     with open_store(store, embeds=False) as memories:
         count = memories.export_to(path, vectors=vectors, where=condition, namespace=namespace)
     print_result(

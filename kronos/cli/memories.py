@@ -21,6 +21,7 @@ from kronos.cli.common import (
     open_store,
     parse_json,
     parse_time,
+    parse_where,
 )
 from kronos.cli.encoding import standard_input
 from kronos.cli.printing import (
@@ -143,7 +144,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List memories, in the order in which they were added."""
-    condition = parse_json(where, "--where")
+    condition = parse_where(where)
     moment = parse_time(as_of, "--as-of")
     with open_store(store, embeds=False) as memories:
         page = memories.list(
@@ -164,7 +165,7 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete memories by id or by filter."""
-    condition = parse_json(where, "--where")
+    condition = parse_where(where)
     with open_store(store, embeds=False) as memories:
         deleted = memories.delete(ids or None, where=condition, namespace=namespace)
     print_result({"deleted": deleted}, f"{deleted} memories deleted", as_json)
@@ -200,7 +201,7 @@ def duplicates(
     as_json: Json = False,
 ) -> None:
     """Find groups of memories with nearly the same content."""
-    condition = parse_json(where, "--where")
+    condition = parse_where(where)
     # The vectors are stored, so no model is needed.
     with open_store(store, embeds=False) as memories:
         groups = memories.duplicates(threshold, where=condition, namespace=namespace)

@@ -16,8 +16,8 @@ from kronos.cli.common import (
     Store,
     Where,
     open_store,
-    parse_json,
     parse_time,
+    parse_where,
 )
 from kronos.cli.printing import err, memory_fields, one_line, out, print_json, show
 from kronos.errors import InputError
@@ -86,7 +86,7 @@ def search(
 
     if (query is None) == (near is None):
         raise InputError("search needs a query, or --near and an id", field="query")
-    condition, moment = parse_json(where, "--where"), parse_time(as_of, "--as-of")
+    condition, moment = parse_where(where), parse_time(as_of, "--as-of")
     ranking = Ranking(
         recency=recency,
         half_life=half_life,

@@ -27,7 +27,7 @@ from kronos.errors import CorruptStoreError
 from kronos.files import abandoned_parts, behind_links, discard_parts
 from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
 from kronos.repository.memories import Repository
-from kronos.search.fields import fields_of
+from kronos.search.field_indexes import FieldIndexes
 from kronos.types import Problem
 
 if TYPE_CHECKING:
@@ -235,10 +235,10 @@ def outdated_fulltext(reading: Transaction, writing: Transaction | None) -> Iter
 def missing_field_indexes(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
     """Find metadata keys whose index is missing; a repair makes it."""
     with reading() as repository:
-        missing = fields_of(repository).missing()
+        missing = FieldIndexes.of(repository).missing()
     if missing and writing is not None:
         with writing() as repository:
-            fields_of(repository).ensure()
+            FieldIndexes.of(repository).ensure()
     for path in missing:
         detail = f"the index of the metadata key {path!r} is missing"
         yield Problem("fields", detail, repaired=writing is not None)

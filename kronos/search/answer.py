@@ -23,7 +23,7 @@ from kronos.db.fulltext.folding import has_letters
 from kronos.errors import FilterError
 from kronos.index.base import best, locate
 from kronos.repository.rows import as_memory
-from kronos.search.filters import parse_path
+from kronos.search.filters.paths import parse_path
 from kronos.search.fusion import Fusion
 from kronos.search.lexical import names_something
 from kronos.search.ranking import diverse

@@ -8,9 +8,11 @@ for those alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from kronos.search.filters import canonical, compile_filter, parse
+from kronos.search.filters import canonical, parse
+from kronos.search.filters.compiler import compile_filter
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, FromClause
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from kronos.types import Keys, VectorIndex, Vectors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: `name` is kept
 class Selection:
     """Which memories a call means: a namespace with all below it, and a filter."""
 
@@ -47,7 +49,7 @@ class Selection:
         """What makes the filter's SQL; None for no filter."""
         return None if self.filter is None else self
 
-    @property
+    @cached_property
     def name(self) -> tuple[str | None, str]:
         """What tells two selections apart."""
         return self.scope, "" if self.filter is None else canonical(self.filter)

@@ -24,7 +24,7 @@ from kronos.embedding.patience import Patience
 from kronos.errors import SpaceChangedError, StorageError, StoreBusyError, StoreClosedError
 from kronos.maintenance import check as checks
 from kronos.repository.memories import Repository
-from kronos.search.fields import fields_of
+from kronos.search.field_indexes import FieldIndexes
 from kronos.search.kept import KeySets
 from kronos.serving.accesses import Accesses
 from kronos.serving.embedders import Embedders
@@ -119,10 +119,10 @@ class Session:
         with suppress(StorageError):  # busy, read-only: `check` says what is left
             schema.finish(database, wait=False)
         with database.read() as connection:
-            missing = fields_of(self._repository(connection)).missing()
+            missing = FieldIndexes.of(self._repository(connection)).missing()
         if missing:  # indexes that a migration or a recovery left out
             with suppress(StorageError), database.write() as connection:
-                fields_of(self._repository(connection)).ensure()
+                FieldIndexes.of(self._repository(connection)).ensure()
 
     def _resolve(
         self, resolver: ServingResolver, progress: ProgressCallback | None

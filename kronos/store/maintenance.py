@@ -19,7 +19,7 @@ from kronos.files import expanded
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.maintenance import check as checks
 from kronos.maintenance.compaction import compact
-from kronos.search.fields import fields_of
+from kronos.search.field_indexes import FieldIndexes
 from kronos.settings import Tokenizer
 from kronos.types import (
     CompactReport,
@@ -245,17 +245,17 @@ class Maintenance:
             FilterError: the path is refused.
         """
         with self._session.writer() as repository:
-            return fields_of(repository).add(path)
+            return FieldIndexes.of(repository).add(path)
 
     def unindex_field(self, path: str) -> bool:
         """Take a metadata key's index away; False when it has none."""
         with self._session.writer() as repository:
-            return fields_of(repository).remove(path)
+            return FieldIndexes.of(repository).remove(path)
 
     def indexed_fields(self) -> list[str]:
         """The metadata keys that have an index of their own."""
         with self._session.reader() as repository:
-            return fields_of(repository).all()
+            return FieldIndexes.of(repository).all()
 
     def rebuild_fulltext(
         self, tokenizer: Tokenizer | None = None, *, stop: threading.Event | None = None

@@ -8,7 +8,7 @@ from kronos.db import schema
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.registry import HASH_MODEL
 from kronos.embedding.service import EmbeddingService
-from kronos.search.fields import fields_of
+from kronos.search.field_indexes import FieldIndexes
 from kronos.types import Embedder, Stats
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Statistics:
                 schema=schema.current(self._session.database) or "",
                 versions=repository.history.count(),
                 tokenizer=repository.fulltext.tokenizer,
-                indexed_fields=tuple(fields_of(repository).all()),
+                indexed_fields=tuple(FieldIndexes.of(repository).all()),
                 index_effort=index.effort,
                 index_recall=index.recall,
                 engine=_engine_of(serving.embedder),

@@ -18,7 +18,8 @@ from kronos.db import dialect
 from kronos.db.fulltext import folding
 from kronos.embedding import hashing
 from kronos.embedding.hashing import HashEmbedder
-from kronos.search import filters, lexical
+from kronos.search import lexical
+from kronos.search.filters import expression
 from kronos.settings import Tokenizer
 from kronos.transfer import export
 from kronos.validation import metadata
@@ -117,7 +118,7 @@ VALUES = st.recursive(
     lambda inside: st.lists(inside, max_size=6) | st.dictionaries(st.text(max_size=6), inside),
     max_leaves=40,
 )
-ENCODERS = [metadata._JSON, dialect._JSON, export._JSON, filters._JSON]
+ENCODERS = [metadata._JSON, dialect._JSON, export._JSON, expression._JSON]
 
 
 @settings(max_examples=400, deadline=None)

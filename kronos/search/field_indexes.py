@@ -1,9 +1,9 @@
-"""Metadata fields that have an index of their own, so that filters on them read no other rows.
+"""Indexes on metadata fields, so that filters on these fields read only rows that match.
 
-`Fields` speaks over one open transaction, as `Repository` does. A field is a path into the metadata
-as filters write it, whose index is made on the very expression that filters compare. The rows of
-`fields` are the truth and their indexes follow: a migration that writes `memories` anew drops them,
-and `ensure` makes what is missing.
+`FieldIndexes` works in one open transaction, as `Repository` does. A field is a path into the
+metadata as filters write it, and its index is on the expression that filters compare. The rows of
+the table `fields` are the truth and the indexes follow: a migration that rewrites `memories` drops
+them, and `ensure` creates the missing ones.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from sqlalchemy.schema import CreateIndex, DropIndex
 
 from kronos.db.tables import fields, memories
 from kronos.errors import FilterError, InputError
-from kronos.search.filters import RECORD_FIELDS, field_expression, parse_path
+from kronos.search.filters.compiler import field_expression
+from kronos.search.filters.paths import METADATA, RECORD_FIELDS, full_name, parse_path, short_name
 
 if TYPE_CHECKING:
     from kronos.repository.memories import Repository
 
-_PREFIX = "metadata."
 _PARTS_OF_SCHEMA = table("sqlite_master", column("type"), column("name"))
 
 
-class Fields:
-    """The fields and their indexes, over one open transaction.
+class FieldIndexes:
+    """The indexed fields, in one open transaction.
 
     Args:
-        connection: in a transaction; in a write transaction for all that changes something.
+        connection: in a transaction; in a write transaction for methods that change something.
         now: the time, in microseconds since 1970 UTC.
     """
 
@@ -48,19 +48,24 @@ class Fields:
         self._connection = connection
         self._now = now
 
+    @classmethod
+    def of(cls, repository: Repository) -> FieldIndexes:
+        """The indexed fields, in a repository's transaction."""
+        return cls(repository.connection, repository.now)
+
     def add(self, path: str) -> bool:
-        """Give a field an index; it is made from every memory before this returns.
+        """Create the index of a field. It covers every memory when this returns.
 
         Args:
-            path: a metadata key, with dots to go down; "metadata.year" and "year" are the same.
+            path: a metadata key, with dots between levels; "metadata.year" and "year" are the same.
 
         Returns:
-            Whether it had none before.
+            Whether the field had no index before.
 
         Raises:
-            InputError: it is no path, or a field of the record.
+            InputError: the path is malformed, or names a field of the record.
         """
-        path = checked_path(path)
+        path = _checked_path(path)
         number = self._number_of(path)
         is_new = number is None
         if number is None:
@@ -70,15 +75,15 @@ class Fields:
         return is_new
 
     def remove(self, path: str) -> bool:
-        """Take a field's index away; filters on it go on, and read more rows.
+        """Drop the index of a field. Filters on it work as before, and read more rows.
 
         Returns:
-            Whether it had one.
+            Whether the field had an index.
 
         Raises:
-            InputError: it is no path, or a field of the record.
+            InputError: the path is malformed, or names a field of the record.
         """
-        path = checked_path(path)
+        path = _checked_path(path)
         number = self._number_of(path)
         if number is None:
             return False
@@ -87,13 +92,13 @@ class Fields:
         return True
 
     def all(self) -> list[str]:
-        """The paths of the fields, in alphabetical order."""
+        """The paths of the indexed fields, in alphabetical order."""
         return list(
             self._connection.execute(select(fields.c.path).order_by(fields.c.path)).scalars()
         )
 
     def ensure(self) -> list[str]:
-        """Make the indexes that are missing; nothing is written when none is.
+        """Create the missing indexes. Writes nothing if none is missing.
 
         Returns:
             The paths of the fields whose index was missing.
@@ -112,48 +117,38 @@ class Fields:
         found = [(number, path) for number, path in rows]
         if not found:
             return []
-        its = select(_PARTS_OF_SCHEMA.c.name).where(_PARTS_OF_SCHEMA.c.type == "index")
-        there = set(self._connection.execute(its).scalars())
-        return [(number, path) for number, path in found if _name(number) not in there]
+        names = select(_PARTS_OF_SCHEMA.c.name).where(_PARTS_OF_SCHEMA.c.type == "index")
+        present = set(self._connection.execute(names).scalars())
+        return [(number, path) for number, path in found if _name(number) not in present]
 
     def _number_of(self, path: str) -> int | None:
-        its = select(fields.c.id).where(fields.c.path == path)
-        return self._connection.execute(its).scalar_one_or_none()
+        number = select(fields.c.id).where(fields.c.path == path)
+        return self._connection.execute(number).scalar_one_or_none()
 
     def _create(self, number: int, path: str) -> None:
         self._connection.execute(CreateIndex(_index(number, path), if_not_exists=True))
 
 
-def fields_of(repository: Repository) -> Fields:
-    """The fields, over a repository's transaction."""
-    return Fields(repository.connection, repository.now)
-
-
-def checked_path(path: object) -> str:
-    """Check the path of a field, and write it in the one way in which it is kept.
-
-    Returns:
-        Without "metadata." before it, but where filters would then read something else.
+def _checked_path(path: object) -> str:
+    """Check the path of a field, and write it as the table `fields` holds it.
 
     Raises:
-        InputError: it is no path, or a field of the record.
+        InputError: the path is malformed, or names a field of the record.
     """
     if isinstance(path, str) and path in RECORD_FIELDS:
         raise InputError(
-            f"{path} is a field of the record and needs no index of this kind: fields of the "
-            f"metadata have one; the metadata key is {_PREFIX}{path}",
+            f"{path} is a field of the record and needs no index of this kind, which is for fields "
+            f"of the metadata; the metadata key is {METADATA}{path}",
             field="path",
         )
     try:
-        short = ".".join(parse_path(path))
+        return short_name(full_name(path))
     except FilterError as exc:
         raise InputError(
             f"path must be a metadata key, not {path!r}: use keys without quotes, brackets, '$' or "
-            "backslashes, and dots to go down",
+            "backslashes, and dots between levels",
             field="path",
         ) from exc
-    is_plain = short not in RECORD_FIELDS and not short.startswith(_PREFIX)
-    return short if is_plain else _PREFIX + short
 
 
 def _name(number: int) -> str:
@@ -161,7 +156,7 @@ def _name(number: int) -> str:
 
 
 def _index(number: int, path: str) -> Index:
-    # On a table of its own: an index belongs to its table at once, and `memories` is the schema of
-    # every store.
+    # On a copy of the table: SQLAlchemy attaches an index to its table, and `memories` is the
+    # schema of every store.
     rows = Table(memories.name, MetaData(), Column(memories.c.metadata.name, Text))
     return Index(_name(number), field_expression(parse_path(path), rows))

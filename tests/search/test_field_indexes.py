@@ -16,8 +16,9 @@ from kronos.db.database import Database
 from kronos.db.tables import fields as field_rows
 from kronos.db.tables import memories
 from kronos.errors import InputError
-from kronos.search.fields import Fields
-from kronos.search.filters import compile_filter, field_expression, parse_path
+from kronos.search.field_indexes import FieldIndexes
+from kronos.search.filters.compiler import compile_filter, field_expression
+from kronos.search.filters.paths import parse_path
 from kronos.settings import Settings
 
 YEARS = [1999, 2020, 2021.5, "2020", None, True, [2020]]
@@ -74,7 +75,7 @@ def test_a_field_gets_an_index_that_comparisons_use(connection: Connection) -> N
     asked = "SELECT key FROM memories WHERE json_extract(metadata, '$.\"year\"') >= ?"
     assert plan(connection, asked, 2020) == "SCAN memories"
     found = connection.exec_driver_sql(asked, (2020,)).scalars().all()
-    assert Fields(connection, 5).add("year")
+    assert FieldIndexes(connection, 5).add("year")
     assert "USING INDEX ix_memories_field_1 (<expr>>?)" in plan(connection, asked, 2020)
     assert sorted(connection.exec_driver_sql(asked, (2020,)).scalars()) == sorted(found)
     assert connection.execute(select(field_rows)).all() == [(1, "year", 5)]
@@ -89,7 +90,7 @@ def test_a_filter_uses_the_index_and_finds_the_same(
     statement = select(memories.c.key).where(condition)
     before = sorted(connection.execute(statement).scalars())
     for path in ("year", "a.b"):
-        Fields(connection, 0).add(path)
+        FieldIndexes(connection, 0).add(path)
     sql = statement.compile(connection, compile_kwargs={"literal_binds": True})
     assert "INDEX ix_memories_field_" in plan(connection, str(sql))
     assert sorted(connection.execute(statement).scalars()) == before
@@ -97,7 +98,7 @@ def test_a_filter_uses_the_index_and_finds_the_same(
 
 
 def test_a_field_is_added_once_however_it_is_written(connection: Connection) -> None:
-    fields = Fields(connection, 0)
+    fields = FieldIndexes(connection, 0)
     assert fields.add("year")
     assert not fields.add("metadata.year")
     assert not fields.add("year")
@@ -112,7 +113,7 @@ def test_a_field_is_added_once_however_it_is_written(connection: Connection) -> 
 
 
 def test_removing_a_field_drops_its_index(connection: Connection) -> None:
-    fields = Fields(connection, 0)
+    fields = FieldIndexes(connection, 0)
     fields.add("year")
     fields.add("a.b")
     assert fields.remove("metadata.year")
@@ -124,7 +125,7 @@ def test_removing_a_field_drops_its_index(connection: Connection) -> None:
 
 
 def test_missing_indexes_are_made_again(connection: Connection) -> None:
-    fields = Fields(connection, 0)
+    fields = FieldIndexes(connection, 0)
     for path in ("year", "a.b", "metadata.id"):
         fields.add(path)
     before = indexes(connection)
@@ -136,7 +137,7 @@ def test_missing_indexes_are_made_again(connection: Connection) -> None:
 
 
 def test_adding_a_field_whose_index_is_missing_makes_it(connection: Connection) -> None:
-    fields = Fields(connection, 0)
+    fields = FieldIndexes(connection, 0)
     fields.add("year")
     connection.exec_driver_sql("DROP INDEX ix_memories_field_1")
     assert not fields.add("year")
@@ -145,19 +146,19 @@ def test_adding_a_field_whose_index_is_missing_makes_it(connection: Connection) 
 
 def test_looking_writes_nothing(database: Database) -> None:
     with database.write() as connection:
-        Fields(connection, 0).add("year")
+        FieldIndexes(connection, 0).add("year")
     with database.read() as connection:
         connection.execute(text("PRAGMA query_only=ON"))
         try:
-            assert Fields(connection, 0).ensure() == []
-            assert Fields(connection, 0).all() == ["year"]
+            assert FieldIndexes(connection, 0).ensure() == []
+            assert FieldIndexes(connection, 0).all() == ["year"]
         finally:
             connection.execute(text("PRAGMA query_only=OFF"))
 
 
 @pytest.mark.parametrize("path", ["id", "namespace", "importance", "created_at", "parent_id"])
 def test_a_field_of_the_record_needs_no_such_index(connection: Connection, path: str) -> None:
-    fields = Fields(connection, 0)
+    fields = FieldIndexes(connection, 0)
     with pytest.raises(InputError, match="needs no index of this kind") as found:
         fields.add(path)
     assert found.value.field == "path"
@@ -168,7 +169,7 @@ def test_a_field_of_the_record_needs_no_such_index(connection: Connection, path:
 def test_metadata_keys_that_look_like_something_else_are_told_apart(
     connection: Connection,
 ) -> None:
-    fields = Fields(connection, 0)
+    fields = FieldIndexes(connection, 0)
     for path in ("id.x", "metadata.id", "metadata.metadata.year", "year", "metadata"):
         assert fields.add(path)
         assert path in fields.all()
@@ -181,7 +182,7 @@ def test_metadata_keys_that_look_like_something_else_are_told_apart(
 @pytest.mark.parametrize("path", ["", "a'b", 'a"b', "a..b", "a[0]", "$.a", "a\\b", "\ud800", 3])
 def test_what_is_no_path_is_refused(connection: Connection, path: Any) -> None:
     with pytest.raises(InputError, match="path must be a metadata key") as found:
-        Fields(connection, 0).add(path)
+        FieldIndexes(connection, 0).add(path)
     assert found.value.field == "path"
     assert indexes(connection) == {}
 
@@ -190,7 +191,7 @@ def test_what_is_no_path_is_refused(connection: Connection, path: Any) -> None:
 def test_any_key_that_filters_take_can_have_an_index(connection: Connection, path: str) -> None:
     metadata = json.dumps({path: 7}, ensure_ascii=False)
     connection.execute(insert(memories).values(**row(100, metadata)))
-    Fields(connection, 0).add(path)
+    FieldIndexes(connection, 0).add(path)
     found = select(memories.c.key).where(field_expression(parse_path(path)) == 7)
     assert connection.execute(found).scalars().all() == [100]
     sql = str(found.compile(connection, compile_kwargs={"literal_binds": True}))
@@ -199,7 +200,7 @@ def test_any_key_that_filters_take_can_have_an_index(connection: Connection, pat
 
 def test_fields_survive_reopening_and_follow_what_is_written(database: Database) -> None:
     with database.write() as connection:
-        Fields(connection, 0).add("year")
+        FieldIndexes(connection, 0).add("year")
     again = Database(database.path, Settings())
     with again.write() as connection:
         connection.execute(insert(memories).values(**row(50, json.dumps({"year": 2222}))))
@@ -216,7 +217,7 @@ def test_two_that_add_one_field_at_once_make_one_index(database: Database) -> No
 
     def add(through: Database) -> None:
         with through.write() as connection:
-            outcomes.append(Fields(connection, 0).add("year"))
+            outcomes.append(FieldIndexes(connection, 0).add("year"))
 
     threads = [threading.Thread(target=add, args=[each]) for each in (database, other)]
     for thread in threads:
