@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.embedding import Encode, Rows, in_turn, mixed_texts, one_by_one, plain_encode
 from kronos import MemoryStore
-from kronos.concurrency.coalescing import Combiner
+from kronos.concurrency.coalescing import Coalescer
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.service import EmbeddingService
 from kronos.serving.serving import MOST_TEXTS
@@ -65,7 +65,7 @@ def callers(
     Returns:
         Against plain sentence-transformers, and against the same engine.
     """
-    ask = Combiner(service.embed_queries, most=MOST_TEXTS)
+    ask = Coalescer(service.embed_queries, max_size=MOST_TEXTS)
     with ThreadPoolExecutor(_CALLERS) as threads:
 
         def at_once() -> None:
@@ -85,7 +85,7 @@ def callers(
 
 def lone(service: EmbeddingService, text: str, rounds: int) -> float:
     """Milliseconds that a lone call takes longer by way of the queue that callers share."""
-    ask = Combiner(service.embed_queries, most=MOST_TEXTS)
+    ask = Coalescer(service.embed_queries, max_size=MOST_TEXTS)
     work = [lambda: service.encode([text]), lambda: ask([text])]
     bare, shared = medians(work, rounds * 40)
     return (shared - bare) * 1e3

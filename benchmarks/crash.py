@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-import kronos.index.faiss  # noqa: F401  loaded once, for all children
+import kronos.index.faiss.flat  # noqa: F401  loaded once, for all children
 from kronos import MemoryStore, NewMemory, Settings
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError

@@ -22,11 +22,11 @@ import faiss
 import numpy as np
 
 from benchmarks.index import clustered_rows, recall
-from kronos.index.faiss import FaissIndex
-from kronos.index.gpu import Gpus
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.gpu.faiss_gpu import Gpus
+from kronos.index.gpu.torch_index import TorchIndex, torch_device
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
-from kronos.index.torch import TorchIndex, torch_device
 
 if TYPE_CHECKING:
     from kronos.types import VectorIndex

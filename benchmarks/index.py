@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss.flat import FaissIndex
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
 

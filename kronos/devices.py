@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from kronos.concurrency.forking import in_children
+from kronos.concurrency.forking import call_in_children
 from kronos.errors import ConfigurationError
 
 AUTO = "auto"
@@ -22,7 +22,7 @@ def _use_one_thread() -> None:
         torch.set_num_threads(1)
 
 
-in_children(_use_one_thread)
+call_in_children(_use_one_thread)
 
 
 def split_devices(device: str) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "kronos"
 HOMES = {
-    "faiss": ["index/faiss.py", "index/coded.py"],
-    "torch": ["embedding/", "index/torch.py"],
+    "faiss": ["index/faiss/"],
+    "torch": ["embedding/", "index/gpu/"],
     "sentence_transformers": ["embedding/"],
     "transformers": ["embedding/"],
     "huggingface_hub": ["embedding/"],

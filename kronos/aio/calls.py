@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
-from kronos.concurrency.coalescing import Combiner, Combiners
-from kronos.concurrency.surroundings import Surroundings
+from kronos.concurrency.call_context import CallContext
+from kronos.concurrency.coalescing import Coalescer, Coalescers
 from kronos.concurrency.threads import (
-    LONGEST_WAIT_S,
+    SHUTDOWN_TIMEOUT_S,
     NeedsEmbedderError,
     Outcome,
     Pool,
-    finished,
     spawn,
+    wait_until_settled,
 )
 from kronos.embedding.awaited import AwaitedEmbedder
 from kronos.errors import StoppedError, StoreClosedError, TransientEmbeddingError
@@ -67,7 +67,7 @@ class Calls:
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
-        self._reading = Pool("kronos-read", _READERS, is_prompt=True)
+        self._reading = Pool("kronos-read", _READERS, never_waits=True)
         self._writing = Pool("kronos-write", _WRITERS)
         self._encoding = Pool("kronos-encode", _ENCODERS)
         # One thread: the more of them compute, the longer each waits for Python's lock, and so
@@ -75,13 +75,15 @@ class Calls:
         self._checking = Pool("kronos-check", 1)
         # What needs no embedder, what one of Kronos's own embeds, and what any other one does.
         self._handed_in, self._embedded = self._combined(), self._combined()
-        self._adding: Combiners[_Adding, _Outcomes] = Combiners(
-            lambda: Combiner(self._add_together, most=MOST_ROWS, for_all=FOR_ALL)
+        self._adding: Coalescers[_Adding, _Outcomes] = Coalescers(
+            lambda: Coalescer(self._add_together, max_size=MOST_ROWS, for_all=FOR_ALL)
         )
-        self._asking: Combiners[_Asking, Vectors] = Combiners(
-            lambda: Combiner(_ask_together, most=MOST_TEXTS, for_all=(TransientEmbeddingError,))
+        self._asking: Coalescers[_Asking, Vectors] = Coalescers(
+            lambda: Coalescer(
+                _ask_together, max_size=MOST_TEXTS, for_all=(TransientEmbeddingError,)
+            )
         )
-        self._waiting: dict[Outcome[Any], Surroundings | None] = {}
+        self._waiting: dict[Outcome[Any], CallContext | None] = {}
         """What tasks wait for now, and which."""
         self._fetching: set[Outcome[Any]] = set()
         """Those of them that `close` does not wait for."""
@@ -117,12 +119,12 @@ class Calls:
 
     async def fetch(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Take what a caller's own iterator gives, however long it takes for that."""
-        surroundings = Surroundings(asyncio.get_running_loop())
+        context = CallContext(asyncio.get_running_loop())
         work = functools.partial(function, *args, **kwargs)
-        outcome = _spawn(functools.partial(surroundings.run, work))
+        outcome = _spawn(functools.partial(context.run, work))
         self._fetching.add(outcome)
         try:
-            return await self._come_of(outcome, surroundings)
+            return await self._come_of(outcome, context)
         finally:
             self._fetching.discard(outcome)
 
@@ -159,30 +161,30 @@ class Calls:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        surroundings = Surroundings(asyncio.get_running_loop())
+        context = CallContext(asyncio.get_running_loop())
         work = functools.partial(function, *args, **kwargs)
-        return await self._come_of(submit(functools.partial(surroundings.run, work)), surroundings)
+        return await self._come_of(submit(functools.partial(context.run, work)), context)
 
     # -- What tasks share -------------------------------------------------------------------------
 
-    def _combined(self) -> Combiner[Batch, _Outcomes]:
-        return Combiner(self._store._adding.add_together, most=MOST_ROWS, for_all=FOR_ALL)
+    def _combined(self) -> Coalescer[Batch, _Outcomes]:
+        return Coalescer(self._store._adding.add_together, max_size=MOST_ROWS, for_all=FOR_ALL)
 
     async def add(self, batch: Batch) -> list[str]:
         """Embed and write a batch, with those of other tasks: its ids."""
         await asyncio.sleep(0)  # tasks that were woken together go together
         size, embedder = len(batch.records), self._store._session.serving.embedder
-        surroundings: Surroundings | None = None
+        context: CallContext | None = None
         if all(record.embedding is not None for record in batch.records):
-            outcome = self._handed_in.hand_over([batch], size, self._writing.submit)
+            outcome = self._handed_in.submit([batch], size, self._writing.submit)
         elif embedder is None or sees_texts_alone(embedder):
-            outcome = self._embedded.hand_over([batch], size, self._encoding.submit)
+            outcome = self._embedded.submit([batch], size, self._encoding.submit)
         else:
-            surroundings = Surroundings(asyncio.get_running_loop())
-            combiner = self._adding[_shared_by(embedder, surroundings)]
-            adding = _Adding(surroundings, batch)
-            outcome = combiner.hand_over([adding], size, self._encoding.submit)
-        (ids,) = await self._come_of(outcome, surroundings)
+            context = CallContext(asyncio.get_running_loop())
+            coalescer = self._adding[_shared_by(embedder, context)]
+            adding = _Adding(context, batch)
+            outcome = coalescer.submit([adding], size, self._encoding.submit)
+        (ids,) = await self._come_of(outcome, context)
         if isinstance(ids, Exception):
             raise ids
         return ids
@@ -194,30 +196,30 @@ class Calls:
     async def ask(self, serving: Serving, texts: Sequence[str]) -> Made:
         """Embed the texts of a question, with those of other tasks."""
         await asyncio.sleep(0)
-        surroundings: Surroundings | None = None
-        if isinstance(serving.ask, Combiner):
-            outcome = serving.ask.hand_over(texts, len(texts), self._encoding.submit)
+        context: CallContext | None = None
+        if isinstance(serving.ask, Coalescer):
+            outcome = serving.ask.submit(texts, len(texts), self._encoding.submit)
         else:
-            surroundings = Surroundings(asyncio.get_running_loop())
-            combiner = self._asking[serving, _shared_by(serving.embedder, surroundings)]
-            asking = [_Asking(surroundings, serving, text) for text in texts]
-            outcome = combiner.hand_over(asking, len(texts), self._encoding.submit)
-        return Made(serving, await self._come_of(outcome, surroundings))
+            context = CallContext(asyncio.get_running_loop())
+            coalescer = self._asking[serving, _shared_by(serving.embedder, context)]
+            asking = [_Asking(context, serving, text) for text in texts]
+            outcome = coalescer.submit(asking, len(texts), self._encoding.submit)
+        return Made(serving, await self._come_of(outcome, context))
 
     # -- How a task waits -------------------------------------------------------------------------
 
-    async def _come_of(self, outcome: Outcome[T], surroundings: Surroundings | None) -> T:
-        self._waiting[outcome] = surroundings
+    async def _come_of(self, outcome: Outcome[T], context: CallContext | None) -> T:
+        self._waiting[outcome] = context
         try:
             if self._is_closed:
                 raise StoreClosedError
             told = asyncio.get_running_loop().create_future()
-            outcome.tell(told)
+            outcome.notify(told)
             await told
             return outcome.result
         except asyncio.CancelledError:
-            if surroundings is not None:
-                surroundings.caller.is_gone = True
+            if context is not None:
+                context.caller.is_cancelled = True
             outcome.settle(error=CancelledError())
             raise
         finally:
@@ -233,7 +235,7 @@ class Calls:
             stop.set()
         self._end(self._fetching)
         try:
-            until = time.monotonic() + LONGEST_WAIT_S
+            until = time.monotonic() + SHUTDOWN_TIMEOUT_S
             for outcome in [*self._waiting]:
                 outcome.wait(until - time.monotonic())
             close_store()
@@ -245,8 +247,8 @@ class Calls:
 
     def _end(self, outcomes: Iterable[Outcome[Any]]) -> None:
         for outcome in [*outcomes]:
-            if (surroundings := self._waiting.get(outcome)) is not None:
-                surroundings.caller.is_gone = True
+            if (context := self._waiting.get(outcome)) is not None:
+                context.caller.is_cancelled = True
             outcome.settle(error=StoreClosedError())
 
 
@@ -254,7 +256,7 @@ class Calls:
 class _Adding:
     """A batch to be added, for a task."""
 
-    surroundings: Surroundings
+    context: CallContext
     batch: Batch
 
 
@@ -262,15 +264,15 @@ class _Adding:
 class _Asking:
     """A text of a question, for a task."""
 
-    surroundings: Surroundings
+    context: CallContext
     serving: Serving
     text: str
 
 
-def _shared_by(embedder: Embedder | None, surroundings: Surroundings) -> Hashable:
+def _shared_by(embedder: Embedder | None, context: CallContext) -> Hashable:
     """What calls must have in common for a program's own embedder to embed them together."""
     is_async = isinstance(embedder, AwaitedEmbedder) and embedder.is_async
-    return surroundings.name, surroundings.caller.loop if is_async else None
+    return context.key, context.caller.loop if is_async else None
 
 
 def _ask_together(texts: Sequence[_Asking]) -> Vectors:
@@ -279,8 +281,8 @@ def _ask_together(texts: Sequence[_Asking]) -> Vectors:
 
 
 def _for_all(items: Sequence[_Adding] | Sequence[_Asking], work: Callable[[], T]) -> T:
-    """Work for several tasks, in the surroundings that they have in common."""
-    first, *others = dict.fromkeys(each.surroundings for each in items)
+    """Work for several tasks, in the context that they have in common."""
+    first, *others = dict.fromkeys(each.context for each in items)
     return first.run(work, *others)
 
 
@@ -289,9 +291,9 @@ _spawn = functools.partial(spawn, "kronos-long")
 
 async def on_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what belongs to no open store, on a thread of its own."""
-    surroundings = Surroundings(asyncio.get_running_loop())
+    context = CallContext(asyncio.get_running_loop())
     work = functools.partial(function, *args, **kwargs)
-    return await finished(_spawn(functools.partial(surroundings.run, work)))
+    return await wait_until_settled(_spawn(functools.partial(context.run, work)))
 
 
 class Stop(threading.Event):

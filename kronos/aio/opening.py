@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kronos.aio.calls import Calls
-from kronos.concurrency.forking import follow_forks
-from kronos.concurrency.surroundings import Surroundings
-from kronos.concurrency.threads import LONGEST_WAIT_S, Outcome, finished, spawn
+from kronos.concurrency.call_context import CallContext
+from kronos.concurrency.forking import notify_of_forks
+from kronos.concurrency.threads import SHUTDOWN_TIMEOUT_S, Outcome, spawn, wait_until_settled
 from kronos.embedding.awaited import AwaitedEmbedder
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.service import EmbeddingService
@@ -34,7 +34,7 @@ _CLOSED_MEANWHILE = "the store was closed while it was opened"
 class _Turn:
     """The store is being opened, or closed."""
 
-    surroundings: Surroundings
+    context: CallContext
     opens: bool
     done: Outcome[None] = field(default_factory=Outcome)
     """What those who wait for it are told."""
@@ -46,7 +46,7 @@ class _Turn:
     def wait_for(self, tasks: int) -> None:
         """Count tasks that begin or stop to wait; when none waits, the turn is not wanted."""
         self.waiting += tasks
-        self.surroundings.caller.is_gone = self.waiting == 0
+        self.context.caller.is_cancelled = self.waiting == 0
 
 
 class AsyncOpening:
@@ -63,7 +63,7 @@ class AsyncOpening:
         self._calls: Calls | None = None
         """There while the store is open."""
         self._begin_anew()
-        follow_forks(self)
+        notify_of_forks(self)
 
     def _begin_anew(self) -> None:
         self._changing = threading.Lock()
@@ -125,7 +125,7 @@ class AsyncOpening:
         self, work: Callable[..., None], *args: object, opens: bool
     ) -> tuple[_Turn, Callable[[], object]]:
         """A turn, and what starts it, once `_changing` is free."""
-        turn = self._turn = _Turn(Surroundings(asyncio.get_running_loop()), opens)
+        turn = self._turn = _Turn(CallContext(asyncio.get_running_loop()), opens)
         function = functools.partial(self._carry_out, turn, functools.partial(work, turn, *args))
         return turn, functools.partial(spawn, "kronos-open" if opens else "kronos-close", function)
 
@@ -133,7 +133,7 @@ class AsyncOpening:
         try:
             if start is not None:
                 start()
-            await finished(turn.done)
+            await wait_until_settled(turn.done)
         finally:
             with self._changing:
                 turn.wait_for(-1)
@@ -141,7 +141,7 @@ class AsyncOpening:
     def _carry_out(self, turn: _Turn, work: Callable[[], None]) -> None:
         error: BaseException | None = None
         try:
-            turn.surroundings.run(work)
+            turn.context.run(work)
         except BaseException as exc:
             error = exc
         with self._changing:
@@ -167,8 +167,8 @@ class AsyncOpening:
 
     def _close(self, turn: _Turn, calls: Calls | None, opening: _Turn | None) -> None:
         if opening is not None:
-            opening.surroundings.caller.is_gone = True
-            opening.ended.wait(LONGEST_WAIT_S)  # two threads at the store would undo each other
+            opening.context.caller.is_cancelled = True
+            opening.ended.wait(SHUTDOWN_TIMEOUT_S)  # two threads at the store would undo each other
         if calls is None:
             self._store.close()
         else:

@@ -1,1 +1,1 @@
-"""Threads, locks, forks, progress: nothing here knows what a memory is."""
+"""Threads, locks, forks, shared work and progress. Nothing here knows what a memory is."""

@@ -1,4 +1,4 @@
-"""Work on a thread of its own, while a store serves: reindex jobs, snapshots."""
+"""Background work on its own thread while a store serves: reindex jobs, snapshots."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import time
 import weakref
 from collections.abc import Callable
 
-from kronos.concurrency.forking import Lock, follow_forks
-from kronos.concurrency.surroundings import run_unattended
-from kronos.concurrency.threads import LONGEST_WAIT_S, wait_at_exit
+from kronos.concurrency.call_context import run_without_callers
+from kronos.concurrency.forking import Lock, notify_of_forks
+from kronos.concurrency.threads import SHUTDOWN_TIMEOUT_S, wait_at_exit
 from kronos.errors import KronosError
 
 logger = logging.getLogger("kronos")
 
 
 class Background:
-    """At most one task at a time.
+    """Runs at most one task at a time.
 
-    What a task sees of its surroundings (context variables) is what whoever made this object saw,
-    and not what the call saw that happened to start the task.
+    A task runs in the context (the context variables) of the code that created this object, not of
+    the call that happens to start the task.
 
     Args:
-        name: the thread's, for people.
+        name: a name for the thread, for people.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,9 +34,9 @@ class Background:
         self._thread: threading.Thread | None = None
         self._lock = Lock()
         self._context = contextvars.copy_context()
-        # A task does not hold this object: one that is forgotten lets its task come to an end.
+        # A task holds no reference to this object. When the object is dropped, its task stops.
         weakref.finalize(self, self.stop_event.set).atexit = False
-        follow_forks(self)
+        notify_of_forks(self)
         wait_at_exit(self)
 
     @property
@@ -45,18 +45,18 @@ class Background:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, make: Callable[[threading.Event], Callable[[], object]]) -> None:
-        """Run a task, unless one is running.
+        """Run a task, unless one is running or the object was stopped.
 
         Args:
-            make: gives the task, which is to stop when the event is set.
+            make: takes the stop event and returns the task, which stops when the event is set.
         """
         with self._lock:
             if not self.busy and not self.stop_event.is_set():
                 task = make(self.stop_event)
-                # A daemon, for a program that ends without closing its store.
+                # A daemon thread, for programs that end without closing their store.
                 self._thread = threading.Thread(
                     target=self._context.copy().run,
-                    args=[run_unattended, functools.partial(_run, self.name, task)],
+                    args=[run_without_callers, functools.partial(_run, self.name, task)],
                     name=self.name,
                     daemon=True,
                 )
@@ -66,24 +66,24 @@ class Background:
         """Nothing to do."""
 
     def after_fork(self, in_child: bool) -> None:
-        """A child has no thread but the one that forked."""
+        """Forget the thread in the child, where only the forking thread lives on."""
         if in_child:
             self._thread = None
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until no task is running."""
+        """Wait until no task is running, at most `timeout_s` seconds."""
         if (thread := self._thread) is not None:
             thread.join(timeout_s)
 
     def stop(self) -> None:
-        """Let the task come to its next stop, and wait `LONGEST_WAIT_S` for that at most.
+        """Tell the task to stop, and wait for it at most `SHUTDOWN_TIMEOUT_S` seconds.
 
-        One that does not come to it, stuck in an embedder, is left to itself.
+        A task that does not stop in time, for example inside an embedder, is abandoned.
         """
-        self.end(time.monotonic() + LONGEST_WAIT_S)
+        self.end(time.monotonic() + SHUTDOWN_TIMEOUT_S)
 
     def end(self, until: float) -> None:
-        """Stop, and wait until a moment of `time.monotonic` at most."""
+        """Tell the task to stop, and wait for it until `until`, a time of `time.monotonic`."""
         self.stop_event.set()
         self.wait(max(0.0, until - time.monotonic()))
 
@@ -91,7 +91,7 @@ class Background:
 def _run(name: str, task: Callable[[], object]) -> None:
     try:
         task()
-    except KronosError as exc:  # a job's row says so too
+    except KronosError as exc:  # a job's row records the error too
         logger.warning("%s stopped: %s", name, exc)
-    except RuntimeError as exc:  # the interpreter ends, and starts no more threads
+    except RuntimeError as exc:  # the interpreter is shutting down and starts no more threads
         logger.debug("%s stopped: %s", name, exc)

@@ -1,8 +1,8 @@
-"""What a forked child must find: free locks, and nothing that its parent was in the middle of.
+"""Fork safety: a forked child finds free locks and no half-finished changes.
 
 Only the thread that forks lives on in the child. A lock that another thread held would stay locked
-for ever, so locks are made anew there; and a fork waits until no thread is inside a `Gate`, so what
-is changed inside is never seen half done.
+there forever, so locks are replaced in the child. A fork also waits until no thread is inside a
+`Gate`, so the child never sees a change that was only half made.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_S = 30.0
+_GATE_TIMEOUT_S = 30.0
 
 
 class ForkAware(Protocol):
-    """What wants to know of forks; it is not kept alive by that."""
+    """An object that `notify_of_forks` notifies; it is not kept alive for that."""
 
     def before_fork(self) -> None:
         """Come to rest."""
 
     def after_fork(self, in_child: bool) -> None:
-        """Go on, in the parent or in the child."""
+        """Resume, in the parent or in the child."""
 
 
 class Lock:
@@ -40,7 +40,7 @@ class Lock:
     def __init__(self, make: Callable[[], Any] = threading.Lock) -> None:
         self._make = make
         self._lock = make()
-        follow_forks(self)
+        notify_of_forks(self)
 
     def __enter__(self) -> Lock:
         self._lock.acquire()
@@ -50,8 +50,8 @@ class Lock:
         self._lock.release()
 
     @contextmanager
-    def soon(self, timeout_s: float) -> Iterator[bool]:
-        """Hold it, or after so long do without: whether it is held."""
+    def hold_within(self, timeout_s: float) -> Iterator[bool]:
+        """Hold the lock, or go on without it after `timeout_s` seconds: whether it is held."""
         is_held = self._lock.acquire(timeout=timeout_s)
         try:
             yield is_held
@@ -69,7 +69,7 @@ class Lock:
 
 
 class Gate:
-    """Threads pass through it freely, and a fork waits until none is inside."""
+    """Threads pass through it freely; a fork waits until none is inside."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -97,8 +97,8 @@ class Gate:
         thread = threading.get_ident()
         with self._changed:
             self._forking = thread
-            # Not for ever: better a child that may fail than a parent that hangs.
-            self._changed.wait_for(lambda: not self._inside.keys() - {thread}, _LONGEST_WAIT_S)
+            # Not forever: a child that may fail is better than a parent that hangs.
+            self._changed.wait_for(lambda: not self._inside.keys() - {thread}, _GATE_TIMEOUT_S)
 
     def reopen(self) -> None:
         """Let threads in again."""
@@ -108,46 +108,46 @@ class Gate:
 
 
 class WeakList(Generic[T]):
-    """Objects that are kept in no order, and not kept alive; threads may add while others iterate.
+    """Objects in no order that are not kept alive. Threads may add while others iterate.
 
-    A `WeakSet` is no such thing: its iteration is Python code, which fails when another thread adds
-    to the set. To add to a plain set, to discard from it and to copy it are one step each.
+    A `WeakSet` cannot do this: it iterates in Python code, which fails when another thread adds to
+    the set. Adding to a plain set, discarding from it and copying it are one step each.
     """
 
     def __init__(self) -> None:
         self._references: set[weakref.ref[T]] = set()
 
     def add(self, member: T) -> None:
-        """Take an object in."""
+        """Add an object."""
         self._references.add(weakref.ref(member, self._references.discard))
 
     def __iter__(self) -> Iterator[T]:
-        """Those that were there when the iteration began, and live."""
+        """The members when the iteration began that are still alive."""
         for reference in [*self._references]:
             if (member := reference()) is not None:
                 yield member
 
 
 _followers: WeakList[ForkAware] = WeakList()
-_in_children: list[Callable[[], object]] = []
+_child_callbacks: list[Callable[[], object]] = []
 
 
-def follow_forks(follower: ForkAware) -> None:
-    """Tell an object of forks for as long as it lives."""
+def notify_of_forks(follower: ForkAware) -> None:
+    """Notify an object of forks for as long as it lives."""
     _followers.add(follower)
 
 
-def never_free(thing: object) -> None:
-    """Let an object stand for ever.
+def keep_forever(thing: object) -> None:
+    """Never free an object.
 
-    To take it down in a child may wait for the parent's threads, or free what is the parent's.
+    Freeing it in a child may wait for the parent's threads, or free what belongs to the parent.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def in_children(function: Callable[[], object]) -> None:
+def call_in_children(function: Callable[[], object]) -> None:
     """Call a function in every forked child."""
-    _in_children.append(function)
+    _child_callbacks.append(function)
 
 
 def _before() -> None:
@@ -159,7 +159,7 @@ def _after(in_child: bool) -> None:
     for follower in _followers:
         follower.after_fork(in_child)
     if in_child:
-        for function in _in_children:
+        for function in _child_callbacks:
             function()
 
 

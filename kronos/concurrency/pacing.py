@@ -1,9 +1,9 @@
-"""Long work that others hardly feel: in parts, with a pause where they get their turn.
+"""Pacing: long work pauses now and then, so that other writers and threads get their turns.
 
-Writers of other processes ask for SQLite's write lock now and then, up to ten times a second, and
-are refused after their timeout: who takes it again at once keeps it from them, however short each
-of its transactions is. Python's own lock is alike: a thread that computes, or reads row by row,
-has it nearly always when another one asks.
+Writers in other processes ask for SQLite's write lock at intervals, up to ten times a second, and
+fail after their timeout. A process that takes the lock again at once keeps it from them, however
+short its transactions are. Python's global interpreter lock (GIL) is similar: a thread that
+computes, or reads row by row, nearly always holds it when another thread asks for it.
 """
 
 from __future__ import annotations
@@ -15,54 +15,55 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MEMORIES_A_TRANSACTION = 250
-"""To delete so many takes some hundredths of a second."""
+MEMORIES_PER_TRANSACTION = 250
+"""Memories deleted in one transaction: few enough that other writers wait only briefly."""
 _LONGEST_PAUSE_S = 0.05
-_SHARE = 0.5
-"""A pause takes so much of the time that the part before it took."""
-_TURN_S = _BREAK_S = 0.0002
-"""A thread that computes has Python's lock for so long, and then lets others have it for so long;
-a search takes it a dozen times."""
+_PAUSE_SHARE = 0.5
+"""The length of a pause, as a share of the time that the write before it took."""
+_GIL_SLICE_S = _GIL_BREAK_S = 0.0002
+"""A computing thread holds the GIL for a slice, then leaves it to others for a break."""
 
 
-class Turns:
-    """Writes that follow each other, each in a `with` of its own, and others come in between."""
+class Pace:
+    """Spaces out writes that follow each other: each enters it with `with`, after a pause."""
 
     def __init__(self) -> None:
         self._began = self._took = 0.0
 
     def __enter__(self) -> None:
-        time.sleep(min(_SHARE * self._took, _LONGEST_PAUSE_S))
+        time.sleep(min(_PAUSE_SHARE * self._took, _LONGEST_PAUSE_S))
         self._began = time.perf_counter()
 
     def __exit__(self, *failure: object) -> None:
         self._took = time.perf_counter() - self._began
 
 
-def in_parts(items: Any, work: Callable[[Any], int], size: int = MEMORIES_A_TRANSACTION) -> int:
-    """Write about many items, some in each transaction, so that other writers have their turns.
+def write_in_batches(
+    items: Any, work: Callable[[Any], int], size: int = MEMORIES_PER_TRANSACTION
+) -> int:
+    """Write about many items in batches, with pauses in which other writers get their turns.
 
     Args:
         items: an array or a sequence.
-        work: writes about some of them in a transaction, and says how many it changed.
-        size: how many at once.
+        work: writes about a batch of items in one transaction; returns how many it changed.
+        size: items per batch.
 
     Returns:
-        How many were changed in all.
+        How many items were changed in all.
     """
-    changed, turns = 0, Turns()
+    changed, pace = 0, Pace()
     for start in range(0, len(items), size):
-        with turns:
+        with pace:
             changed += work(items[start : start + size])
     return changed
 
 
-def gently(items: Iterable[T]) -> Iterator[T]:
-    """Hand items on, and let other threads have Python's lock now and then, if there are any."""
+def yielding_gil(items: Iterable[T]) -> Iterator[T]:
+    """Iterate over items, and release the GIL to other threads, if any, at short intervals."""
     began = time.perf_counter()
     for item in items:
-        if time.perf_counter() - began > _TURN_S:
+        if time.perf_counter() - began > _GIL_SLICE_S:
             if threading.active_count() > 1:
-                time.sleep(_BREAK_S)
+                time.sleep(_GIL_BREAK_S)
             began = time.perf_counter()
         yield item

@@ -1,9 +1,9 @@
-"""Daemon threads: pools of them, which of them wait for no embedder, and how a process ends.
+"""Daemon threads: pools, threads that never wait for an embedder, and the end of the process.
 
-The interpreter joins every other kind of thread, those of `concurrent.futures` included: one call
-that is stuck in an embedder would keep a program from its end for ever. What these threads do is
-waited for too, because a thread that is stopped in the middle of a model's code may crash the
-process; but no longer than `LONGEST_WAIT_S`.
+At exit the interpreter joins all other threads, those of `concurrent.futures` included, so one call
+that is stuck in an embedder would keep a program from ending forever. Daemon threads are waited for
+too, because stopping a thread in the middle of a model's code may crash the process. But the wait
+lasts at most `SHUTDOWN_TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
-from kronos.concurrency.forking import WeakList, follow_forks, in_children
+from kronos.concurrency.forking import WeakList, call_in_children, notify_of_forks
 from kronos.errors import StoreClosedError
 
 T = TypeVar("T")
 _Job: TypeAlias = tuple["Outcome[Any]", Callable[[], Any]]
 
-LONGEST_WAIT_S = 10.0
-"""So long `close()`, and the end of the process, wait for what is under way."""
+SHUTDOWN_TIMEOUT_S = 10.0
+"""The longest time that `close()`, and the end of the process, wait for running calls."""
 
 
 class NeedsEmbedderError(Exception):
-    """Work on a thread that never waits for an embedder needs one: another thread must do it."""
+    """The work needs an embedder, and its thread never waits for one: use another thread."""
 
 
 _this_thread = threading.local()
 
 
-def may_wait_for_embedder() -> None:
-    """Raise `NeedsEmbedderError` on a thread that never waits for an embedder or a model."""
-    if getattr(_this_thread, "is_prompt", False):
+def check_may_wait_for_embedder() -> None:
+    """Check that this thread may wait for an embedder or a model.
+
+    Raises:
+        NeedsEmbedderError: it never waits for one.
+    """
+    if getattr(_this_thread, "never_waits", False):
         raise NeedsEmbedderError
 
 
 class Outcome(Generic[T]):
-    """What comes of a call: settled once, by whoever is the first. Threads may share it.
+    """The result or error of a call, settled once: the first `settle` counts. Thread-safe.
 
-    A `concurrent.futures.Future` does as much, and takes longer than all the rest of a call that
-    shares its work with others.
+    A lighter `concurrent.futures.Future`, whose cost would dominate calls that share their work.
     """
 
     __slots__ = ("_error", "_result", "_settling", "_waiting", "is_settled")
@@ -53,92 +56,99 @@ class Outcome(Generic[T]):
     def __init__(self) -> None:
         self.is_settled = False
         self._settling = threading.Lock()
-        """Held for ever by whoever settles it."""
+        """Acquired by the thread that settles the outcome, and never released."""
         self._result: T | None = None
         self._error: BaseException | None = None
         self._waiting: list[asyncio.Future[None] | threading.Event] = []
 
     def settle(self, result: T | None = None, error: BaseException | None = None) -> None:
-        """Say what came of it; does nothing when that was said before."""
+        """Set the result or the error, and notify all that wait; a second call does nothing."""
         if self._settling.acquire(blocking=False):
             self._result, self._error = result, error
             self.is_settled = True
-            self._tell()
+            self._notify_all()
 
-    def _tell(self) -> None:
+    def _notify_all(self) -> None:
         while self._waiting:
             try:
-                told = self._waiting.pop()
+                waiter = self._waiting.pop()
             except IndexError:  # another thread was faster
                 return
-            if isinstance(told, threading.Event):
-                told.set()
+            if isinstance(waiter, threading.Event):
+                waiter.set()
             else:
-                _tell(told.get_loop(), told)
+                _notify(waiter.get_loop(), waiter)
 
-    def tell(self, told: asyncio.Future[None] | threading.Event) -> None:
-        """Set an event, or the future of an event loop, when it is settled."""
-        self._waiting.append(told)
+    def notify(self, waiter: asyncio.Future[None] | threading.Event) -> None:
+        """Set an event, or an event loop's future, when the outcome is settled."""
+        self._waiting.append(waiter)
         if self.is_settled:
-            self._tell()
+            self._notify_all()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for it, so many seconds at most: whether it is settled."""
+        """Wait at most `timeout_s` seconds: whether the outcome is settled."""
         settled = threading.Event()
-        self.tell(settled)
+        self.notify(settled)
         return settled.wait(timeout_s)
 
     @property
     def result(self) -> T:
-        """The result of one that is settled; raises its error."""
+        """The result of a settled outcome; raises its error if it has one."""
         if self._error is not None:
             raise self._error
         return cast("T", self._result)
 
 
-async def finished(outcome: Outcome[T]) -> T:
-    """Wait for an outcome on whatever event loop runs here, which alone is told of it."""
-    told = asyncio.get_running_loop().create_future()
-    outcome.tell(told)
-    await told
+async def wait_until_settled(outcome: Outcome[T]) -> T:
+    """Wait for an outcome on the running event loop, which is notified when it is settled.
+
+    Returns:
+        The outcome's result.
+
+    Raises:
+        BaseException: the outcome's error.
+    """
+    settled = asyncio.get_running_loop().create_future()
+    outcome.notify(settled)
+    await settled
     return outcome.result
 
 
-def _tell(loop: asyncio.AbstractEventLoop, *told: asyncio.Future[None]) -> None:
+def _notify(loop: asyncio.AbstractEventLoop, *futures: asyncio.Future[None]) -> None:
     later: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] | None
-    later = getattr(_this_thread, "told_later", None)
+    later = getattr(_this_thread, "notified_later", None)
     if later is not None:
-        later.setdefault(loop, []).extend(told)
+        later.setdefault(loop, []).extend(futures)
         return
-    with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
-        loop.call_soon_threadsafe(_wake, told)
+    with suppress(RuntimeError):  # the loop was closed, so no task waits any more
+        loop.call_soon_threadsafe(_wake, futures)
 
 
-def _wake(told: tuple[asyncio.Future[None], ...]) -> None:
-    for each in told:
-        if not each.done():
-            each.set_result(None)
+def _wake(futures: tuple[asyncio.Future[None], ...]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Tell each event loop once, at the end, of all that is settled inside.
+def notify_together() -> Iterator[None]:
+    """Notify each event loop once, at the end, of all outcomes that were settled inside.
 
-    The tasks that wait then go on together, and what they ask for next goes together again.
+    The waiting tasks then resume together, so their next calls share their work again.
     """
     later: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    before = getattr(_this_thread, "told_later", None)
-    _this_thread.told_later = later
+    before = getattr(_this_thread, "notified_later", None)
+    _this_thread.notified_later = later
     try:
         yield
     finally:
-        _this_thread.told_later = before
-        for loop, told in later.items():
-            _tell(loop, *told)
+        _this_thread.notified_later = before
+        for loop, futures in later.items():
+            _notify(loop, *futures)
 
 
 def spawn(name: str, function: Callable[[], T]) -> Outcome[T]:
-    """Run a function on a thread of its own; here, where the process ends and starts no thread."""
+    """Run a function on its own thread, or here if no thread can be started at process exit."""
     outcome: Outcome[T] = Outcome()
     thread = threading.Thread(target=_run, args=[outcome, function], name=name, daemon=True)
     try:
@@ -149,43 +159,43 @@ def spawn(name: str, function: Callable[[], T]) -> Outcome[T]:
 
 
 class Pool:
-    """Daemon threads that run functions, started when they are needed.
+    """A pool of daemon threads that run functions, started on demand. Thread-safe.
 
-    Threads may share it. In a forked child it is empty.
+    In a forked child the pool is empty.
 
     Args:
-        name: the threads', for people.
-        most: so many threads at most.
-        is_prompt: its threads never wait for an embedder: a function that needs one ends with
+        name: a name for the threads, for people.
+        max_threads: the pool has at most this many threads.
+        never_waits: its threads never wait for an embedder. A function that needs one fails with
             `NeedsEmbedderError`.
     """
 
-    def __init__(self, name: str, most: int, *, is_prompt: bool = False) -> None:
+    def __init__(self, name: str, max_threads: int, *, never_waits: bool = False) -> None:
         self._name = name
-        self._most = most
-        self._is_prompt = is_prompt
-        self._begin_anew()
-        follow_forks(self)
+        self._max_threads = max_threads
+        self._never_waits = never_waits
+        self._reset()
+        notify_of_forks(self)
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
         self._is_shut = False
-        # The threads hold the queue and not the pool, so a pool that is forgotten lets them end.
+        # The threads reference the queue and not the pool, so they end when the pool is dropped.
         weakref.finalize(self, self._jobs.put, None).atexit = False
 
     def before_fork(self) -> None:
         """Nothing to do."""
 
     def after_fork(self, in_child: bool) -> None:
-        """A child has no threads."""
+        """Start empty in the child, which has none of the threads."""
         if in_child:
-            self._begin_anew()
+            self._reset()
 
     def submit(self, function: Callable[[], T]) -> Outcome[T]:
-        """Run a function on a thread; it is not run when its outcome is settled before.
+        """Run a function on a thread, unless its outcome is settled before its turn.
 
         Raises:
             StoreClosedError: `shut_down` was called.
@@ -195,7 +205,7 @@ class Pool:
             if self._is_shut:
                 raise StoreClosedError
             self._jobs.put((outcome, function))
-            if self._idle.acquire(blocking=False) or self._threads == self._most:
+            if self._idle.acquire(blocking=False) or self._threads == self._max_threads:
                 return outcome
             has_threads = self._start() or self._threads
         if not has_threads:
@@ -206,13 +216,13 @@ class Pool:
     def _start(self) -> bool:
         thread = threading.Thread(
             target=_work,
-            args=[self._jobs, self._idle, self._is_prompt],
+            args=[self._jobs, self._idle, self._never_waits],
             name=f"{self._name}-{self._threads}",
             daemon=True,
         )
         try:
             thread.start()
-        except RuntimeError:  # the process ends, or the system gives it no more threads
+        except RuntimeError:  # the process is ending, or the system refuses more threads
             return False
         self._threads += 1
         return True
@@ -225,7 +235,11 @@ class Pool:
         return taken
 
     def shut_down(self) -> list[Outcome[Any]]:
-        """Let the threads end after what they run now: what they will never begin with."""
+        """Let the threads end after their current functions.
+
+        Returns:
+            The outcomes of functions that will never run.
+        """
         with self._lock:
             self._is_shut = True
             left = [outcome for outcome, _ in self._take_all()]
@@ -233,8 +247,10 @@ class Pool:
         return left
 
 
-def _work(jobs: queue.SimpleQueue[_Job | None], idle: threading.Semaphore, is_prompt: bool) -> None:
-    _this_thread.is_prompt = is_prompt
+def _work(
+    jobs: queue.SimpleQueue[_Job | None], idle: threading.Semaphore, never_waits: bool
+) -> None:
+    _this_thread.never_waits = never_waits
     while True:
         try:
             job = jobs.get_nowait()
@@ -245,7 +261,7 @@ def _work(jobs: queue.SimpleQueue[_Job | None], idle: threading.Semaphore, is_pr
             jobs.put(None)  # for the next thread
             return
         _run(*job)
-        del job  # what it holds is not kept until the next one comes
+        del job  # does not keep its objects alive until the next job
 
 
 def _run(outcome: Outcome[T], function: Callable[[], T]) -> None:
@@ -260,30 +276,30 @@ def _run(outcome: Outcome[T], function: Callable[[], T]) -> None:
         outcome.settle(result)
     finally:
         _busy.discard(threading.get_ident())
-        del outcome  # the traceback of an error leads here: no circle
+        del outcome  # an error's traceback references this frame: avoids a cycle
 
 
-class Ending(Protocol):
-    """What the end of the process waits for."""
+class EndsAtExit(Protocol):
+    """An object that the end of the process waits for."""
 
     def end(self, until: float, /) -> None:
-        """Come to an end, and wait for that until a moment of `time.monotonic` at most."""
+        """Stop, and wait for that until `until`, a time of `time.monotonic`."""
 
 
-# Threads, and not the outcomes: what nobody waits for any more is under way all the same.
+# Busy threads, not outcomes: a call that no task waits for may still run.
 _busy: set[int] = set()
-_ending: WeakList[Ending] = WeakList()
-in_children(_busy.clear)
+_ending: WeakList[EndsAtExit] = WeakList()
+call_in_children(_busy.clear)
 
 
-def wait_at_exit(other: Ending) -> None:
-    """Let the end of the process wait for an object, if it lives then."""
+def wait_at_exit(other: EndsAtExit) -> None:
+    """Let the end of the process wait for an object, if it is still alive then."""
     _ending.add(other)
 
 
 @atexit.register
 def _wait_for_all() -> None:
-    until = time.monotonic() + LONGEST_WAIT_S
+    until = time.monotonic() + SHUTDOWN_TIMEOUT_S
     for each in _ending:
         each.end(until)
     while _busy and time.monotonic() < until:

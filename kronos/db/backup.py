@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from kronos import files
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.db import schema
 from kronos.db.database import Database
 from kronos.db.dialect import pad

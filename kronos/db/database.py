@@ -21,8 +21,8 @@ from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from kronos.concurrency.forking import Gate, follow_forks
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.forking import Gate, notify_of_forks
+from kronos.concurrency.progress import Steps
 from kronos.db.dialect import ERRORS, SQLite, driver, fetch
 from kronos.errors import (
     CorruptStoreError,
@@ -80,7 +80,7 @@ class Database:
             module=driver,
             poolclass=NullPool,
         )
-        follow_forks(self)
+        notify_of_forks(self)
 
     def hold(self) -> None:
         """From now on the file must be the store that it is now, or that store copied or restored.

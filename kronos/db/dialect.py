@@ -36,8 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import operators
 
-from kronos.concurrency.pieces import to_json
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.large_values import to_json
+from kronos.concurrency.progress import Steps
 from kronos.errors import (
     ConfigurationError,
     CorruptStoreError,
@@ -417,7 +417,7 @@ class SQLite:
                     connection.execute("VACUUM")
                 (free,) = connection.execute("PRAGMA freelist_count").fetchone()
                 for _ in range(0, free, _PAGES_A_VACUUM):
-                    steps.take()
+                    steps.advance()
                     # Not `execute`, which takes one step of a statement, and with it one page.
                     connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_A_VACUUM})")
                 # What was given back stands in the log until it is copied; a reader of an older
@@ -521,7 +521,7 @@ class SQLite:
         """Copy the database as a connection sees it into a file, which is its caller's to name."""
 
         def note(status: int, remaining: int, total: int) -> None:
-            steps.reach(total - remaining, total)
+            steps.report(total - remaining, total)
 
         try:
             # The state that is copied is settled before its first part is, not anew with each.

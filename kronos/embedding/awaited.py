@@ -19,8 +19,8 @@ from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from kronos.concurrency.forking import Lock, follow_forks
-from kronos.concurrency.surroundings import callers, check_wanted
+from kronos.concurrency.call_context import callers, check_not_cancelled
+from kronos.concurrency.forking import Lock, notify_of_forks
 from kronos.errors import KronosError, StoreClosedError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class AwaitedEmbedder:
     def _check_wanted(self) -> None:
         if not self._is_open:
             raise StoreClosedError
-        check_wanted()
+        check_not_cancelled()
 
     def open(self) -> None:
         """Let it be called."""
@@ -179,7 +179,7 @@ class _OwnLoop:
         self._lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        follow_forks(self)
+        notify_of_forks(self)
 
     def before_fork(self) -> None:
         """Nothing to do."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos.concurrency.pieces import find_all, folded
+from kronos.concurrency.large_values import find_all, normalize
 from kronos.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
 
 def _words_of(text: str) -> list[str]:
     """A text's words; of a text without letters the runs of its marks; at the least one word."""
-    words = find_all(_ASCII_WORDS if text.isascii() else _WORDS, folded(text))
+    words = find_all(_ASCII_WORDS if text.isascii() else _WORDS, normalize(text))
     return words or find_all(_MARKS, text) or [""]
 
 

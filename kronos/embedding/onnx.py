@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kronos.concurrency.forking import follow_forks, never_free
+from kronos.concurrency.forking import keep_forever, notify_of_forks
 
 if TYPE_CHECKING:
     from kronos.types import Vectors
@@ -96,7 +96,7 @@ class OnnxModel:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._whole: dict[str, Any] = {}
-        follow_forks(self)
+        notify_of_forks(self)
 
     def before_fork(self) -> None:
         """Nothing to do."""
@@ -104,7 +104,7 @@ class OnnxModel:
     def after_fork(self, in_child: bool) -> None:
         """Open the session anew in a child, where its threads are not."""
         if in_child and self._threads > 1:
-            never_free(self._session)  # it would wait for them for ever
+            keep_forever(self._session)  # it would wait for them for ever
             self._session = None
 
     def tokenizer(self, texts: Sequence[str], **_options: object) -> Mapping[str, list[list[int]]]:

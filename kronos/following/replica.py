@@ -23,7 +23,6 @@ from kronos.errors import CorruptStoreError, SnapshotError, VectorError
 from kronos.following.sample import Sample
 from kronos.following.snapshots import SnapshotPolicy, Snapshots, warn
 from kronos.index.policy import IndexPolicy
-from kronos.index.tuning import Tuned
 
 if TYPE_CHECKING:
     from kronos.index.layered import LayeredIndex
@@ -268,7 +267,7 @@ class Replica:
         """Search as hard as the newest snapshot says, unless this process measured since."""
         newest = None if self._snapshots.is_tuned_here else self._snapshots.newest_header()
         if newest is not None and newest.effort is not None and newest.recall is not None:
-            index.tune(Tuned(newest.effort, newest.recall))
+            index.tune(TuningResult(newest.effort, newest.recall))
 
     def compact(self, reading: Callable[[], AbstractContextManager[Repository]]) -> int:
         """Free the memory of deleted vectors, and leave no snapshot that holds one.
@@ -337,7 +336,9 @@ class Replica:
                 if self._index is index and index.finish_build(build):
                     self._snapshots.must_save |= build.is_from_scratch
 
-    def tune(self, target: float, stopped: Callable[[], bool] = lambda: False) -> Tuned | None:
+    def tune(
+        self, target: float, stopped: Callable[[], bool] = lambda: False
+    ) -> TuningResult | None:
         """Measure recall@10 on the space's own vectors, and search as hard as the target needs.
 
         Searches and writes continue meanwhile. Call it after `catch_up`. The result is saved with

@@ -1,1 +1,1 @@
-"""Search structures over one space's vectors, and their snapshots. Copies, never the truth."""
+"""Indexes over one space's vectors, and their snapshots. They are copies, never the truth."""

@@ -1,8 +1,7 @@
-"""What every index kind shares: checks on entry, lookup of keys, best-first order, rows as bytes.
+"""What all index kinds share: input checks, key look-up, best-first order, rows as bytes.
 
-Behind these checks keys are int64 and vectors are float32, of the right width, and of a squared
-length that float32 holds, so that no inner product of two of them is NaN or inf.
-No index by itself.
+After these checks keys are int64, and vectors are float32 of the right width whose squared length
+fits float32. So no inner product of two of them is NaN or inf.
 """
 
 from __future__ import annotations
@@ -31,7 +30,15 @@ _PREFIX = struct.Struct("<qq")
 
 
 def check_rows(keys: Keys, vectors: Vectors, dim: int) -> tuple[Keys, Vectors]:
-    """Check what is to be put into an index; arrays that are right already are not copied.
+    """Check keys and vectors before they enter an index; correct arrays are not copied.
+
+    Args:
+        keys: (n,) integers.
+        vectors: (n, dim) numbers.
+        dim: the width of a vector.
+
+    Returns:
+        (n,) int64 keys and (n, dim) float32 vectors.
 
     Raises:
         DimensionMismatchError: the width is not `dim`.
@@ -48,14 +55,14 @@ def check_rows(keys: Keys, vectors: Vectors, dim: int) -> tuple[Keys, Vectors]:
         values, counts = np.unique(keys, return_counts=True)
         raise VectorError(
             f"expected distinct keys, found {values[counts > 1][0]} more than once: "
-            "hand in the newest vector of each key alone",
+            "pass only the newest vector of each key",
             field="keys",
         )
     return keys, vectors
 
 
 def check_queries(queries: Vectors, k: int, dim: int) -> Vectors:
-    """Check what is to be searched for.
+    """Check the queries of a search: (n, dim) float32.
 
     Raises:
         DimensionMismatchError: the width is not `dim`.
@@ -68,7 +75,7 @@ def check_queries(queries: Vectors, k: int, dim: int) -> Vectors:
 
 
 def check_keys(keys: Keys) -> Keys:
-    """Check that keys are (n,) whole numbers, and hand them back as int64."""
+    """Check that keys are (n,) integers, and return them as int64."""
     keys = np.asarray(keys)
     if keys.ndim != 1 or (keys.dtype.kind != "i" and keys.size):
         raise VectorError(
@@ -79,19 +86,19 @@ def check_keys(keys: Keys) -> Keys:
 
 
 def distinct(keys: Keys) -> Keys:
-    """The keys in ascending order, each once; keys that come so, as SQL gives them, cost little."""
+    """The keys in ascending order, each once; keys in that order, as SQL has them, cost little."""
     return keys if bool((keys[1:] > keys[:-1]).all()) else np.unique(keys)
 
 
-def locate(held: Keys, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Find keys among those held.
+def find_positions(held: Keys, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Find the positions of keys in a sorted array.
 
     Args:
-        held: in ascending order.
+        held: (m,) in ascending order.
         keys: (n,) in any order.
 
     Returns:
-        The positions in `held` of those keys that are there, and (n,) which keys those are.
+        The positions in `held` of the keys that it holds, and which keys those are: (n,) bool.
     """
     positions = np.searchsorted(held, keys)
     known = positions < held.size
@@ -100,11 +107,11 @@ def locate(held: Keys, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]
 
 
 class KeyTable:
-    """Finds the rows of keys that stand in no order.
+    """Finds the rows of keys that are in no order.
 
     Args:
         keys: (n,) int64, distinct.
-        rows: (n,) the row of each; None: the key at position i is that of row i.
+        rows: (n,) the row of each key; None: the key at position i has row i.
     """
 
     def __init__(self, keys: Keys, rows: NDArray[np.intp] | None = None) -> None:
@@ -113,18 +120,18 @@ class KeyTable:
         self._held: Keys = keys[order]
 
     def find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """The rows of those keys that are held, and (n,) which keys those are."""
-        positions, known = locate(self._held, keys)
+        """The rows of the keys that are held, and which keys those are: (n,) bool."""
+        positions, known = find_positions(self._held, keys)
         return self._rows[positions], known
 
-    def has_twins(self) -> bool:
-        """Whether a key stands there twice."""
+    def has_duplicates(self) -> bool:
+        """Whether a key occurs twice."""
         return bool((self._held[1:] == self._held[:-1]).any())
 
     def append(self, keys: Keys) -> None:
-        """Take in keys, none of them held, whose rows follow the last one.
+        """Add new keys, whose rows follow the last row.
 
-        A merge: to sort a million keys anew for every thousand that come takes 20 times as long.
+        It merges into the sorted keys: sorting all keys again for each batch would be far slower.
         """
         order = np.argsort(keys, kind="stable")
         positions = np.searchsorted(self._held, keys[order])
@@ -133,15 +140,15 @@ class KeyTable:
 
 
 def require_known(keys: Keys, known: NDArray[np.bool_]) -> None:
-    """Raise NotFoundError, naming the first, when a key is not known."""
+    """Raise NotFoundError, naming the first unknown key, unless all keys are known."""
     if not known.all():
         raise NotFoundError(
-            f"the index does not hold key {keys[~known][0]}: ask for keys() that it holds"
+            f"the index does not hold key {keys[~known][0]}: pass keys that keys() returns"
         )
 
 
-def best(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
-    """Positions of the k highest of (n,) scores, best first; equal ones in their own order."""
+def top_k(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
+    """Positions of the k highest of (n,) scores, best first; equal scores keep their order."""
     near = np.arange(scores.size)
     if k < scores.size:
         floor = np.partition(scores, scores.size - k)[scores.size - k]
@@ -156,25 +163,44 @@ def score_all(queries: Vectors, keys: Keys, vectors: Vectors, k: int) -> tuple[V
     Args:
         queries: (n, dim) float32.
         keys: (m,) int64, ascending.
-        vectors: (m, dim) float32, row by row those of `keys`.
-        k: how many, at least 1.
+        vectors: (m, dim) float32, the vectors of `keys`.
+        k: how many keys to find, at least 1.
 
     Returns:
-        As `VectorIndex.search`: ordered by score, highest first, then by key, lowest first.
+        Like `VectorIndex.search`, ordered by score, highest first, then by key, lowest first.
     """
     k = min(k, keys.size)
     scores = np.empty((len(queries), k), np.float32)
     found = np.empty((len(queries), k), np.int64)
-    # Query by query: the scores of all of them at once may not fit the memory.
+    # Query by query: the scores of all queries together may not fit into memory.
     for row, query in enumerate(queries):
         all_scores = vectors @ query
-        positions = best(all_scores, k)
+        positions = top_k(all_scores, k)
         scores[row], found[row] = all_scores[positions], keys[positions]
     return scores, found
 
 
+def order_ties(scores: Vectors, keys: Keys) -> tuple[Vectors, Keys]:
+    """Order keys of equal score by key, lowest first.
+
+    Args:
+        scores: (n, k) float32, best first.
+        keys: (n, k) int64.
+    """
+    # Sets, not a NumPy comparison: after FAISS read all vectors, caches are cold and NumPy is slow.
+    if all(len(set(row)) == len(row) for row in scores.tolist()):
+        return scores, keys
+    order = np.lexsort((keys, -scores))
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(keys, order, 1)
+
+
+def no_hits(queries: int) -> tuple[Vectors, Keys]:
+    """The scores and keys of a search without hits, for some number of queries."""
+    return np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
+
+
 def to_buffer(values: NDArray[Any], kind: str) -> memoryview:
-    """An array as raw bytes of a NumPy type, such as "<f4"; no copy where it is of that type."""
+    """An array as raw bytes of a NumPy type, such as "<f4"; not copied if it has that type."""
     return np.ascontiguousarray(values, kind).reshape(-1).view(np.uint8).data
 
 
@@ -189,10 +215,10 @@ def rows_from_bytes(data: bytes | memoryview, dim: int) -> tuple[Keys, Vectors]:
     """Read what `rows_to_buffers` wrote, without a copy.
 
     Returns:
-        (n,) keys and (n, dim) vectors, checked as on entry; both are read-only views of `data`.
+        (n,) keys and (n, dim) vectors, checked like new input; both are read-only views of `data`.
 
     Raises:
-        SnapshotError: the bytes are no such rows, or of another width.
+        SnapshotError: the bytes are no such rows, or rows of another width.
     """
     if len(data) < _PREFIX.size:
         raise SnapshotError(f"an index begins with {_PREFIX.size} bytes, found {len(data)}")
@@ -207,7 +233,7 @@ def rows_from_bytes(data: bytes | memoryview, dim: int) -> tuple[Keys, Vectors]:
     try:
         return check_rows(keys, vectors.reshape(count, dim), dim)
     except VectorError as exc:
-        raise SnapshotError(f"the index holds a row that was never put in: {exc}") from exc
+        raise SnapshotError(f"the index holds a row that was never added: {exc}") from exc
 
 
 def _check_vectors(vectors: Vectors, dim: int, field: str) -> Vectors:
@@ -223,22 +249,22 @@ def _check_vectors(vectors: Vectors, dim: int, field: str) -> Vectors:
             "this space",
             field=field,
         )
-    # Not for float32: errstate alone costs a lone search .04 ms.
+    # Not for float32: errstate alone costs a single search a noticeable share of its time.
     if vectors.dtype != np.float32:
         with np.errstate(over="ignore"):
             vectors = vectors.astype(np.float32)
-    # One pass that finds NaN and inf, and costs a quarter of isfinite.
+    # One pass that finds NaN and inf, and costs less than isfinite.
     if not math.isfinite(np.vdot(vectors, vectors)):
         _refuse_bad_rows(vectors, field)
     return vectors
 
 
 def _refuse_bad_rows(vectors: Vectors, field: str) -> None:
-    # The squares of many sound rows may overflow together: each row is asked alone.
+    # The squares of many valid rows may overflow together: each row is checked alone.
     for row, vector in enumerate(vectors):
         if not math.isfinite(np.vdot(vector, vector)):
             found = "too long for float32" if np.isfinite(vector).all() else "NaN or inf"
             raise VectorError(
-                f"row {row} of {field} is {found}: finite vectors of about unit length are needed",
+                f"row {row} of {field} is {found}: expected finite vectors of about unit length",
                 field=field,
             )

@@ -1,4 +1,4 @@
-"""`Build`: the making of a new main part of a `LayeredIndex`, beside searches and writes."""
+"""`Build`: builds a new main part of a `LayeredIndex` while searches and writes go on."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos.index.coded import CodedRows
-from kronos.index.faiss import FaissIndex, Graph, MainRows, Rows, build_beside_searches
-from kronos.index.parts import Part
+from kronos.index.faiss.coded import CodedRows
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.faiss.graph import Graph
+from kronos.index.faiss.library import use_half_of_the_processors
+from kronos.index.faiss.rows import MainRows, Rows
+from kronos.index.part import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from kronos.index.gpu import Gpus
+    from kronos.index.gpu.faiss_gpu import Gpus
     from kronos.index.policy import IndexPolicy
     from kronos.types import Keys, Vectors
 
-_LINKED_AT_ONCE, _COPIED_AT_ONCE = 256, 8192
-"""So many rows are linked in, or copied, until a build looks whether it is to stop."""
-_TRAINED_ON = 2**17
-"""So many rows at most: what is learnt from more is the same, and nothing can stop it meanwhile."""
+_ADDED_AT_ONCE, _COPIED_AT_ONCE = 256, 8192
+"""How many rows are added to the main part, or copied, before a build checks whether to stop."""
+_MAX_TRAINED_ROWS = 2**17
+"""A main part is trained on at most this many rows: more improve little, and training cannot be
+stopped."""
 
 
 def empty_main(dim: int, policy: IndexPolicy) -> MainRows:
-    """A main part of the kind that a policy wants.
+    """An empty main part of the kind that a policy names.
 
     Raises:
         ConfigurationError: this FAISS cannot make it.
@@ -37,13 +41,13 @@ def empty_main(dim: int, policy: IndexPolicy) -> MainRows:
 
 
 class Build:
-    """The making of a new main part; `run` changes nothing that a search can see.
+    """Builds a new main part; `run` changes nothing that a search can see.
 
     Args:
         dim: the width of a vector.
-        policy: what to make.
-        parts: of what; they are searched meanwhile, and rows of theirs may die.
-        gpus: where to put it, in the place of an index on the CPU; None: there are none.
+        policy: what to build.
+        parts: the parts to build from; they are searched meanwhile, and their rows may die.
+        gpus: hold the new main part instead of an index on the CPU; None: there are none.
     """
 
     def __init__(
@@ -51,22 +55,22 @@ class Build:
     ) -> None:
         self.parts = tuple(parts)
         self.alive = tuple(part.alive.copy() for part in parts)
-        """As they were when the build began."""
+        """Which rows of each part were alive when the build began."""
         self.made: Part | None = None
-        self.copies: Part | None = None
-        """Rows that stay flat, as too many others of the main part have the very same vector."""
+        self.duplicates: Part | None = None
+        """Rows left out of the main part, since too many of its rows have the same vector."""
         self._dim = dim
         self._policy = policy
         self._gpus = gpus
 
     @property
     def is_from_scratch(self) -> bool:
-        """Whether a whole main part is built that is saved, and not only merged into."""
+        """Whether a whole main part is built on the CPU, rather than an old one merged into."""
         return self._base is None and self._gpus is None
 
     @property
     def _base(self) -> MainRows | None:
-        """The main part to begin with; None where it is worn, or of another kind than wanted."""
+        """The main part to add to; None if it is worn or of another kind than the policy's."""
         rows = self.parts[0].rows if self.parts else None
         if not isinstance(rows, MainRows) or rows.name != self._policy.main:
             return None
@@ -74,43 +78,44 @@ class Build:
         return None if self._policy.is_worn(size, size - alive) else rows
 
     def run(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Build; False when it was stopped before it was done.
-
-        Called by a thread of its own: afterwards FAISS uses half of the processors there.
+        """Build, on a thread of its own, which FAISS then limits to half of the processors.
 
         Args:
-            stopped: asked now and then whether to stop.
+            stopped: asked at intervals whether to stop.
+
+        Returns:
+            False if it was stopped before it was done.
         """
-        build_beside_searches()
+        use_half_of_the_processors()
         if self._gpus is not None:
-            return self._run_on(self._gpus, stopped)
+            return self._run_on_gpus(self._gpus, stopped)
         base = self._base
         first = 0 if base is None else 1
         keys, places = self._rows_of(first)
         if base is None:
             made = empty_main(self._dim, self._policy)
-            sample = np.linspace(0, keys.size - 1, min(keys.size, _TRAINED_ON)).astype(np.intp)
-            made.train(self._gather(places[sample], first))
+            sample = np.linspace(0, keys.size - 1, min(keys.size, _MAX_TRAINED_ROWS))
+            made.train(self._gather(places[sample.astype(np.intp)], first))
         else:
             made = base.copy()
-        linked = self._are_linked(base, places, first)
-        copies = self._flat(keys[~linked], places[~linked], first, stopped)
-        if copies is None:
+        added = self._belong_in_main(base, places, first)
+        duplicates = self._flat(keys[~added], places[~added], first, stopped)
+        if duplicates is None:
             return False
-        keys, places = keys[linked], places[linked]
-        for start in range(0, keys.size, _LINKED_AT_ONCE):
+        keys, places = keys[added], places[added]
+        for start in range(0, keys.size, _ADDED_AT_ONCE):
             if stopped():
                 return False
-            made.add(self._gather(places[start : start + _LINKED_AT_ONCE], first))
+            made.add(self._gather(places[start : start + _ADDED_AT_ONCE], first))
         alive = np.ones(keys.size, np.bool_)
         if base is not None:
             keys = np.concatenate([self.parts[0].keys, keys])
             alive = np.concatenate([self.alive[0], alive])
         self.made = Part(keys, made, alive)
-        self.copies = Part(*copies) if len(copies[1]) else None
+        self.duplicates = Part(*duplicates) if len(duplicates[1]) else None
         return True
 
-    def _run_on(self, gpus: Gpus, stopped: Callable[[], bool]) -> bool:
+    def _run_on_gpus(self, gpus: Gpus, stopped: Callable[[], bool]) -> bool:
         flat = self._flat(*self._rows_of(0), 0, stopped)
         if flat is None:
             return False
@@ -119,7 +124,11 @@ class Build:
         return True
 
     def _rows_of(self, first: int) -> tuple[Keys, NDArray[np.intp]]:
-        """The living keys of the parts from some one on, ascending, and where each lies."""
+        """The live keys of the parts from number `first` on, and the place of each.
+
+        Returns:
+            (n,) keys, ascending, and (n, 2) the part number and the row of each.
+        """
         found = [np.empty(0, np.int64)]
         places = [np.empty((0, 2), np.intp)]
         for number in range(first, len(self.parts)):
@@ -130,15 +139,15 @@ class Build:
         order = np.argsort(keys, kind="stable")
         return keys[order], np.concatenate(places)[order]
 
-    def _are_linked(
+    def _belong_in_main(
         self, base: MainRows | None, places: NDArray[np.intp], first: int
     ) -> NDArray[np.bool_]:
-        """Which rows are to be part of the main part: (n,) bool; the others are one copy too many.
+        """Which rows belong in the main part: (n,) bool; the others duplicate too many rows.
 
-        An HNSW graph links a row to its nearest, and of many with one vector to nothing but each
-        other: a search that comes from elsewhere never enters among them.
+        An HNSW graph links a row to its nearest rows. Many rows with the same vector would link
+        only to each other, and a search that comes from elsewhere would never reach them.
         """
-        most = self._policy.most_copies
+        most = self._policy.max_duplicates
         if most is None:
             return np.ones(len(places), np.bool_)
         held = np.empty((0, self._dim), np.float32) if base is None else base.vectors
@@ -153,7 +162,7 @@ class Build:
     def _flat(
         self, keys: Keys, places: NDArray[np.intp], first: int, stopped: Callable[[], bool]
     ) -> tuple[Keys, Rows] | None:
-        """Rows without an index over them, and their keys; None when it was stopped."""
+        """Rows without an index over them, and their keys; None if it was stopped."""
         flat = FaissIndex(self._dim)
         for start in range(0, keys.size, _COPIED_AT_ONCE):
             if stopped():
@@ -172,13 +181,13 @@ class Build:
 
 
 def _digests(vectors: Vectors, weights: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A number for each vector, (n,); equal vectors have equal ones, and hardly any others do."""
+    """A hash of each vector, (n,): equal for equal vectors, and almost never for others."""
     found: NDArray[np.uint64] = (vectors.view(np.uint32) * weights).sum(axis=1, dtype=np.uint64)
     return found
 
 
 def _ranks(values: NDArray[np.uint64]) -> NDArray[np.intp]:
-    """How many values before it equal each one: (n,)."""
+    """How many earlier values each value equals: (n,)."""
     order = np.argsort(values, kind="stable")
     sorted_values = values[order]
     begins = np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]])[: values.size]

@@ -1,7 +1,7 @@
-"""`ExactIndex`: NumPy alone, every vector compared with every query; the oracle of the other kinds.
+"""`ExactIndex`: compares every vector with every query, in NumPy; the oracle for the other kinds.
 
-It promises the exact answer in one order: by score, highest first, then by key, lowest first.
-It is not made for speed: a search that follows a change copies all rows.
+It returns the exact result in a defined order: by score, highest first, then by key, lowest first.
+It is not made for speed: the first search after a change copies all rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kronos.index.base import (
     check_queries,
     check_rows,
     distinct,
-    locate,
+    find_positions,
     require_known,
     rows_from_bytes,
     rows_to_buffers,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ExactIndex:
-    """A `VectorIndex` in two arrays.
+    """A `VectorIndex` in two arrays. Not thread-safe; its owner locks.
 
     Args:
         dim: the width of a vector.
@@ -40,17 +40,17 @@ class ExactIndex:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self._keys: Keys = np.empty(0, np.int64)
-        """Ascending; row by row the keys of `_vectors`."""
+        """Ascending; the keys of the rows of `_vectors`."""
         self._vectors: Vectors = np.empty((0, dim), np.float32)
         self._batches: list[tuple[Keys, Vectors]] = []
-        """Upserts that are not in the two arrays yet, oldest first: many cost one merge."""
+        """Upserts not yet merged into the two arrays, oldest first: many upserts cost one merge."""
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview, dim: int) -> ExactIndex:
         """Read what `to_buffers` wrote.
 
         Raises:
-            SnapshotError: the bytes are no index, or one of another width.
+            SnapshotError: the bytes are no index, or an index of another width.
         """
         index = cls(dim)
         index.upsert(*rows_from_bytes(data, dim))
@@ -66,9 +66,9 @@ class ExactIndex:
         self._batches.append((keys.copy(), vectors.copy()))
 
     def remove(self, keys: Keys) -> int:
-        """Forget keys; see `VectorIndex.remove`."""
+        """Remove keys; see `VectorIndex.remove`."""
         self._merge()
-        kept = ~locate(distinct(check_keys(keys)), self._keys)[1]
+        kept = ~find_positions(distinct(check_keys(keys)), self._keys)[1]
         removed = kept.size - int(np.count_nonzero(kept))
         self._keys, self._vectors = self._keys[kept], self._vectors[kept]
         return removed
@@ -81,7 +81,7 @@ class ExactIndex:
         self._merge()
         keys, vectors = self._keys, self._vectors
         if allowed is not None:
-            _, findable = locate(distinct(check_keys(allowed)), keys)
+            _, findable = find_positions(distinct(check_keys(allowed)), keys)
             keys, vectors = keys[findable], vectors[findable]
         return score_all(queries, keys, vectors, k)
 
@@ -90,10 +90,10 @@ class ExactIndex:
         self._merge()
         return np.array(self._keys)
 
-    def held(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of some keys the index holds: (n,) bool."""
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """Whether the index holds each of the keys: (n,) bool."""
         self._merge()
-        return locate(self._keys, check_keys(keys))[1]
+        return find_positions(self._keys, check_keys(keys))[1]
 
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys: (n, dim) float32.
@@ -103,7 +103,7 @@ class ExactIndex:
         """
         self._merge()
         keys = check_keys(keys)
-        rows, known = locate(self._keys, keys)
+        rows, known = find_positions(self._keys, keys)
         require_known(keys, known)
         return self._vectors[rows]
 
@@ -117,7 +117,7 @@ class ExactIndex:
             return
         keys = np.concatenate([self._keys, *(keys for keys, _ in self._batches)])
         vectors = np.concatenate([self._vectors, *(vectors for _, vectors in self._batches)])
-        # unique() names the first place of each key: read backwards, that is the newest.
+        # unique() returns the first position of each key: in reverse order, that is the newest.
         self._keys, newest = np.unique(keys[::-1], return_index=True)
         self._vectors = vectors[::-1][newest]
         self._batches.clear()

@@ -1,21 +1,21 @@
-"""`LayeredIndex`: an immutable graph over most vectors, and an exact flat tail of what came since.
+"""`LayeredIndex`: an immutable graph over most vectors, and an exact flat tail of recent writes.
 
-    upsert ─→ tail (flat) ─→ frozen, while it is merged ─┐
+    upsert ─→ tail (flat) ─→ frozen while it is merged ──┐
                                                          ├─→ a new main part, in one step
     main part (graph) ───────────────────────────────────┘
-    remove, overwrite: a row of a part is dead; it is masked, and gone with the next full build
+    remove, overwrite: a row of a part is dead: masked, and dropped by the next full build
 
-A write is found by the next search, a removed key never again, and `vectors_of` gives back the very
-bits that were put in. A search compares the tail exactly, and asks the graph where that costs less
-than to compare all that may be found; then it finds about 98 of the 100 nearest, and always as many
-as are asked for and held.
+The next search finds every write and no removed key, and `vectors_of` returns the very bits that
+were added. A search compares the tail exactly. It searches the graph only if that costs less than
+comparing all rows that may be found. Such a search may miss some of the nearest rows, but it always
+returns as many as are asked for and held. `python -m benchmarks.index` measures recall.
 
-With a GPU that FAISS can use, the main part is there, flat or an inverted file, in the place of a
-graph. With one that torch alone can use, all is tail, on that GPU, and exact.
+With a GPU that FAISS can use, the main part is on the GPU, flat or an inverted file, instead of a
+graph. With a GPU that only torch can use, everything is tail, on that GPU, and exact.
 
-A build has three steps, so that no search waits for it: `begin_build` and `finish_build` take
-moments, and between them `Build.run` works on what cannot change. Below `IndexPolicy.flat_below`
-there is no graph: all is tail, and exact.
+A build has three steps, so that no search waits for it: `begin_build` and `finish_build` are short,
+and between them `Build.run` works on rows that do not change. Below `IndexPolicy.flat_below`
+vectors there is no graph: everything is tail, and exact.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ from kronos.index.base import (
     check_queries,
     check_rows,
     distinct,
+    order_ties,
     require_known,
     rows_to_buffers,
 )
 from kronos.index.building import Build, empty_main
-from kronos.index.coded import CodedRows
-from kronos.index.faiss import LIBRARY, FaissIndex, MainRows, Rows, bits, settle_ties
-from kronos.index.gpu import GpuRows, Gpus
-from kronos.index.parts import MAGICS, Part, main_buffers, read_main, without_the_dead
+from kronos.index.faiss.coded import CodedRows
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.faiss.library import LIBRARY
+from kronos.index.faiss.rows import MainRows, Rows, bits
+from kronos.index.gpu.faiss_gpu import GpuRows, Gpus
+from kronos.index.gpu.torch_index import TorchIndex, torch_device
+from kronos.index.part import Part, without_dead_vectors
+from kronos.index.part_format import MAGICS, main_to_buffers, read_main
 from kronos.index.policy import IndexPolicy
-from kronos.index.torch import TorchIndex, torch_device
-from kronos.index.tuning import Tuned, Tuning
+from kronos.index.tuning import Tuning, TuningResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,16 +62,16 @@ class LayeredIndex:
 
     Args:
         dim: the width of a vector.
-        device: "auto" (GPUs where there are any), "cpu", "cuda", "cuda:N" or several with commas.
-        policy: when to build what.
-        library: the faiss module; a test hands in one with a stand-in for GPUs.
+        device: "auto" (GPUs if there are any), "cpu", "cuda", "cuda:N" or several with commas.
+        policy: when to build which main part.
+        library: the faiss module; tests pass one with stand-ins for GPUs.
 
     Raises:
         ConfigurationError: this FAISS cannot make the main part that the policy names.
     """
 
     KINDS = (FLAT, GRAPH, CODED)
-    """What `kind` may be, and the kinds of bytes that `from_bytes` reads."""
+    """The values of `kind`, and the kinds of bytes that `from_bytes` reads."""
 
     def __init__(
         self,
@@ -83,13 +87,13 @@ class LayeredIndex:
         self._library = library
         self._gpus = Gpus.on(device, library, self.policy)
         self._parts: list[Part] = []
-        """The main part, if there is one, then what was tail when a build began."""
+        """The main part, if there is one, then the parts that were tail when a build began."""
         self._tail = self._new_tail()
-        empty_main(dim, self.policy)  # refuses now what could not be built later
-        self._copies: Part | None = None
-        """Of the parts, what the last build left out of the main part; see `Build.copies`."""
-        self.tuned: Tuned | None = None
-        """What `tune` was told last; kept with the graph."""
+        empty_main(dim, self.policy)  # fails now if it could not be built later
+        self._duplicates: Part | None = None
+        """The part that the last build left out of the main part; see `Build.duplicates`."""
+        self.tuned: TuningResult | None = None
+        """The last result passed to `tune`; saved with the graph."""
 
     @classmethod
     def from_bytes(
@@ -105,15 +109,15 @@ class LayeredIndex:
         """Read what `to_buffers` wrote, or a `FaissIndex`; nothing is built.
 
         Args:
-            data: the graph and its vectors are read where they lie, and kept alive.
+            data: the bytes; the graph and its vectors are read in place, and kept alive.
             dim: the width of a vector.
-            device: as for the index.
-            policy: as for the index.
-            known: they were read before: the vectors are not looked at once more.
-            library: as for the index.
+            device: as for the class.
+            policy: as for the class.
+            known: the bytes were verified before: skip checking the vectors.
+            library: as for the class.
 
         Raises:
-            SnapshotError: the bytes are no index, or one of another width.
+            SnapshotError: the bytes are no index, or an index of another width.
         """
         index = cls(dim, device=device, policy=policy, library=library)
         if bytes(data[: len(MAGICS[0])]) in MAGICS:
@@ -121,23 +125,23 @@ class LayeredIndex:
             if tuned is not None:
                 index.tune(tuned)
             index._tail = index._new_tail(tail)
-            if index._tail.held(main.living()[0]).any():
+            if index._tail.contains(main.live_rows()[0]).any():
                 raise SnapshotError("the index holds a key twice")
-            index._take_in(main)
+            index._set_main(main)
         else:
             index._tail = index._new_tail(data)
         return index
 
     @property
     def kind(self) -> str:
-        """The kind of the main part, which tells what `to_buffers` gives."""
+        """The kind of the main part, and so of the bytes that `to_buffers` returns."""
         if self._main is None:
             return FLAT
         return CODED if isinstance(self._main.rows, CodedRows) else GRAPH
 
     @property
     def effort(self) -> int | None:
-        """Candidates that a search follows, or lists that it reads; None: it compares all."""
+        """Candidates that a search follows, or lists that it reads; None if it compares all."""
         on_gpus = None if self._on_gpus is None else self._on_gpus.rows
         if isinstance(on_gpus, GpuRows):
             return on_gpus.probes
@@ -145,7 +149,7 @@ class LayeredIndex:
 
     def __len__(self) -> int:
         count = len(self._tail)
-        for part in self._parts:  # a sum over a generator takes twice as long; searches pay for it
+        for part in self._parts:  # not sum(): a generator is slower, and each search calls this
             count += part.count
         return count
 
@@ -153,21 +157,21 @@ class LayeredIndex:
         """Set the vectors of keys; see `VectorIndex.upsert`."""
         keys, vectors = check_rows(keys, vectors, self.dim)
         for part in self._parts:
-            part.bury(keys)
+            part.mark_dead(keys)
         self._tail.upsert(keys, vectors)
 
     def remove(self, keys: Keys) -> int:
-        """Forget keys; see `VectorIndex.remove`."""
+        """Remove keys; see `VectorIndex.remove`."""
         keys = distinct(check_keys(keys))
-        return self._tail.remove(keys) + sum(part.bury(keys) for part in self._parts)
+        return self._tail.remove(keys) + sum(part.mark_dead(keys) for part in self._parts)
 
     def search(
         self, queries: Vectors, k: int, *, allowed: Keys | None = None
     ) -> tuple[Vectors, Keys]:
         """Find the k nearest keys of each query; see `VectorIndex.search`.
 
-        Equal scores are ordered by key, lowest first; which of several with the score of the last
-        place are returned is left open.
+        Equal scores are ordered by key, lowest first. If several keys share the score of the last
+        place, it is undefined which of them are returned.
         """
         queries = check_queries(queries, k, self.dim)
         if allowed is None:
@@ -181,13 +185,13 @@ class LayeredIndex:
 
     def keys(self) -> Keys:
         """All keys, in ascending order: (n,) int64."""
-        living = [part.living()[0] for part in self._parts]
-        return np.sort(np.concatenate([*living, self._tail.keys()]))
+        live = [part.live_rows()[0] for part in self._parts]
+        return np.sort(np.concatenate([*live, self._tail.keys()]))
 
-    def held(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of some keys the index holds: (n,) bool."""
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """Whether the index holds each of the keys: (n,) bool."""
         keys = check_keys(keys)
-        held = self._tail.held(keys)
+        held = self._tail.contains(keys)
         for part in self._parts:
             held |= part.find(keys)[1]
         return held
@@ -206,22 +210,22 @@ class LayeredIndex:
             vectors[known] = part.rows.vectors.take(rows, axis=0)
             missing &= ~known
         if missing.any():
-            in_tail = self._tail.held(keys)
+            in_tail = self._tail.contains(keys)
             require_known(keys, in_tail | ~missing)
             vectors[in_tail] = self._tail.vectors_of(keys[in_tail])
         return vectors
 
     def to_buffers(self) -> list[memoryview]:
-        """The index as bytes that `from_bytes` reads, the graph included, which is no copy."""
+        """The index as bytes that `from_bytes` reads. The graph is included, and not copied."""
         main, tail = self._main, self._flat_rows()
-        return tail if main is None else main_buffers(main, self.tuned) + tail
+        return tail if main is None else main_to_buffers(main, self.tuned) + tail
 
     # -- Builds ----------------------------------------------------------------------------------
 
     @property
     def build_is_due(self) -> bool:
-        """Whether the policy wants a new main part."""
-        if self._all_is_tail:
+        """Whether the policy calls for a new main part."""
+        if self._is_all_on_torch:
             return False
         on_gpu = self._gpus_in_use is not None
         main = self._on_gpus if on_gpu else self._main
@@ -229,58 +233,62 @@ class LayeredIndex:
             return self.policy.is_due(main=0, dead=0, tail=len(self), on_gpu=on_gpu)
         if isinstance(main.rows, MainRows) and main.rows.name != self.policy.main:
             return True
-        copies = 0 if self._copies is None else self._copies.count
-        tail = len(self) - main.count - copies
+        duplicates = 0 if self._duplicates is None else self._duplicates.count
+        tail = len(self) - main.count - duplicates
         return self.policy.is_due(main=main.keys.size, dead=main.dead, tail=tail, on_gpu=on_gpu)
 
     def begin_build(self) -> Build:
-        """Freeze the tail, and say what a new main part is to be made of."""
+        """Freeze the tail, and return a build of a new main part from all current parts."""
         self._freeze_tail()
         return Build(self.dim, self.policy, self._parts, self._gpus_in_use)
 
     def _freeze_tail(self) -> None:
-        """Make a part of the tail, which changes no more."""
+        """Turn the tail into a part, which does not change any more, and begin a new tail."""
         if len(self._tail):
             tail = self._tail
-            if isinstance(tail, TorchIndex):  # its GPU failed
+            if isinstance(tail, TorchIndex):  # its GPU has failed
                 tail, self._device = tail.on_cpu(), "cpu"
             self._parts.append(Part(*tail.freeze()))
             self._tail = self._new_tail()
 
     def finish_build(self, build: Build) -> bool:
-        """Put what was built in the place of what it was made of; False when that is gone."""
+        """Replace the parts that a build was made from by what it built.
+
+        Returns:
+            False, with nothing replaced, if one of those parts is gone.
+        """
         made = build.made
         if made is None or any(part not in self._parts for part in build.parts):
             return False
-        copies = [] if build.copies is None else [build.copies]
+        duplicates = [] if build.duplicates is None else [build.duplicates]
         for part, alive in zip(build.parts, build.alive, strict=True):
             died = part.keys[alive & ~part.alive]
-            for each in (made, *copies):
-                each.bury(died)
+            for each in (made, *duplicates):
+                each.mark_dead(died)
         later = [part for part in self._parts if part not in build.parts]
         self._parts = []
-        self._take_in(made)
-        self._copies = build.copies
-        self._parts += [*copies, *later]
+        self._set_main(made)
+        self._duplicates = build.duplicates
+        self._parts += [*duplicates, *later]
         return True
 
     def begin_tuning(self) -> Tuning | None:
-        """What measures the main part beside searches; None: there is none, all is exact."""
+        """A measurement of the main part, to run beside searches; None if all is exact."""
         main = self._main
         if main is None or not main.count:
             return None
         assert isinstance(main.rows, MainRows)
-        _, rows = main.living()
+        _, rows = main.live_rows()
         return Tuning(main.rows, rows, bits(main.alive) if main.dead else None, self.policy)
 
-    def tune(self, tuned: Tuned) -> None:
-        """Search as hard as was found to be enough."""
+    def tune(self, tuned: TuningResult) -> None:
+        """Search with a measured effort from now on."""
         self.tuned = tuned
         self.policy = replace(self.policy, search_effort=tuned.effort)
 
     def begin_compaction(self) -> Callable[[], LayeredIndex]:
-        """Say what a compacted copy is to be made of, as it is now; what is returned makes it."""
-        if self._all_is_tail:
+        """Freeze the current rows for a compacted copy; the returned function makes the copy."""
+        if self._is_all_on_torch:
             copy = self.compacted()
             return lambda: copy
         self._freeze_tail()
@@ -288,7 +296,7 @@ class LayeredIndex:
         return functools.partial(self._compacted_of, frozen, self.tuned)
 
     def _compacted_of(
-        self, frozen: list[tuple[Keys, Rows, NDArray[np.bool_]]], tuned: Tuned | None
+        self, frozen: list[tuple[Keys, Rows, NDArray[np.bool_]]], tuned: TuningResult | None
     ) -> LayeredIndex:
         whole = LayeredIndex(
             self.dim, device=self._device, policy=self.policy, library=self._library
@@ -298,21 +306,21 @@ class LayeredIndex:
         return whole.compacted()
 
     def compacted(self) -> LayeredIndex:
-        """A copy that holds no vector of a removed key, and takes no memory for them.
+        """A copy that holds no vector of a removed key, and uses no memory for them.
 
-        Where a few rows of a graph are dead, they take the vector of a living row that they link
-        to: they go on leading the way. Where many are, or the main part is of another kind, the
-        copy has none until the next build.
+        If a few rows of a graph are dead, each takes the vector of a live row that it links to, and
+        still leads the way. If many are dead, or the main part is of another kind, the copy has no
+        main part until the next build.
         """
         copy = LayeredIndex(
             self.dim, device=self._device, policy=self.policy, library=self._library
         )
         copy.tuned = self.tuned
         main = self._main
-        if main is not None and self._outlives_its_dead(main):
+        if main is not None and self._can_drop_dead_vectors(main):
             rows = b"".join(self._flat_rows())
             copy._tail = copy._new_tail(rows)
-            copy._parts = [without_the_dead(main)]
+            copy._parts = [without_dead_vectors(main)]
         else:
             copy._tail.upsert(keys := self.keys(), self.vectors_of(keys))
         return copy
@@ -328,18 +336,18 @@ class LayeredIndex:
         return self._first_of(GpuRows)
 
     def _first_of(self, kind: type[Rows]) -> Part | None:
-        """The first part, when it is of a kind."""
+        """The first part, if its rows are of a kind."""
         first = self._parts[0] if self._parts else None
         return first if first is not None and isinstance(first.rows, kind) else None
 
     @property
     def _gpus_in_use(self) -> Gpus | None:
-        """The GPUs that FAISS can use, until one fails."""
+        """The GPUs that FAISS can use; None after one failed."""
         return self._gpus if self._gpus is not None and self._gpus.usable else None
 
     @property
-    def _all_is_tail(self) -> bool:
-        """Whether torch holds all, on a GPU."""
+    def _is_all_on_torch(self) -> bool:
+        """Whether everything is tail, held by torch on a GPU."""
         return isinstance(self._tail, TorchIndex) and self._tail.is_on_device
 
     def _new_tail(self, data: bytes | memoryview | None = None) -> FaissIndex | TorchIndex:
@@ -353,38 +361,38 @@ class LayeredIndex:
             return TorchIndex(self.dim, **options)
         return TorchIndex.from_bytes(data, self.dim, **options)
 
-    def _outlives_its_dead(self, main: Part) -> bool:
-        """Whether a main part can do without the vectors of its dead rows."""
+    def _can_drop_dead_vectors(self, main: Part) -> bool:
+        """Whether a main part works without the vectors of its dead rows."""
         if isinstance(main.rows, CodedRows):
             return not main.dead
         return not self.policy.is_worn(main.keys.size, main.dead)
 
-    def _take_in(self, main: Part) -> None:
-        """Let a part be the main one, where the policy wants one and there is one."""
+    def _set_main(self, main: Part) -> None:
+        """Make a part the main part; its rows join the tail if the policy wants no main part."""
         wanted = isinstance(main.rows, GpuRows) or self.policy.has_main
-        if main.count and wanted and not self._all_is_tail:
+        if main.count and wanted and not self._is_all_on_torch:
             self._parts.insert(0, main)
         elif main.count:
-            keys, rows = main.living()
+            keys, rows = main.live_rows()
             self._tail.upsert(keys, main.rows.vectors[rows])
 
     def _flat_rows(self) -> list[memoryview]:
-        """All rows but those of the main part, as bytes."""
+        """All live rows except the main part's, as bytes."""
         flat = [part for part in self._parts if part is not self._main]
         if not flat:
             return self._tail.to_buffers()
-        living = [part.living() for part in flat]
+        live = [part.live_rows() for part in flat]
         tail = self._tail.keys()
-        keys = np.concatenate([*(keys for keys, _ in living), tail])
-        vectors = [part.rows.vectors[rows] for part, (_, rows) in zip(flat, living, strict=True)]
+        keys = np.concatenate([*(keys for keys, _ in live), tail])
+        vectors = [part.rows.vectors[rows] for part, (_, rows) in zip(flat, live, strict=True)]
         return rows_to_buffers(keys, np.concatenate([*vectors, self._tail.vectors_of(tail)]))
 
 
 def _merge(found: list[tuple[Vectors, Keys]], k: int) -> tuple[Vectors, Keys]:
-    """The k best of what several parts found, each best first."""
+    """The k best of the hits of several parts, best first."""
     found = [each for each in found if each[0].shape[1]] or found[:1]
     if len(found) == 1:
-        return settle_ties(*found[0])
+        return order_ties(*found[0])
     scores = np.concatenate([scores for scores, _ in found], axis=1)
     keys = np.concatenate([keys for _, keys in found], axis=1)
     order = np.lexsort((keys, -scores))[:, :k]

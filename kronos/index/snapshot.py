@@ -1,20 +1,20 @@
 """Snapshots: an index on disk, so that a process need not replay a whole space from SQL.
 
-A snapshot is published by one rename, whole and synced, and only if it is newer than what is there
-(or of the same seq, and built better). It bears its seq in its name, so an older one can never
-stand in front of it, whoever publishes it when. One process writes at a time: the folder is locked
-meanwhile, and another one passes. Reading verifies every byte, and whose index it is, before
-anything else sees one. It is a copy: deleting it at any moment loses nothing. What the payload
-means is known to the index kinds alone.
+A snapshot is published by one rename, complete and synced, and only if it is newer than the newest
+one (or of the same seq and better built). Its seq is in its name, so an older snapshot can never
+hide a newer one, whatever the order in which processes publish. One process writes at a time: it
+locks the folder, and others skip their turn. Reading verifies every byte, and whose index it is,
+before any other code sees a byte. A snapshot is a copy: deleting it at any moment loses nothing.
+Only the index kinds know what the payload means.
 
     magic · format version · length of the header          16 bytes
     header: JSON, with the payload's length and checksum
     checksum of all the above                              32 bytes
     payload, at a multiple of 64 bytes
 
-A large payload is mapped, not read, and verified once: then a mark beside the snapshot says of
-which file on this disk that was, and when it changed last. Another file, one that was written to,
-and a mark that is gone are verified anew.
+A large payload is mapped, not read, and verified once. Then a mark beside the snapshot records
+which file on this disk was verified, and when it last changed. A file that was replaced or written
+to, or that lost its mark, is verified again.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _MAGIC = b"KRONOSIX"
 _FORMAT = 1
 _MAX_HEADER = 2**16
 _NAME = re.compile(r"space-(?P<space>\d+)-(?P<seq>\d{20})\.kronos")
-_EVERY = "space-"
-"""How the names of all snapshots begin."""
+_NAME_PREFIX = "space-"
+"""The beginning of every snapshot's name."""
 Buffer: TypeAlias = bytes | memoryview
 _READ_ATTEMPTS = 10
-_ALIGNED = 64
-# sha256 goes through so many in 10 ms; a smaller payload is not worth a mark.
+_ALIGNMENT = 64
+# sha256 of a smaller payload takes only milliseconds: it is not worth a mark.
 _MAPPED_FROM = 2**24
-# Elsewhere a file that is mapped can be neither replaced nor deleted.
+# On other systems a mapped file can be neither replaced nor deleted.
 _CAN_MAP = os.name == "posix"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotIdentity:
-    """Whose index it is; a snapshot that differs in any of these is another one's."""
+    """Whose index it is; a snapshot that differs in any field belongs to another index."""
 
     store_id: str
     space_id: int
@@ -68,22 +68,22 @@ class SnapshotHeader:
 
     identity: SnapshotIdentity
     seq: int
-    """The last change that the index has applied."""
+    """The last change that was applied to the index."""
     count: int
-    """Keys in the index."""
+    """The number of keys in the index."""
     effort: int | None = None
-    """How hard it is searched; None: every search is exact."""
+    """The effort of a search; None: every search is exact."""
     recall: float | None = None
-    """The recall@10 that was measured with this effort, 0..1; None: none was."""
+    """The recall@10 that was measured with this effort, 0..1; None: it was not measured."""
 
 
 class Snapshot(NamedTuple):
-    """A snapshot that was read, and verified."""
+    """A snapshot that was read and verified."""
 
     header: SnapshotHeader
     payload: memoryview
     known: bool
-    """It was verified before, by another reader; else by this one."""
+    """Whether an earlier reader verified it, rather than this one."""
 
 
 def write_snapshot(
@@ -94,41 +94,41 @@ def write_snapshot(
     replace_equal: bool = False,
     mode: int | None = None,
 ) -> Path | None:
-    """Publish a snapshot, and delete the older ones of its space.
+    """Publish a snapshot, and delete the older snapshots of its space.
 
     Args:
-        folder: where the snapshots lie; made if need be.
-        header: whose index it is, and how far it has come.
+        folder: the folder of the snapshots; created if it is missing.
+        header: whose index it is, and up to which change.
         payload: the index's `to_buffers()`.
-        replace_equal: put it in the place of one of the same seq: it was built better.
+        replace_equal: replace a snapshot of the same seq, since this one is better built.
         mode: the permission bits of the file; None: those of any new file.
 
     Returns:
-        The space's newest snapshot: another process's, when that is as new or newer. None: another
-        process writes one now.
+        The space's newest snapshot, which is another process's if that is as new or newer. None if
+        another process is writing one now.
 
     Raises:
         StorageFullError: the disk is full.
-        ReadOnlyStoreError: the folder cannot be written.
-        StorageError: the disk failed. After each of the three the older snapshot is intact.
+        ReadOnlyStoreError: the folder is not writable.
+        StorageError: the disk failed. After all three errors the older snapshot is intact.
     """
     space_id = header.identity.space_id
     path = folder / f"space-{space_id}-{header.seq:020d}.kronos"
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        discard_parts(folder, _EVERY)
+        discard_parts(folder, _NAME_PREFIX)
         with locked(folder) as alone:
             if not alone:
                 return None
             newest = _snapshots(folder, space_id)[-1:]
-            # The names of one space sort as their seqs do.
+            # A space's snapshots sort by name as they do by seq.
             if not newest or newest[0].name < path.name + "+" * replace_equal:
                 with publishing(path, mode=mode) as part, part.open("wb") as file:
                     file.writelines([_envelope(header, payload), *payload])
                 newest = [path]
                 if path.stat().st_size >= _MAPPED_FROM:
-                    with contextlib.suppress(SnapshotError):  # the next reader tells what is wrong
-                        _read(path, header.identity, ())  # and marks it, so that nobody else need
+                    with contextlib.suppress(SnapshotError):  # the next reader reports damage
+                        _read(path, header.identity, ())  # marks it as verified for other readers
             with contextlib.suppress(OSError):  # the next writer deletes it
                 for older in _snapshots(folder, space_id)[:-1]:
                     _unlink(older)
@@ -136,7 +136,7 @@ def write_snapshot(
 
 
 def newest_seq(folder: Path, space_id: int) -> int | None:
-    """The seq of a space's newest snapshot, as its name says; None when there is none."""
+    """The seq in the name of a space's newest snapshot; None if there is none."""
     try:
         found = _snapshots(folder, space_id)[-1:]
     except OSError:
@@ -145,9 +145,10 @@ def newest_seq(folder: Path, space_id: int) -> int | None:
 
 
 def newest_header(folder: Path, space_id: int) -> SnapshotHeader | None:
-    """What a space's newest snapshot says of itself; its payload is neither read nor verified.
+    """The header of a space's newest snapshot; its payload is neither read nor verified.
 
-    None when there is none, or none whose header can be trusted.
+    Returns:
+        None if there is no snapshot, or its header is damaged.
     """
     for _ in range(_READ_ATTEMPTS):
         try:
@@ -162,38 +163,38 @@ def newest_header(folder: Path, space_id: int) -> SnapshotHeader | None:
     return None
 
 
-def strays(folder: Path) -> list[Path]:
-    """What writers that are gone left behind."""
-    return abandoned_parts(folder, _EVERY)
+def leftovers(folder: Path) -> list[Path]:
+    """Unfinished files of writers that have ended."""
+    return abandoned_parts(folder, _NAME_PREFIX)
 
 
-def discard_strays(folder: Path) -> None:
-    """Delete what writers that are gone left behind.
+def discard_leftovers(folder: Path) -> None:
+    """Delete the unfinished files of writers that have ended.
 
     Raises:
-        ReadOnlyStoreError: the folder cannot be written.
+        ReadOnlyStoreError: the folder is not writable.
         StorageError: the disk failed.
     """
     with _storage_errors(folder), contextlib.suppress(FileNotFoundError):
-        discard_parts(folder, _EVERY)
+        discard_parts(folder, _NAME_PREFIX)
 
 
 def read_newest(
     folder: Path, expected: SnapshotIdentity, *, kinds: Collection[str] = ()
 ) -> Snapshot | None:
-    """Read the newest snapshot of a space, every byte of it verified.
+    """Read the newest snapshot of a space, and verify every byte.
 
     Args:
-        folder: where the snapshots lie; it need not exist.
-        expected: whose index is wanted.
-        kinds: kinds that will do as well as the one expected; the header says which it is.
+        folder: the folder of the snapshots; it need not exist.
+        expected: whose index is expected.
+        kinds: further kinds that are accepted; the header tells which kind it is.
 
     Returns:
-        The snapshot, or None when there is none.
+        The snapshot; None if there is none.
 
     Raises:
         SnapshotError: it is damaged, unreadable or another index's; the message names the cause.
-            The way out is `discard_snapshots` and a replay from SQL.
+            To recover, call `discard_snapshots` and replay from SQL.
     """
     for _ in range(_READ_ATTEMPTS):
         try:
@@ -209,10 +210,10 @@ def read_newest(
 def discard_snapshots(folder: Path, space_id: int) -> None:
     """Delete a space's snapshots: they are not trusted, or the space is gone.
 
-    One that cannot be trusted would else keep off its successor of the same or a lower seq.
+    An untrusted snapshot would otherwise block its successor of the same or a lower seq.
 
     Raises:
-        ReadOnlyStoreError: the folder cannot be written.
+        ReadOnlyStoreError: the folder is not writable.
         StorageError: the disk failed.
     """
     with _storage_errors(folder):
@@ -226,7 +227,7 @@ def snapshot_spaces(folder: Path) -> set[int]:
 
 
 def discard_other_snapshots(folder: Path, space_ids: Collection[int]) -> None:
-    """Delete the snapshots of all spaces but these: those spaces are gone. Raises as above."""
+    """Delete the snapshots of all other spaces, which are gone; raises as `discard_snapshots`."""
     with _storage_errors(folder):
         for match in _named(folder):
             if int(match["space"]) not in space_ids:
@@ -239,7 +240,7 @@ def _snapshots(folder: Path, space_id: int) -> list[Path]:
 
 
 def _named(folder: Path) -> list[re.Match[str]]:
-    """The names of all snapshots, taken apart."""
+    """The names of all snapshots, parsed, in ascending order."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -248,16 +249,16 @@ def _named(folder: Path) -> list[re.Match[str]]:
 
 
 def _unlink(path: Path) -> None:
-    """Delete a snapshot, and its mark first: one alone would be nobody's."""
+    """Delete a snapshot, and its mark first: a mark without a snapshot would stay forever."""
     _mark(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 def _envelope(header: SnapshotHeader, payload: Sequence[Buffer]) -> bytes:
-    """All that stands before the payload.
+    """Everything that precedes the payload.
 
-    sha256 finds every random damage and, for 80 MB, takes 55 ms on a processor that knows it
-    (blake2b 170 ms; crc32 30 ms, but it misses one damage in 4 thousand million).
+    The checksum is sha256: most processors compute it in hardware, and unlike crc32 it misses no
+    random damage in practice.
     """
     checksum = hashlib.sha256()
     for buffer in payload:
@@ -267,7 +268,7 @@ def _envelope(header: SnapshotHeader, payload: Sequence[Buffer]) -> bytes:
         "payload_sha256": checksum.hexdigest(),
     }
     text = json.dumps(described).encode()
-    text += b" " * (-(_PREFIX.size + len(text) + checksum.digest_size) % _ALIGNED)
+    text += b" " * (-(_PREFIX.size + len(text) + checksum.digest_size) % _ALIGNMENT)
     head = _PREFIX.pack(_MAGIC, _FORMAT, len(text)) + text
     return head + hashlib.sha256(head).digest()
 
@@ -278,8 +279,8 @@ def _read(path: Path, expected: SnapshotIdentity, kinds: Collection[str]) -> Sna
         if header.identity.kind in kinds:
             expected = replace(expected, kind=header.identity.kind)
         _check_expected(path, header, expected)
-        stands = os.fstat(file.fileno())
-        found = stands.st_size - file.tell()
+        status = os.fstat(file.fileno())
+        found = status.st_size - file.tell()
         if found != size:
             raise SnapshotError(f"{path.name} has a payload of {size} bytes, found {found}")
         if size < _MAPPED_FROM or not _CAN_MAP:
@@ -289,11 +290,11 @@ def _read(path: Path, expected: SnapshotIdentity, kinds: Collection[str]) -> Sna
             payload = memoryview(whole)[file.tell() :]
     if len(payload) != size:
         raise SnapshotError(f"{path.name} changed while it was read")
-    known = size >= _MAPPED_FROM and _is_marked(path, stands, checksum)
+    known = size >= _MAPPED_FROM and _is_marked(path, status, checksum)
     if not known and hashlib.sha256(payload).hexdigest() != checksum:
         raise SnapshotError(f"{path.name} is damaged: its payload does not match its checksum")
     if not known and size >= _MAPPED_FROM:
-        _set_mark(path, stands, checksum)
+        _set_mark(path, status, checksum)
     return Snapshot(header, payload, known)
 
 
@@ -301,36 +302,38 @@ def _mark(path: Path) -> Path:
     return path.with_name(f"{path.name}.verified")
 
 
-def _is_marked(path: Path, stands: os.stat_result, checksum: str) -> bool:
+def _is_marked(path: Path, status: os.stat_result, checksum: str) -> bool:
     try:
-        return _mark(path).read_text("ascii") == _seen(stands, checksum)
+        return _mark(path).read_text("ascii") == _seen(status, checksum)
     except (OSError, ValueError):
         return False
 
 
-def _set_mark(path: Path, stands: os.stat_result, checksum: str) -> None:
-    """Say that a file was verified; where that cannot be written, the next reader verifies too."""
+def _set_mark(path: Path, status: os.stat_result, checksum: str) -> None:
+    """Record that a file was verified; if that cannot be written, the next reader verifies too."""
     with contextlib.suppress(OSError):
-        # Of a torn one no reader makes out its file.
-        _mark(path).write_text(_seen(stands, checksum), "ascii")
+        # A torn mark matches no file.
+        _mark(path).write_text(_seen(status, checksum), "ascii")
 
 
-def _seen(stands: os.stat_result, checksum: str) -> str:
-    """What tells a file from another, and from itself before it was last written to."""
-    times = f"{stands.st_mtime_ns} {stands.st_ctime_ns}"
-    return f"{stands.st_dev} {stands.st_ino} {stands.st_size} {times} {checksum}\n"
+def _seen(status: os.stat_result, checksum: str) -> str:
+    """Identifies a file's current content: it differs for other files, and after any write."""
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {times} {checksum}\n"
 
 
 def _read_header(path: Path, file: BinaryIO) -> bytes:
-    """The JSON of the header, verified."""
+    """The header's JSON, verified."""
     prefix = file.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size:
         raise SnapshotError(f"{path.name} is cut off after {len(prefix)} bytes")
     magic, version, size = _PREFIX.unpack(prefix)
     if magic != _MAGIC:
-        raise SnapshotError(f"{path.name} is no snapshot: it begins with {magic!r}")
+        raise SnapshotError(f"{path.name} is not a snapshot: it begins with {magic!r}")
     if version != _FORMAT:
-        raise SnapshotError(f"{path.name} has format {version}, this Kronos reads {_FORMAT}")
+        raise SnapshotError(
+            f"{path.name} has format {version}, this version of Kronos reads {_FORMAT}"
+        )
     if size > _MAX_HEADER:
         raise SnapshotError(f"{path.name} is damaged: a header of {size} bytes")
     text, checksum = file.read(size), file.read(hashlib.sha256().digest_size)
@@ -348,7 +351,9 @@ def _parse(path: Path, text: bytes) -> tuple[SnapshotHeader, int, str]:
         header = SnapshotHeader(identity, described["seq"], described["count"], *measured)
         return header, described["payload_bytes"], described["payload_sha256"]
     except (KeyError, TypeError, ValueError) as exc:
-        raise SnapshotError(f"{path.name} was written by another Kronos: {exc!r}") from exc
+        raise SnapshotError(
+            f"{path.name} was written by another version of Kronos: {exc!r}"
+        ) from exc
 
 
 def _check_expected(path: Path, header: SnapshotHeader, expected: SnapshotIdentity) -> None:
@@ -356,7 +361,8 @@ def _check_expected(path: Path, header: SnapshotHeader, expected: SnapshotIdenti
         found, wanted = getattr(header.identity, field.name), getattr(expected, field.name)
         if found != wanted:
             raise SnapshotError(
-                f"{path.name} is of another index: {field.name} is {found!r}, expected {wanted!r}"
+                f"{path.name} belongs to another index: {field.name} is {found!r}, "
+                f"expected {wanted!r}"
             )
     if not path.stem.endswith(f"-{header.seq:020d}"):
         raise SnapshotError(f"{path.name} was renamed: it holds seq {header.seq}")
@@ -369,8 +375,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno in FULL:
             raise StorageFullError(
-                f"no room for an index snapshot in {folder}: free some disk space; nothing is "
-                "lost, and the next save tries again"
+                f"the disk has no room for an index snapshot in {folder}: free some disk space; "
+                "nothing is lost, and the next save tries again"
             ) from exc
         if exc.errno in READ_ONLY:
             raise ReadOnlyStoreError(f"index snapshots cannot be written: {exc}") from exc

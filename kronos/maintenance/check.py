@@ -20,12 +20,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from kronos.concurrency.pacing import gently
+from kronos.concurrency.pacing import yielding_gil
 from kronos.db import dialect, schema
 from kronos.db.fulltext import fts5
 from kronos.errors import CorruptStoreError
 from kronos.files import abandoned_parts, behind_links, discard_parts
-from kronos.index.snapshot import discard_other_snapshots, discard_strays, snapshot_spaces, strays
+from kronos.index.snapshot import (
+    discard_leftovers,
+    discard_other_snapshots,
+    leftovers,
+    snapshot_spaces,
+)
 from kronos.repository.memories import Repository
 from kronos.search.field_indexes import FieldIndexes
 from kronos.types import Problem
@@ -121,7 +126,7 @@ def environment(database: Database, folder: Path) -> Iterator[Problem]:
 
 def orphaned_files(database: Path, index: Path, repository: Repository) -> Iterator[Problem]:
     """Find files that no process will read again; `remove_orphans` deletes them."""
-    left = [path.name for path in strays(index)]
+    left = [path.name for path in leftovers(index)]
     left += [path.name for path in abandoned_parts(*_parts_of(database))]
     known = {space.id for space in repository.spaces.all()}
     unknown = snapshot_spaces(index) - known
@@ -146,7 +151,7 @@ def remove_unfinished(database: Path, index: Path) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    discard_strays(index)
+    discard_leftovers(index)
     with contextlib.suppress(OSError):  # a folder that can only be read
         discard_parts(*_parts_of(database))
 
@@ -281,13 +286,13 @@ def wrong_index(current: CurrentIndex, replica: Replica, *, repair: bool) -> Ite
 def _difference(current: CurrentIndex, space: Space) -> str | None:
     """The first difference; compared in small parts, each at its own moment, between searches."""
     after = -1
-    for _ in gently(itertools.count()):
+    for _ in yielding_gil(itertools.count()):
         with current() as (index, repository):
             keys, rows = repository.spaces.vectors_behind(space, after, _ROWS_AT_ONCE)
             if not keys.size:
                 count = repository.spaces.vector_count(space.id)
                 return None if len(index) == count else _EXTRA_VECTORS
-            if not index.held(keys).all():
+            if not index.contains(keys).all():
                 return "the index lacks vectors that the database holds"
             if not np.array_equal(index.vectors_of(keys), rows):
                 return "the index holds vectors that differ from those of the database"

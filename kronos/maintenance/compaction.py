@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.pacing import MEMORIES_A_TRANSACTION, Turns, in_parts
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.pacing import MEMORIES_PER_TRANSACTION, Pace, write_in_batches
+from kronos.concurrency.progress import Steps
 from kronos.errors import KronosWarning
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.reindex.cleanup import drop_spaces
@@ -101,7 +101,7 @@ class _Rows:
         """Begin a write transaction; it takes one step."""
         with self._database.write() as connection:
             yield Repository(connection, self._clock(), keep_history=False)
-        self._steps.take()
+        self._steps.advance()
 
     def delete_expired(self) -> int:
         """Delete expired memories. Returns how many."""
@@ -112,7 +112,7 @@ class _Rows:
             with self._writing() as repository:
                 return repository.delete_expired(keys)
 
-        return in_parts(expired, delete)
+        return write_in_batches(expired, delete)
 
     def forget_versions(self, before: int | None) -> None:
         """Delete the versions of deleted memories, versions before a moment, and their words."""
@@ -124,7 +124,7 @@ class _Rows:
                 repository.history.forget(keys.tolist())
             return len(keys)
 
-        in_parts(unwanted, forget)
+        write_in_batches(unwanted, forget)
         self._forget_vectors()
         self._merge_fulltext()
         with self._writing() as repository:
@@ -133,21 +133,21 @@ class _Rows:
 
     def _forget_vectors(self) -> None:
         after: PastVector = (0, b"")
-        turns = Turns()
+        pace = Pace()
         while True:
             with self.reading() as repository:
-                found = repository.history.unused_vectors(after, MEMORIES_A_TRANSACTION)
+                found = repository.history.unused_vectors(after, MEMORIES_PER_TRANSACTION)
             if not found:
                 return
-            with turns, self._writing() as repository:
+            with pace, self._writing() as repository:
                 repository.history.forget_vectors(found)
             after = found[-1]
 
     def _merge_fulltext(self) -> None:
         """Remove the words of deleted texts from the full-text index, in small steps."""
-        begins, turns = True, Turns()
+        begins, pace = True, Pace()
         while True:
-            with turns, self._writing() as repository:
+            with pace, self._writing() as repository:
                 if not repository.fulltext.merge(begins=begins):
                     return
             begins = False
@@ -160,11 +160,11 @@ class _Rows:
                 for space in repository.spaces.all()
             }
         for space_id, keys in buried.items():
-            in_parts(keys, functools.partial(self._prune, space_id, seq))
-        forgotten, turns = MEMORIES_A_TRANSACTION, Turns()
-        while forgotten == MEMORIES_A_TRANSACTION:
-            with turns, self._writing() as repository:
-                forgotten = repository.forget_deletions(MEMORIES_A_TRANSACTION)
+            write_in_batches(keys, functools.partial(self._prune, space_id, seq))
+        forgotten, pace = MEMORIES_PER_TRANSACTION, Pace()
+        while forgotten == MEMORIES_PER_TRANSACTION:
+            with pace, self._writing() as repository:
+                forgotten = repository.forget_deletions(MEMORIES_PER_TRANSACTION)
 
     def _prune(self, space_id: int, seq: int, keys: Keys) -> int:
         with self._writing() as repository:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.pacing import Turns
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.pacing import Pace
+from kronos.concurrency.progress import Steps
 from kronos.repository.memories import Repository
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def drop_spaces(
     steps = steps or Steps()
     kept = None if spared is None else spared.fingerprint
     dropped: list[Space] = []
-    turns = Turns()
+    pace = Pace()
     while True:
-        with turns, database.write() as connection:
+        with pace, database.write() as connection:
             spaces = Repository(connection, clock()).spaces
             # Read again in each transaction: a space may be needed again.
             found = spaces.droppable(keep, leftovers=leftovers)
@@ -54,4 +54,4 @@ def drop_spaces(
                 return dropped
             if spaces.drop_some(unwanted[0], _VECTORS_A_TRANSACTION):
                 dropped.append(unwanted[0])
-        steps.take()
+        steps.advance()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.embedding.checked import embed_each
 from kronos.repository.memories import Repository
 from kronos.types import ReindexPlan
@@ -79,14 +79,14 @@ def _time_sample(
     """
     started, seen = time.perf_counter(), 0
     if sample:
-        steps.go_on()
+        steps.check_stopped()
         embed_each(embedder, sample[:1], patience)  # a model's first call is slow, so not measured
         started = time.perf_counter()
     part = 8
     while seen < len(sample) and time.perf_counter() - started < _SAMPLE_SECONDS:
         embed_each(embedder, sample[seen : seen + part], patience)
         seen, part = min(seen + part, len(sample)), 2 * part
-        steps.reach(seen, len(sample))
+        steps.report(seen, len(sample))
     return time.perf_counter() - started, seen
 
 

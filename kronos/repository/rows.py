@@ -29,7 +29,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from kronos.concurrency.pacing import gently
+from kronos.concurrency.pacing import yielding_gil
 from kronos.db.dialect import WAY_OUT_OF_DAMAGE, fetch, json_text, unindexed
 from kronos.db.numbers import read_numbers
 from kronos.db.tables import accesses, deletions, memories, versions
@@ -369,7 +369,7 @@ class Rows:
         columns = (memories.c[name] for name in COLUMNS)
         statement = select(*columns, memories.c.content_hash).order_by(memories.c.key)
         with self._connection.execute(statement) as rows:
-            for *row, content_hash in gently(rows):
+            for *row, content_hash in yielding_gil(rows):
                 memory = as_memory(row)
                 if hash_content(memory.content.encode()) != content_hash:
                     yield memory.id

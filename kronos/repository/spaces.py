@@ -32,7 +32,7 @@ from sqlalchemy import (
     update,
 )
 
-from kronos.concurrency.pacing import gently
+from kronos.concurrency.pacing import yielding_gil
 from kronos.db.dialect import Prepared, fetch, fill_in_vectors, insert_rows, listed
 from kronos.db.numbers import read_numbers
 from kronos.db.tables import (
@@ -470,7 +470,7 @@ class Spaces:
         unfit = held.with_only_columns(vectors.c.memory_key).where(~(is_wide & is_current))
         found = [np.fromiter(self._connection.execute(unfit).scalars(), np.int64)]
         rows = self._connection.execute(held.where(is_wide, is_current))
-        for part in gently(rows.partitions(_ROWS_A_LOOK)):
+        for part in yielding_gil(rows.partitions(_ROWS_A_LOOK)):
             keys, blobs = zip(*part, strict=True)
             found.append(np.array(keys, np.int64)[not_unit(from_rows(blobs, space.dim))])
         return np.concatenate(found)

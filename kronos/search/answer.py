@@ -21,7 +21,7 @@ import numpy as np
 
 from kronos.db.fulltext.folding import has_letters
 from kronos.errors import FilterError
-from kronos.index.base import best, locate
+from kronos.index.base import find_positions, top_k
 from kronos.repository.rows import as_memory
 from kronos.search.filters.paths import parse_path
 from kronos.search.fusion import Fusion
@@ -290,7 +290,7 @@ class Search:
 
     def _lexical(self, size: int, among: Keys | None) -> _Pool:
         keys, scores = self._some_words(among)
-        near = best(scores, size)
+        near = top_k(scores, size)
         unseen = float(scores[near[-1]]) if near.size else -math.inf
         shares = {"words": scores[near]}
         return _Pool(keys[near], shares, unseen, keys.size <= size)
@@ -300,7 +300,7 @@ class Search:
             return self._lexical(size, among)
         near = self._dense(size, among)
         keys, scores = self._some_words(among)
-        said = best(scores, size)
+        said = top_k(scores, size)
         with self._watch.step("fusion") as note:
             wanted = union = np.union1d(near.keys, keys[said])
             if self._heads is None:
@@ -321,7 +321,7 @@ class Search:
         unseen = float(sum(share[-1] for share in fused.values()))
         shares = {name: share[:-1] for name, share in fused.items()}
         if wanted.size != union.size:
-            asked = locate(wanted, union)[1]
+            asked = find_positions(wanted, union)[1]
             shares = {name: share[asked] for name, share in shares.items()}
         return _Pool(wanted, shares, unseen, near.is_all and keys.size <= size)
 
@@ -355,14 +355,14 @@ class Search:
         keys, scores = self._all_words()
         if among is None:
             return keys, scores
-        known = locate(among, keys)[1]
+        known = find_positions(among, keys)[1]
         return keys[known], scores[known]
 
     def _word_scores(self, wanted: Keys) -> Floats:
         """What the words say of some memories; 0 for those that hold none."""
         keys, scores = self._all_words()
         said = np.zeros(wanted.size)
-        positions, known = locate(keys, wanted)
+        positions, known = find_positions(keys, wanted)
         said[known] = scores[positions]
         return said
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.errors import InputError
 from kronos.types import DuplicateGroup
 from kronos.validation import check_limit, check_number
@@ -150,7 +150,7 @@ class _Search:
             down = np.arange(top, min(top + self._batch, rows.size))
             ours = self._vectors(rows[down])
             for left in range(top, rows.size, self._batch * _COLUMNS):
-                self._steps.go_on()
+                self._steps.check_stopped()
                 across = np.arange(left, min(left + self._batch * _COLUMNS, rows.size))
                 theirs = self._vectors(rows[across])
                 near = ours @ theirs.T >= self._threshold - _SLACK
@@ -160,7 +160,7 @@ class _Search:
                 if here.size:
                     yield down[here], across[there], _cosines(ours[here], theirs[there])
             if rows.size == self._keys.size:  # the first round, which takes longest
-                self._steps.reach(int(down[-1]) + 1, rows.size)
+                self._steps.report(int(down[-1]) + 1, rows.size)
 
     def _vectors(self, rows: Numbers) -> Vectors:
         return self._index.vectors_of(self._keys[rows])

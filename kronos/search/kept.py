@@ -20,7 +20,7 @@ import numpy as np
 
 from kronos.concurrency.forking import Lock
 from kronos.db.numbers import read_numbers
-from kronos.index.base import locate
+from kronos.index.base import find_positions
 from kronos.repository.rows import NO_GROUP
 from kronos.search.plan import EVERY_MEMORY
 
@@ -71,7 +71,7 @@ class Table:
 
     def revised(self, gone: Keys, rows: Numbers) -> Table:
         """The same without some keys, and with other rows; itself where nothing comes of that."""
-        positions = locate(self.keys, np.unique(gone))[0]
+        positions = find_positions(self.keys, np.unique(gone))[0]
         before = np.column_stack([self.keys[positions], self.beside[positions]])
         if np.array_equal(before, rows):
             return self
@@ -130,7 +130,7 @@ class KeySet:
     def leading(self, keys: Keys) -> NDArray[np.bool_]:
         """Which of some keys, in their order, are in the set, and the first of their group."""
         assert self.table is not None
-        positions, leading = locate(self.table.keys, keys)
+        positions, leading = find_positions(self.table.keys, keys)
         if self.groups is None:
             return leading
         groups = self.table.beside[positions, 0]
@@ -144,7 +144,7 @@ class KeySet:
         assert self.table is not None
         if self.groups is None:
             return self.table.keys
-        positions = locate(self.table.keys, keys)[0]
+        positions = find_positions(self.table.keys, keys)[0]
         groups = self.table.beside[:, 0]
         seen = np.zeros(len(self.groups) + 1, np.bool_)  # the last one is that of `_ALONE`
         seen[groups[positions]] = True

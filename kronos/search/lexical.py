@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from kronos.concurrency.pieces import find_all
+from kronos.concurrency.large_values import find_all
 from kronos.db.fulltext.folding import Word, read
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kronos.db.vectors import from_rows
 from kronos.errors import KronosError
-from kronos.index.base import locate
+from kronos.index.base import find_positions
 from kronos.search.kept import KeySet, KeySets, Known
 from kronos.search.lexical import terms, word_scores
 from kronos.search.plan import Found, nearest
@@ -114,7 +114,7 @@ class PastVectors:
         if np.array_equal(versions, before.versions):
             return replace(before, seq=known.seq)
         order = np.argsort(before.versions)
-        places, old = locate(before.versions[order], versions)
+        places, old = find_positions(before.versions[order], versions)
         made, vectors = np.zeros(keys.size, np.bool_), np.zeros((keys.size, self.space.dim), "<f4")
         was_made = before.made[order][places]
         made[np.flatnonzero(old)[was_made]] = True
@@ -150,7 +150,7 @@ class Past:
         found = self._standing(query, k, among)
         past, vectors = self.texts.embedded, self.texts.vectors
         if among is not None:
-            some = locate(among, past)[1]
+            some = find_positions(among, past)[1]
             past, vectors = past[some], vectors[some]
         keys = np.concatenate([found.keys, past])
         scores = np.concatenate([found.scores, vectors @ query])
@@ -164,10 +164,10 @@ class Past:
         assert self.known.table is not None
         held = self.known.table.held
         if among is not None:
-            return nearest(self.index, query, k, among[locate(held, among)[1]])
+            return nearest(self.index, query, k, among[find_positions(held, among)[1]])
         if held.size >= (1 - _MOST_CHANGED) * len(self.index):
             found = nearest(self.index, query, 2 * k, None)
-            stands = locate(held, found.keys)[1]
+            stands = find_positions(held, found.keys)[1]
             if np.count_nonzero(stands) >= k or found.keys.size < 2 * k:
                 return Found(found.scores[stands][:k], found.keys[stands][:k], found.plan)
         return nearest(self.index, query, k, held)
@@ -182,8 +182,8 @@ class Past:
         assert self.known.table is not None
         assert self.texts is not None
         rows = held_vectors(self.index, keys)
-        positions, past = locate(self.texts.embedded, keys)
-        rows[~locate(self.known.table.held, keys)[1]] = 0
+        positions, past = find_positions(self.texts.embedded, keys)
+        rows[~find_positions(self.known.table.held, keys)[1]] = 0
         rows[past] = self.texts.vectors[positions]
         return rows
 
@@ -194,9 +194,9 @@ class Past:
         found = terms(words, query)
         keys, scores = word_scores(words, found)
         versions, past_scores = word_scores(words, found, past=True)
-        stands = locate(self.known.table.present, keys)[1]
+        stands = find_positions(self.known.table.present, keys)[1]
         past_versions, past_keys = self.known.table.past
-        positions, then = locate(past_versions, versions)
+        positions, then = find_positions(past_versions, versions)
         all_keys = np.concatenate([keys[stands], past_keys[positions]])
         all_scores = np.concatenate([scores[stands], past_scores[then]])
         by_key = np.argsort(all_keys)

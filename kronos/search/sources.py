@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from kronos.index.base import locate
+from kronos.index.base import find_positions
 from kronos.search.lexical import terms, word_scores
 from kronos.search.plan import Found, nearest
 
@@ -84,7 +84,7 @@ class Present:
         keys, scores = word_scores(words, terms(words, query))
         if self.allowed is None:
             return keys, scores
-        _, known = locate(self.allowed, keys)
+        _, known = find_positions(self.allowed, keys)
         return keys[known], scores[known]
 
 
@@ -124,6 +124,6 @@ class Ahead:
 def held_vectors(index: VectorIndex, keys: Keys) -> Vectors:
     """The vectors of keys: (n, dim) float32; zeros for those that the index does not hold."""
     rows = np.zeros((keys.size, index.dim), np.float32)
-    held = index.held(keys)
+    held = index.contains(keys)
     rows[held] = index.vectors_of(keys[held])
     return rows

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.coalescing import Combiner
+from kronos.concurrency.coalescing import Coalescer
 from kronos.embedding.checked import embed_queries
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.patience import Patience
@@ -394,7 +394,7 @@ class ServingResolver:
         if not sees_texts_alone(embedder):
             return ask
         # Who shared a batch has waited: each alone would wait as long again.
-        return Combiner(ask, most=MOST_TEXTS, for_all=(TransientEmbeddingError,))
+        return Coalescer(ask, max_size=MOST_TEXTS, for_all=(TransientEmbeddingError,))
 
 
 def _not_all_made(report: ReindexReport) -> ReindexError:

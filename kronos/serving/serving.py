@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kronos.concurrency.threads import may_wait_for_embedder
+from kronos.concurrency.threads import check_may_wait_for_embedder
 from kronos.embedding.checked import embed_documents
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.patience import ONCE, Patience
@@ -161,7 +161,7 @@ class Serving:
                 f"this store was opened with embedding_model=None and embeds no texts: {way_out}, "
                 "or open it with a model"
             )
-        may_wait_for_embedder()
+        check_may_wait_for_embedder()
         return self.embedder
 
     def is_current(self, repository: Repository, head: Head) -> bool:

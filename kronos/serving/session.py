@@ -14,10 +14,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kronos.concurrency.background import Background
-from kronos.concurrency.coalescing import Combiner
+from kronos.concurrency.call_context import check_not_cancelled
+from kronos.concurrency.coalescing import Coalescer
 from kronos.concurrency.forking import Lock
-from kronos.concurrency.surroundings import check_wanted
-from kronos.concurrency.threads import LONGEST_WAIT_S, may_wait_for_embedder
+from kronos.concurrency.threads import SHUTDOWN_TIMEOUT_S, check_may_wait_for_embedder
 from kronos.db import schema
 from kronos.db.database import Database, FileId, file_of
 from kronos.embedding.patience import Patience
@@ -77,8 +77,8 @@ class Session:
         """`close` was called: no call waits any longer for an embedder."""
         # The writers of one process queue here, which is fairer than SQLite's own waiting.
         self._writing = Lock()
-        self.write_all: Combiner[Write, list[Any]] = Combiner(
-            self._write_together, most=MOST_ROWS, for_all=FOR_ALL
+        self.write_all: Coalescer[Write, list[Any]] = Coalescer(
+            self._write_together, max_size=MOST_ROWS, for_all=FOR_ALL
         )
         """Makes writes, together with those of other threads: what each returns, or its error."""
         # Held while the store opens, closes or follows a switch: models load under it.
@@ -145,7 +145,7 @@ class Session:
         while (left := until - time.monotonic()) > 0:
             if self._is_closed:
                 raise StoreClosedError
-            check_wanted()
+            check_not_cancelled()
             time.sleep(min(left, _LOOKS_UP_S))
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Session:
         self._is_closed = True
         self.jobs.stop()
         self.snapshots.stop()
-        with self._settling.soon(LONGEST_WAIT_S) as is_settled, self._writing:
+        with self._settling.hold_within(SHUTDOWN_TIMEOUT_S) as is_settled, self._writing:
             with self._changing:
                 if not is_settled:
                     self._settling = Lock(threading.RLock)
@@ -228,7 +228,7 @@ class Session:
             left: the serving space that is current no longer.
             loaded: embedders that are loaded already.
         """
-        may_wait_for_embedder()
+        check_may_wait_for_embedder()
         with self._settling:
             if self.serving is not left:
                 return  # another thread was here first
@@ -291,7 +291,7 @@ class Session:
     @contextmanager
     def writer_at_once(self) -> Iterator[Repository]:
         """The same, for a read that would like to write: StoreBusyError instead of waiting."""
-        with self._writing.soon(0) as alone:
+        with self._writing.hold_within(0) as alone:
             if not alone:
                 raise StoreBusyError
             with self.database.write(wait=False) as connection:

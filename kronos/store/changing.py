@@ -8,7 +8,7 @@ from datetime import datetime
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from kronos.concurrency.pacing import in_parts
+from kronos.concurrency.pacing import write_in_batches
 from kronos.errors import InputError, SpaceChangedError
 from kronos.search.filters import Where, parse
 from kronos.serving.group_commit import MOST_ROWS
@@ -173,7 +173,7 @@ class Changing:
                 lambda repository: repository.delete_keys(keys, scope, condition), rows=MOST_ROWS
             )
 
-        return in_parts(self._browsing.keys_of(selection), delete)
+        return write_in_batches(self._browsing.keys_of(selection), delete)
 
     def _delete_ids(self, ids: Sequence[str]) -> int:
         def delete(part: Sequence[str]) -> int:
@@ -181,7 +181,7 @@ class Changing:
                 lambda repository: repository.delete_ids(part), rows=len(part)
             )
 
-        return in_parts(ids, delete)
+        return write_in_batches(ids, delete)
 
     def touch(self, ids: str | Iterable[str]) -> int:
         """Note that memories are made use of now, for a ranking by last access.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.errors import InputError, SpaceChangedError
 from kronos.index.exact import ExactIndex
 from kronos.search.duplicates import groups_of, near_duplicates
@@ -78,7 +78,7 @@ class Comparing:
                 for start in range(0, keys.size, _VECTORS_A_COPY):
                     with session.index_of(serving) as (index, _):
                         part = keys[start : start + _VECTORS_A_COPY]
-                        part = part[index.held(part)]
+                        part = part[index.contains(part)]
                         copied.upsert(part, index.vectors_of(part))
                 return copied
             except SpaceChangedError:

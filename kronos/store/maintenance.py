@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.db import backup
 from kronos.errors import InputError, SpaceChangedError, StorageError, StoreClosedError
 from kronos.files import expanded
@@ -162,7 +162,7 @@ class Maintenance:
                 interrupted.set()
                 raise
         if report is None:
-            steps.go_on()
+            steps.check_stopped()
             raise StoreClosedError
         return report
 
@@ -324,9 +324,9 @@ class Maintenance:
         database.require_in_place()
         advice = [*checks.environment(database, location.database.parent)]
         problems = [*checks.damaged_database(database, self._backup_beside, repair=repair)]
-        steps.take()
+        steps.advance()
         problems += checks.altered_texts(database, self._session.clock)
-        steps.take()
+        steps.advance()
         if any(problem.kind == "database" and not problem.repaired for problem in problems):
             return Report(tuple(problems), tuple(advice))  # no row can be believed
         problems += checks.wrong_schema(database)
@@ -340,17 +340,17 @@ class Maintenance:
             if repair:
                 checks.remove_orphans(location.database, location.index, repository)
             advice += checks.orphaned_files(location.database, location.index, repository)
-        steps.take()
+        steps.advance()
         try:
             problems += checks.wrong_fulltext(database, writing)
         except StorageError as exc:
             advice.append(Problem("fulltext", f"the full-text index could not be checked: {exc}"))
-        steps.take()
+        steps.advance()
         serving, difference = self._compared_index(repair=repair)
         problems += difference
         with serving.replica.lock:
             index = serving.replica.state()
-        steps.take()
+        steps.advance()
         return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
 
     def _compared_index(self, *, repair: bool) -> tuple[Serving, list[Problem]]:

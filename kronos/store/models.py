@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.reindex.plan import estimate
 from kronos.serving.model_change import ModelChange
 from kronos.types import Failure, Job, ProgressCallback, ReindexPlan, ReindexReport, SpaceStats

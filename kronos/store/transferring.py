@@ -6,7 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.files import expanded
 from kronos.search.filters import Where
 from kronos.transfer.export import export_rows, read_export, write_export
@@ -69,7 +69,7 @@ class Transferring:
         with self._session.reader() as repository:
             space = repository.spaces.active() if vectors else None
             steps = Steps(progress, stop, total=repository.keys(scope, condition).size)
-            found = steps.counted(export_rows(repository, scope, condition, space))
+            found = steps.track(export_rows(repository, scope, condition, space))
             mode = self._session.database.dialect.mode
             return write_export(target, found, space, mode=mode)
 
@@ -103,5 +103,5 @@ class Transferring:
                 the next time.
         """
         found = read_export(expanded(path).absolute(), self._session.serving.space)
-        items = Steps(None, stop).counted(found)
+        items = Steps(None, stop).track(found)
         return self._adding.add_many(items, on_conflict=on_conflict, progress=progress)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from kronos.concurrency.pieces import to_json
+from kronos.concurrency.large_values import to_json
 from kronos.errors import (
     InputError,
     MissingDependencyError,

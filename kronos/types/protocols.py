@@ -118,7 +118,7 @@ class VectorIndex(Protocol):
     def keys(self) -> Keys:
         """All keys, in ascending order: (n,) int64."""
 
-    def held(self, keys: Keys) -> NDArray[np.bool_]:
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """Which of these keys the index holds: (n,) bool."""
 
     def vectors_of(self, keys: Keys) -> Vectors:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kronos.concurrency.pieces import to_json
+from kronos.concurrency.large_values import to_json
 from kronos.errors import MetadataError
 from kronos.validation.texts import encode, shorten, type_name
 

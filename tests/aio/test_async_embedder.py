@@ -295,7 +295,7 @@ class Stuck(Api):
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """`close` does not wait long in this test, and nothing hangs for ever."""
     for module in (background, calls, opening):
-        monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.5)
+        monkeypatch.setattr(module, "SHUTDOWN_TIMEOUT_S", 0.5)
 
 
 @pytest.mark.parametrize("verb", ["add", "search", "update", "add_many", "reindex"])

@@ -573,7 +573,7 @@ def test_a_program_whose_embedder_is_stuck_comes_to_its_end(tmp_path: Path) -> N
         import kronos.concurrency.threads
         from kronos import KronosMemory
         from kronos.embedding.hashing import HashEmbedder
-        kronos.concurrency.threads.LONGEST_WAIT_S = 1.0
+        kronos.concurrency.threads.SHUTDOWN_TIMEOUT_S = 1.0
         class Stuck(HashEmbedder):
             is_stuck = False
             def embed_documents(self, texts):
@@ -632,7 +632,7 @@ THREE = [{"content": f"bees {id}", "id": id} for id in "abc"]
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> float:
     """So long `close` waits in this test."""
     for module in (async_opening, background, calls, opening):
-        monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.5)
+        monkeypatch.setattr(module, "SHUTDOWN_TIMEOUT_S", 0.5)
     return 0.5
 
 

@@ -1,4 +1,4 @@
-"""Pools of threads, outcomes, what waits at the end of a process, and followers of forks."""
+"""Thread pools, outcomes, submitted calls, background tasks, forks and the end of a process."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ import pytest
 from kronos import KronosMemory, MemoryStore
 from kronos.concurrency import forking
 from kronos.concurrency.background import Background
-from kronos.concurrency.coalescing import Combiner, Combiners
+from kronos.concurrency.coalescing import Coalescer, Coalescers
 from kronos.concurrency.forking import Lock, WeakList
 from kronos.concurrency.threads import (
     NeedsEmbedderError,
     Outcome,
     Pool,
-    at_once,
-    finished,
-    may_wait_for_embedder,
+    check_may_wait_for_embedder,
+    notify_together,
     spawn,
+    wait_until_settled,
 )
 from kronos.errors import KronosError, StoreClosedError, StoreCopyError
 
@@ -50,15 +50,15 @@ def wait_for(what: Any) -> None:
     pytest.fail("it never came")
 
 
-def test_a_pool_runs_all_and_starts_no_more_threads_than_it_needs() -> None:
+def test_a_pool_runs_everything_and_starts_no_more_threads_than_needed() -> None:
     pool = Pool("test-pool", 4)
     for number in range(50):  # one after the other
         outcome = pool.submit(lambda number=number: number * 2)  # type: ignore[misc]
         assert outcome.wait(10)
         assert outcome.result == number * 2
     assert 1 <= sum(t.name.startswith("test-pool") for t in threading.enumerate()) <= 3
-    at_once = [pool.submit(lambda: time.sleep(0.01)) for _ in range(40)]
-    assert all(outcome.wait(10) for outcome in at_once)
+    notify_together = [pool.submit(lambda: time.sleep(0.01)) for _ in range(40)]
+    assert all(outcome.wait(10) for outcome in notify_together)
     assert sum(t.name.startswith("test-pool") for t in threading.enumerate()) == 4
     failed = pool.submit(lambda: 1 / 0)
     assert failed.wait(10)
@@ -70,7 +70,7 @@ def test_a_pool_runs_all_and_starts_no_more_threads_than_it_needs() -> None:
         pool.submit(print)
 
 
-def test_a_pool_that_is_forgotten_lets_its_threads_end() -> None:
+def test_the_threads_of_a_dropped_pool_end() -> None:
     pool = Pool("test-forgotten", 2)
     assert pool.submit(lambda: None).wait(10)
     del pool
@@ -78,7 +78,7 @@ def test_a_pool_that_is_forgotten_lets_its_threads_end() -> None:
     wait_for(lambda: not any(t.name.startswith("test-forgotten") for t in threading.enumerate()))
 
 
-def test_what_a_pool_ran_is_kept_by_nothing() -> None:
+def test_a_pool_keeps_no_reference_to_what_it_ran() -> None:
     class Thing:
         """What a call holds."""
 
@@ -96,7 +96,7 @@ def test_what_a_pool_ran_is_kept_by_nothing() -> None:
     pool.shut_down()
 
 
-def test_what_is_shut_down_before_it_began_is_never_run() -> None:
+def test_a_job_that_has_not_begun_at_shutdown_never_runs() -> None:
     pool, gate = Pool("test-shut", 1), threading.Event()
     running = pool.submit(lambda: gate.wait(10))
     waiting = [pool.submit(lambda: pytest.fail("it ran")) for _ in range(5)]
@@ -106,7 +106,7 @@ def test_what_is_shut_down_before_it_began_is_never_run() -> None:
     assert running.result is True
 
 
-def test_a_call_whose_outcome_is_settled_before_is_not_run() -> None:
+def test_a_job_whose_outcome_is_settled_before_its_turn_is_not_run() -> None:
     pool, gate, ran = Pool("test-settled", 1), threading.Event(), []
     pool.submit(lambda: gate.wait(10))
     outcome = pool.submit(lambda: ran.append(1))
@@ -117,10 +117,13 @@ def test_a_call_whose_outcome_is_settled_before_is_not_run() -> None:
     pool.shut_down()
 
 
-def test_only_threads_that_may_wait_for_an_embedder_do() -> None:
-    may_wait_for_embedder()
-    prompt, patient = Pool("test-prompt", 1, is_prompt=True), Pool("test-patient", 1)
-    refused, taken = prompt.submit(may_wait_for_embedder), patient.submit(may_wait_for_embedder)
+def test_only_threads_that_may_wait_for_an_embedder_wait() -> None:
+    check_may_wait_for_embedder()
+    prompt, patient = Pool("test-prompt", 1, never_waits=True), Pool("test-patient", 1)
+    refused, taken = (
+        prompt.submit(check_may_wait_for_embedder),
+        patient.submit(check_may_wait_for_embedder),
+    )
     assert refused.wait(10)
     assert taken.wait(10)
     assert taken.result is None
@@ -130,7 +133,7 @@ def test_only_threads_that_may_wait_for_an_embedder_do() -> None:
     patient.shut_down()
 
 
-def test_where_no_thread_can_be_started_the_caller_does_the_work(
+def test_the_caller_does_the_work_if_no_thread_can_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(_: object) -> None:
@@ -142,7 +145,7 @@ def test_where_no_thread_can_be_started_the_caller_does_the_work(
     assert spawn("test-none", threading.get_ident).result == threading.get_ident()
 
 
-def test_an_outcome_is_settled_once_and_everybody_is_told() -> None:
+def test_an_outcome_is_settled_once_and_notifies_all_that_wait() -> None:
     for _ in range(200):
         outcome: Outcome[int] = Outcome()
         with ThreadPoolExecutor(6) as pool:
@@ -153,7 +156,7 @@ def test_an_outcome_is_settled_once_and_everybody_is_told() -> None:
         assert outcome.result in (0, 1, 2)
 
 
-def test_loops_are_told_once_of_all_that_is_settled_at_once() -> None:
+def test_a_loop_is_notified_once_of_outcomes_settled_together() -> None:
     woken: list[int] = []
 
     async def scenario() -> None:
@@ -166,11 +169,11 @@ def test_loops_are_told_once_of_all_that_is_settled_at_once() -> None:
 
         loop.call_soon_threadsafe = counted  # type: ignore[assignment]
         outcomes: list[Outcome[int]] = [Outcome() for _ in range(20)]
-        waiting = [asyncio.create_task(finished(outcome)) for outcome in outcomes]
+        waiting = [asyncio.create_task(wait_until_settled(outcome)) for outcome in outcomes]
         await asyncio.sleep(0)
 
         def settle() -> None:
-            with at_once():
+            with notify_together():
                 for number, outcome in enumerate(outcomes):
                     outcome.settle(number)
 
@@ -181,17 +184,17 @@ def test_loops_are_told_once_of_all_that_is_settled_at_once() -> None:
     assert len(woken) == 1
 
 
-# -- Calls that are handed over -----------------------------------------------------------------
+# -- Submitted calls ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    pool = Pool("test-combiner", 4)
+    pool = Pool("test-coalescer", 4)
     yield pool
     pool.shut_down()
 
 
-def test_calls_of_threads_and_calls_handed_over_share_their_work(pool: Pool) -> None:
+def test_calls_of_threads_and_submitted_calls_share_their_work(pool: Pool) -> None:
     gate, sizes = threading.Event(), []
 
     def work(items: Any) -> list[int]:
@@ -199,31 +202,31 @@ def test_calls_of_threads_and_calls_handed_over_share_their_work(pool: Pool) -> 
         gate.wait(10)
         return [item * 2 for item in items]
 
-    combiner: Combiner[int, list[int]] = Combiner(work, most=100)
+    coalescer: Coalescer[int, list[int]] = Coalescer(work, max_size=100)
     with ThreadPoolExecutor(40) as threads:
-        handed = [combiner.hand_over([number], 1, pool.submit) for number in range(20)]
-        called = [threads.submit(combiner, [number]) for number in range(20, 40)]
-        wait_for(lambda: len(combiner._queue) == 39)
+        handed = [coalescer.submit([number], 1, pool.submit) for number in range(20)]
+        called = [threads.submit(coalescer, [number]) for number in range(20, 40)]
+        wait_for(lambda: len(coalescer._queue) == 39)
         gate.set()
         assert [each.result() for each in called] == [[2 * number] for number in range(20, 40)]
         assert all(outcome.wait(10) for outcome in handed)
         assert [outcome.result for outcome in handed] == [[2 * number] for number in range(20)]
     assert sizes == [1, 39]
-    assert combiner._leader is None
+    assert coalescer._leader is None
 
 
-def test_a_thread_that_led_hands_the_lead_to_a_call_that_was_handed_over(pool: Pool) -> None:
+def test_a_leading_thread_hands_the_lead_to_a_submitted_call(pool: Pool) -> None:
     gate = threading.Event()
-    combiner: Combiner[int, list[int]] = Combiner(
-        lambda items: [gate.wait(10) and item for item in items], most=1
+    coalescer: Coalescer[int, list[int]] = Coalescer(
+        lambda items: [gate.wait(10) and item for item in items], max_size=1
     )
     with ThreadPoolExecutor(4) as threads:
-        first = threads.submit(combiner, [1])
-        wait_for(lambda: combiner._leader is not None and not combiner._queue)
-        second = combiner.hand_over([2], 1, pool.submit)
-        third = threads.submit(combiner, [3])
-        wait_for(lambda: len(combiner._queue) == 2)
-        fourth = combiner.hand_over([4], 1, pool.submit)
+        first = threads.submit(coalescer, [1])
+        wait_for(lambda: coalescer._leader is not None and not coalescer._queue)
+        second = coalescer.submit([2], 1, pool.submit)
+        third = threads.submit(coalescer, [3])
+        wait_for(lambda: len(coalescer._queue) == 2)
+        fourth = coalescer.submit([4], 1, pool.submit)
         gate.set()
         assert (first.result(), third.result()) == ([1], [3])
     assert second.wait(10)
@@ -231,7 +234,7 @@ def test_a_thread_that_led_hands_the_lead_to_a_call_that_was_handed_over(pool: P
     assert (second.result, fourth.result) == ([2], [4])
 
 
-def test_a_call_handed_over_that_nobody_wants_any_more_is_not_made(pool: Pool) -> None:
+def test_a_cancelled_submitted_call_is_not_served(pool: Pool) -> None:
     gate, made = threading.Event(), []
 
     def work(items: Any) -> list[int]:
@@ -239,25 +242,25 @@ def test_a_call_handed_over_that_nobody_wants_any_more_is_not_made(pool: Pool) -
         made.extend(items)
         return [*items]
 
-    combiner: Combiner[int, list[int]] = Combiner(work, most=1)
-    first, *others = [combiner.hand_over([number], 1, pool.submit) for number in range(6)]
+    coalescer: Coalescer[int, list[int]] = Coalescer(work, max_size=1)
+    first, *others = [coalescer.submit([number], 1, pool.submit) for number in range(6)]
     for outcome in others[:3]:
         outcome.settle(error=KeyError())
     gate.set()
     assert all(outcome.wait(10) for outcome in (first, *others))
     assert made == [0, 4, 5]
-    wait_for(lambda: combiner._leader is None)
-    last = combiner.hand_over([9], 1, pool.submit)
+    wait_for(lambda: coalescer._leader is None)
+    last = coalescer.submit([9], 1, pool.submit)
     assert last.wait(10)
 
 
-def test_calls_handed_over_to_threads_that_end_fail_and_nothing_hangs(pool: Pool) -> None:
+def test_submitted_calls_fail_after_a_shutdown_and_nothing_hangs(pool: Pool) -> None:
     gate = threading.Event()
-    combiner: Combiner[int, list[int]] = Combiner(
-        lambda items: [gate.wait(10) and item for item in items], most=1
+    coalescer: Coalescer[int, list[int]] = Coalescer(
+        lambda items: [gate.wait(10) and item for item in items], max_size=1
     )
-    first, *others = [combiner.hand_over([number], 1, pool.submit) for number in range(1, 50)]
-    wait_for(lambda: len(combiner._queue) == 48)
+    first, *others = [coalescer.submit([number], 1, pool.submit) for number in range(1, 50)]
+    wait_for(lambda: len(coalescer._queue) == 48)
     pool.shut_down()
     gate.set()
     assert first.wait(10)
@@ -267,11 +270,11 @@ def test_calls_handed_over_to_threads_that_end_fail_and_nothing_hangs(pool: Pool
         with pytest.raises(StoreClosedError):
             _ = outcome.result
     with pytest.raises(StoreClosedError):
-        _ = combiner.hand_over([1], 1, pool.submit).result
-    assert combiner([7]) == [7], "a thread of its own still can"
+        _ = coalescer.submit([1], 1, pool.submit).result
+    assert coalescer([7]) == [7], "a thread of its own still can"
 
 
-def test_what_ends_the_thread_that_leads_costs_the_others_nothing(pool: Pool) -> None:
+def test_an_exit_of_the_leading_thread_costs_the_others_nothing(pool: Pool) -> None:
     gate = threading.Event()
 
     def work(items: Any) -> list[int]:
@@ -280,8 +283,8 @@ def test_what_ends_the_thread_that_leads_costs_the_others_nothing(pool: Pool) ->
             raise SystemExit(3)
         return [*items]
 
-    combiner: Combiner[int, list[int]] = Combiner(work, most=1)
-    first, second = (combiner.hand_over([number], 1, pool.submit) for number in range(2))
+    coalescer: Coalescer[int, list[int]] = Coalescer(work, max_size=1)
+    first, second = (coalescer.submit([number], 1, pool.submit) for number in range(2))
     gate.set()
     assert first.wait(10)
     with pytest.raises(SystemExit):
@@ -290,20 +293,20 @@ def test_what_ends_the_thread_that_leads_costs_the_others_nothing(pool: Pool) ->
     assert second.result == [1]
 
 
-def test_a_key_has_one_combiner_as_long_as_a_call_is_in_it() -> None:
-    combiners: Combiners[int, list[int]] = Combiners(lambda: Combiner(list, most=1))
-    one = combiners["a"]
-    assert combiners["a"] is one
-    assert combiners["b"] is not one
+def test_a_key_keeps_its_coalescer_while_a_call_uses_it() -> None:
+    coalescers: Coalescers[int, list[int]] = Coalescers(lambda: Coalescer(list, max_size=1))
+    one = coalescers["a"]
+    assert coalescers["a"] is one
+    assert coalescers["b"] is not one
     del one
     gc.collect()
-    assert len(combiners._known) == 0
+    assert len(coalescers._known) == 0
 
 
 # -- Background, forks, the end -----------------------------------------------------------------
 
 
-def test_a_background_keeps_nothing_for_each_of_its_tasks() -> None:
+def test_a_background_keeps_no_reference_to_its_tasks() -> None:
     background = Background("test")
     tasks, ran = [], threading.Event()
 
@@ -323,7 +326,7 @@ def test_a_background_keeps_nothing_for_each_of_its_tasks() -> None:
     wait_for(lambda: not any(reference() is not None for reference in tasks))
 
 
-def test_finalizers_do_not_grow_with_tasks() -> None:
+def test_finalizers_do_not_accumulate_with_tasks() -> None:
     background = Background("test")
     before = len(weakref.finalize._registry)  # type: ignore[attr-defined]
     for _ in range(50):
@@ -332,7 +335,7 @@ def test_finalizers_do_not_grow_with_tasks() -> None:
     assert len(weakref.finalize._registry) <= before  # type: ignore[attr-defined]
 
 
-def test_a_background_that_is_forgotten_tells_its_task_to_end() -> None:
+def test_a_dropped_background_tells_its_task_to_stop() -> None:
     background, ended = Background("test"), threading.Event()
     background.start(lambda stop: lambda: stop.wait(10) and ended.set())  # type: ignore[func-returns-value]
     del background
@@ -340,8 +343,8 @@ def test_a_background_that_is_forgotten_tells_its_task_to_end() -> None:
     assert ended.wait(10)
 
 
-def test_a_background_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kronos.concurrency.background.LONGEST_WAIT_S", 0.2)
+def test_a_background_waits_for_a_stuck_task_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kronos.concurrency.background.SHUTDOWN_TIMEOUT_S", 0.2)
     background, gate = Background("test"), threading.Event()
     background.start(lambda _: lambda: gate.wait(20))
     started = time.monotonic()
@@ -352,7 +355,7 @@ def test_a_background_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) ->
     background.wait(10)
 
 
-def test_locks_may_be_made_while_another_thread_forks() -> None:
+def test_locks_can_be_created_while_another_thread_forks() -> None:
     over = threading.Event()
     failed: list[BaseException] = []
 
@@ -380,7 +383,7 @@ def test_locks_may_be_made_while_another_thread_forks() -> None:
     assert not failed
 
 
-def test_members_may_come_and_go_while_others_iterate() -> None:
+def test_members_can_come_and_go_while_others_iterate() -> None:
     class Member:
         """Anything."""
 
@@ -401,7 +404,7 @@ def test_members_may_come_and_go_while_others_iterate() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_memory_that_is_forked_amid_calls_works_in_the_child(tmp_path: Path) -> None:
+def test_a_memory_forked_during_calls_works_in_the_child(tmp_path: Path) -> None:
     program = """
     import asyncio, os, signal, sys, threading, warnings
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -446,7 +449,7 @@ def test_a_memory_that_is_forked_amid_calls_works_in_the_child(tmp_path: Path) -
 
 @pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
 @pytest.mark.parametrize("face", [MemoryStore, KronosMemory])
-def test_a_store_is_not_copied_and_the_error_says_what_to_do(
+def test_a_store_cannot_be_copied_and_the_error_says_what_to_do(
     tmp_path: Path, copying: Any, face: Any
 ) -> None:
     memories = face(tmp_path, **HASH)
@@ -461,7 +464,7 @@ def test_a_store_is_not_copied_and_the_error_says_what_to_do(
         assert isinstance(got.value, TypeError)
 
 
-def test_a_store_handed_to_a_spawned_process_is_refused_by_name(tmp_path: Path) -> None:
+def test_passing_a_store_to_a_spawned_process_is_refused_by_name(tmp_path: Path) -> None:
     program = """
     import multiprocessing, sys
     from kronos import MemoryStore

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-import kronos.index.faiss  # noqa: F401  loaded once, here
+import kronos.index.faiss.flat  # noqa: F401  loaded once, here
 from kronos import MemoryStore, Settings
 from kronos.db import dialect
 from kronos.embedding.hashing import HashEmbedder

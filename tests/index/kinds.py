@@ -1,4 +1,4 @@
-"""The index kinds that the conformance suite is run over, and a stand-in for FAISS's GPU."""
+"""The index kinds that the conformance suite covers, and a stand-in for FAISS's GPUs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import faiss
 
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.gpu.torch_index import TorchIndex
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
-from kronos.index.torch import TorchIndex
 from kronos.types import VectorIndex
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class GpuResources:
 
 
 class Options:
-    """The fields of FAISS's GpuClonerOptions; another one cannot be set."""
+    """The fields of FAISS's GpuClonerOptions; no other field can be set."""
 
     __slots__ = ("useFloat16", "use_cuvs")
 
@@ -46,9 +46,9 @@ class MultipleOptions(Options):
 
 
 class StandInGpu:
-    """A faiss module whose GPUs are copies in main memory, and which counts what it is asked.
+    """A faiss module whose GPUs are copies in main memory, and which records its calls.
 
-    What is no GPU's is the real FAISS's, its shards and replicas too.
+    Everything else is the real FAISS, including shards and replicas.
     """
 
     def __init__(self, gpus: int = 1) -> None:
@@ -56,7 +56,7 @@ class StandInGpu:
         self.full = False
         self.calls: list[str] = []
         self._parts: list[Any] = []
-        """Kept alive: FAISS does not."""
+        """Kept alive here: FAISS keeps only pointers."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(faiss, name)
@@ -105,10 +105,10 @@ class StandInGpu:
         return faiss.clone_index(copy.index)
 
     def _copied(self, index: Any, copy: Any, options: Options, where: str) -> StandInIndex:
-        assert not options.use_cuvs, "cuVS refuses lists of float16"
+        assert not options.use_cuvs, "cuVS refuses float16 lists"
         kind = type(index).__name__
         self.calls.append(f"{kind} to {where}{' half' if options.useFloat16 else ''}")
-        # For other kinds FAISS ignores it.
+        # FAISS ignores it for other kinds.
         return StandInIndex(copy, self, options.useFloat16 and kind == "IndexFlatIP")
 
 
@@ -152,13 +152,13 @@ class Kind:
 EAGER = IndexPolicy(
     flat_below=8, gpu_from=8, tail_least=5, tail_share=0, search_effort=4000, read_share=1
 )
-"""Builds whenever it can, and searches so hard that a graph, too, is exact."""
+"""Builds whenever it can, and searches so hard that even a graph is exact."""
 ALL_GRAPH = replace(EAGER, rows_for_step=0)
-"""Asks the graph whenever there is one."""
+"""Searches the graph whenever there is one."""
 
 
 class EagerIndex(LayeredIndex):
-    """Builds within every change, as no store does: so the laws hold over all its parts."""
+    """Builds within every change, as no store does, so the laws are tested over all its parts."""
 
     def __init__(self, dim: int, *, policy: IndexPolicy = EAGER, **options: Any) -> None:
         super().__init__(dim, policy=policy, **options)

@@ -1,4 +1,4 @@
-"""The one contract of every index kind, against a dict and brute force as the oracle."""
+"""The contract of every index kind, with a dict and brute force as the oracle."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.keys().tolist() == sorted(self.held)
 
 
-def test_any_order_of_changes_searches_and_saves_equals_a_dict(kind: Kind) -> None:
+def test_any_sequence_of_changes_searches_and_saves_equals_a_dict(kind: Kind) -> None:
     machine = type("Machine", (IndexMachine,), {"kind": kind})
     run_state_machine_as_test(
         machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
@@ -168,7 +168,7 @@ def test_an_empty_index_finds_nothing(kind: Kind) -> None:
     assert index.vectors_of(as_keys()).shape == (0, DIM)
 
 
-def test_a_key_that_was_removed_can_be_put_in_again(kind: Kind) -> None:
+def test_a_removed_key_can_be_added_again(kind: Kind) -> None:
     index = kind.make(DIM)
     old, new = coarse_vectors(2, 1)[:, None]
     index.upsert(as_keys(7), old)
@@ -210,7 +210,7 @@ def test_a_value_without_finite_products_is_refused_and_changes_nothing(
     assert b"".join(index.to_buffers()) == before
 
 
-def test_many_long_rows_are_taken_though_their_squares_overflow_together(kind: Kind) -> None:
+def test_many_long_rows_are_accepted_though_their_squares_overflow_together(kind: Kind) -> None:
     index = kind.make(DIM)
     vectors = np.full((100, DIM), 1e18, np.float32)
     index.upsert(np.arange(100), vectors)
@@ -244,14 +244,14 @@ def test_fewer_than_one_neighbour_is_refused(kind: Kind, k: int) -> None:
         held_index(kind).search(coarse_vectors(1, 0), k)
 
 
-def test_it_says_which_keys_it_holds(kind: Kind) -> None:
+def test_contains_tells_which_keys_are_held(kind: Kind) -> None:
     index = held_index(kind)
     asked = np.concatenate([index.keys()[:2], [-7, 10**12]])
-    np.testing.assert_array_equal(index.held(asked), [True, True, False, False])
-    assert index.held(as_keys()).shape == (0,)
+    np.testing.assert_array_equal(index.contains(asked), [True, True, False, False])
+    assert index.contains(as_keys()).shape == (0,)
 
 
-def test_vectors_of_a_key_that_is_not_held_names_it(kind: Kind) -> None:
+def test_vectors_of_names_a_key_that_is_not_held(kind: Kind) -> None:
     with pytest.raises(NotFoundError, match="key 99"):
         held_index(kind).vectors_of(as_keys(1, 99))
 
@@ -275,7 +275,7 @@ def test_rows_of_any_type_and_layout_are_kept_as_float32(kind: Kind, layout: str
     assert_answers(index.search(vectors, 3), held, exact, 3)
 
 
-def test_arrays_that_change_afterwards_do_not_change_the_index(kind: Kind) -> None:
+def test_changing_the_input_arrays_does_not_change_the_index(kind: Kind) -> None:
     keys, vectors = np.arange(4), coarse_vectors(4, 7)
     given = vectors.copy()
     index = kind.make(DIM)
@@ -288,7 +288,7 @@ def test_arrays_that_change_afterwards_do_not_change_the_index(kind: Kind) -> No
     np.testing.assert_array_equal(index.vectors_of(np.arange(4)), vectors)
 
 
-def test_bytes_come_back_as_the_same_bytes(kind: Kind) -> None:
+def test_an_index_read_from_bytes_writes_the_same_bytes(kind: Kind) -> None:
     index = kind.make(DIM)
     index.upsert(as_keys(5, 3, 900), coarse_vectors(3, 8))
     data = b"".join(index.to_buffers())
@@ -307,7 +307,7 @@ def test_bytes_come_back_as_the_same_bytes(kind: Kind) -> None:
         (lambda data: data[:16] + data[24:32] * 3 + data[40:], "2 more than once"),
     ],
 )
-def test_bytes_that_are_no_index_are_refused(kind: Kind, change: Any, words: str) -> None:
+def test_invalid_bytes_are_refused(kind: Kind, change: Any, words: str) -> None:
     with pytest.raises(SnapshotError, match=words):
         kind.from_bytes(change(b"".join(held_index(kind).to_buffers())), DIM)
 

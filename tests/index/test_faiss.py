@@ -1,4 +1,4 @@
-"""What only the FAISS index does: checks that `python -O` keeps."""
+"""The FAISS index alone: its checks also work under `python -O`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(kronos.index.__file__).parents[2]
 WRONG_WIDTHS = """
 import numpy as np
 from kronos.errors import DimensionMismatchError
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss.flat import FaissIndex
 
 index = FaissIndex(64)
 index.upsert(np.arange(9), np.ones((9, 64), np.float32))

@@ -1,6 +1,6 @@
-"""The main part on GPUs: the very calls to FAISS, and the host that goes on where they cannot.
+"""The main part on GPUs: the exact calls to FAISS, and the host that goes on after a failure.
 
-FAISS's GPU functions are stand-ins here; what they compute is the real FAISS's, on the CPU.
+FAISS's GPU functions are stand-ins here, which compute with the real FAISS on the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import pytest
 
 from kronos.errors import ConfigurationError, KronosWarning
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex, Graph
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.faiss.graph import Graph
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
 from tests.index.kinds import StandInGpu
@@ -74,7 +75,7 @@ def test_a_build_puts_all_rows_on_the_gpu_and_searches_ask_it(gpu: StandInGpu) -
     assert gpu.calls[3:] == ["search 26"]
 
 
-def test_what_came_since_is_on_the_cpu_until_the_next_build(gpu: StandInGpu) -> None:
+def test_recent_writes_are_on_the_cpu_until_the_next_build(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu)
     gpu.calls.clear()
     for each in (index, exact):
@@ -91,7 +92,7 @@ def test_what_came_since_is_on_the_cpu_until_the_next_build(gpu: StandInGpu) -> 
     assert_answers(index, exact)
 
 
-def test_where_many_near_rows_are_gone_more_candidates_are_asked_for(gpu: StandInGpu) -> None:
+def test_more_candidates_are_asked_for_if_many_near_rows_are_dead(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu, count=5000)
     query = rows(1, 9)
     gone = exact.search(query, 150)[1][0]
@@ -102,7 +103,7 @@ def test_where_many_near_rows_are_gone_more_candidates_are_asked_for(gpu: StandI
     assert gpu.calls == ["search 26", "search 156"]
 
 
-def test_a_filter_is_answered_by_the_gpu_when_enough_candidates_pass(gpu: StandInGpu) -> None:
+def test_the_gpu_answers_a_filtered_search_if_enough_candidates_pass(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu, count=20_000)
     gpu.calls.clear()
     half = np.random.default_rng(4).permutation(20_000)[:9000]
@@ -115,7 +116,7 @@ def test_a_filter_is_answered_by_the_gpu_when_enough_candidates_pass(gpu: StandI
     assert gpu.calls == []
 
 
-def test_a_filter_that_leaves_out_all_that_is_near_is_answered_by_the_cpu(gpu: StandInGpu) -> None:
+def test_the_cpu_answers_a_filtered_search_if_no_near_row_passes(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu, count=10_000)
     gpu.calls.clear()
     far = exact.search(rows(1, 9), 10_000)[1][0, 5000:]
@@ -123,7 +124,7 @@ def test_a_filter_that_leaves_out_all_that_is_near_is_answered_by_the_cpu(gpu: S
     assert gpu.calls == ["search 26", "search 156", "search 936", "search 2048"]
 
 
-def test_more_than_the_kernels_select_is_found_by_the_cpu(gpu: StandInGpu) -> None:
+def test_the_cpu_finds_more_rows_than_the_kernels_can_select(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu, count=3000)
     gpu.calls.clear()
     assert_answers(index, exact, k=2049, count=2)
@@ -147,7 +148,7 @@ def test_rows_that_float16_cannot_hold_are_kept_as_float32(gpu: StandInGpu) -> N
 @pytest.mark.parametrize(
     ("half", "kind"), [(False, "IndexIVFFlat"), (True, "IndexIVFScalarQuantizer")]
 )
-def test_many_rows_are_cut_into_lists(gpu: StandInGpu, half: bool, kind: str) -> None:
+def test_many_rows_make_an_inverted_file(gpu: StandInGpu, half: bool, kind: str) -> None:
     index, exact = on_gpu(gpu, count=3000, inverted_from=3000, gpu_half=half)
     end = " half" if half else ""
     assert gpu.calls == [
@@ -165,13 +166,13 @@ def test_many_rows_are_cut_into_lists(gpu: StandInGpu, half: bool, kind: str) ->
     assert index.policy.probes(216) == index.effort == 16
 
 
-def test_lists_that_hold_too_few_leave_the_search_to_the_cpu(gpu: StandInGpu) -> None:
+def test_the_cpu_searches_if_the_lists_hold_too_few_rows(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu, count=3000, inverted_from=3000)
     assert_answers(index, exact, k=1500, count=2)
 
 
 @pytest.mark.parametrize(("shards", "how"), [(True, "shards"), (False, "replicas")])
-def test_several_gpus_share_the_rows_or_the_questions(shards: bool, how: str) -> None:
+def test_several_gpus_share_the_rows_or_the_queries(shards: bool, how: str) -> None:
     gpu = StandInGpu(2)
     index, exact = on_gpu(gpu, gpu_shards=shards)
     assert gpu.calls == ["allocate", "allocate", f"IndexFlatIP to {how} 0,1", "add 100"]
@@ -192,7 +193,7 @@ def test_several_gpus_share_the_rows_or_the_questions(shards: bool, how: str) ->
         ("mps", 3, None),
     ],
 )
-def test_the_device_says_which_gpus_hold_the_rows(
+def test_the_device_selects_the_gpus_that_hold_the_rows(
     device: str, gpus: int, where: str | None
 ) -> None:
     gpu = StandInGpu(gpus)
@@ -203,7 +204,7 @@ def test_the_device_says_which_gpus_hold_the_rows(
 
 
 @pytest.mark.parametrize(("name", "uses"), [("auto", True), ("flat", True), ("HNSW32", False)])
-def test_a_graph_that_was_asked_for_is_on_no_gpu(gpu: StandInGpu, name: str, uses: bool) -> None:
+def test_a_named_graph_is_on_no_gpu(gpu: StandInGpu, name: str, uses: bool) -> None:
     policy = IndexPolicy.of(name)
     assert policy.uses_gpu == uses
     index = LayeredIndex(DIM, policy=policy, library=gpu)
@@ -217,7 +218,7 @@ def test_a_graph_that_was_asked_for_is_on_no_gpu(gpu: StandInGpu, name: str, use
         assert gpu.calls == ["allocate", "IndexFlatIP to gpu 0", "add 10000"]
 
 
-def test_a_full_gpu_is_warned_of_once_and_a_graph_takes_its_place(gpu: StandInGpu) -> None:
+def test_a_full_gpu_warns_once_and_a_graph_replaces_it(gpu: StandInGpu) -> None:
     gpu.full = True
     index = LayeredIndex(DIM, policy=POLICY, library=gpu)
     exact = ExactIndex(DIM)
@@ -234,7 +235,7 @@ def test_a_full_gpu_is_warned_of_once_and_a_graph_takes_its_place(gpu: StandInGp
     assert gpu.calls == calls
 
 
-def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(gpu: StandInGpu) -> None:
+def test_the_cpu_goes_on_after_a_gpu_fails_in_a_search(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu, count=300)
     gpu.full = True
     with pytest.warns(KronosWarning, match=r"300 vectors .* without the GPU"):
@@ -278,7 +279,7 @@ def test_a_forked_child_leaves_the_gpu_to_its_parent(gpu: StandInGpu) -> None:
     assert gpu.calls[len(calls) :] == ["search 26"]
 
 
-def test_its_bytes_are_those_of_a_flat_index(gpu: StandInGpu) -> None:
+def test_its_bytes_are_a_flat_index(gpu: StandInGpu) -> None:
     index, exact = on_gpu(gpu)
     index.upsert(np.arange(90, 120), rows(30, 2))
     flat = FaissIndex.from_bytes(b"".join(index.to_buffers()), DIM)
@@ -288,7 +289,7 @@ def test_its_bytes_are_those_of_a_flat_index(gpu: StandInGpu) -> None:
     del exact
 
 
-def test_a_graphs_bytes_are_read_where_a_gpu_is(gpu: StandInGpu) -> None:
+def test_a_graphs_bytes_are_read_on_a_machine_with_a_gpu(gpu: StandInGpu) -> None:
     graph, exact = LayeredIndex(DIM, device="cpu", policy=POLICY), ExactIndex(DIM)
     for each in (graph, exact):
         each.upsert(np.arange(300), rows(300, 1))
@@ -305,7 +306,7 @@ def test_a_graphs_bytes_are_read_where_a_gpu_is(gpu: StandInGpu) -> None:
     assert_answers(index, exact)
 
 
-def test_a_build_that_is_stopped_changes_nothing(gpu: StandInGpu) -> None:
+def test_a_stopped_build_changes_nothing(gpu: StandInGpu) -> None:
     index = LayeredIndex(DIM, policy=POLICY, library=gpu)
     index.upsert(np.arange(300), rows(300, 1))
     made = index.begin_build()

@@ -1,4 +1,4 @@
-"""What only the layered index does: builds beside searches, tombstones, recall, its bytes."""
+"""The layered index alone: builds beside searches, dead rows, recall, its bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import pytest
 
 from kronos.errors import ConfigurationError, SnapshotError
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex, Graph, bits_of
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.faiss.graph import Graph
+from kronos.index.faiss.rows import bits_of
 from kronos.index.layered import LayeredIndex
-from kronos.index.parts import Part
+from kronos.index.part import Part
 from kronos.index.policy import IndexPolicy
-from kronos.index.tuning import EFFORTS, Tuned
+from kronos.index.tuning import EFFORTS, TuningResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 DIM = 24
 POLICY = IndexPolicy(flat_below=500, tail_least=100, rows_for_step=4)
-"""Asks the graph in small indexes too."""
+"""Searches the graph in small indexes too."""
 
 
 def rows(count: int, seed: int) -> Vectors:
@@ -108,7 +110,7 @@ def test_a_random_walk_equals_the_exact_index(seed: int) -> None:
 
 @pytest.mark.parametrize("percent", [1, 10, 30, 50, 90])
 @pytest.mark.parametrize("k", [1, 10, 100])
-def test_filtered_searches_find_what_there_is(percent: int, k: int) -> None:
+def test_filtered_searches_find_all_that_is_allowed(percent: int, k: int) -> None:
     index = built(6000)
     index.remove(np.arange(0, 6000, 7))
     index.upsert(np.arange(3000, 3050), rows(50, 5))
@@ -117,7 +119,7 @@ def test_filtered_searches_find_what_there_is(percent: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_filter_that_is_asked_again_follows_what_was_written(read_only: bool) -> None:
+def test_a_repeated_filter_follows_the_writes(read_only: bool) -> None:
     index = built(6000)
     allowed = np.flatnonzero(np.random.default_rng(3).random(6000) < 0.3)
     allowed.flags.writeable = not read_only
@@ -134,7 +136,7 @@ def test_a_filter_that_is_asked_again_follows_what_was_written(read_only: bool) 
             assert recall(index, copied(index), allowed=allowed) >= 0.98, number
 
 
-def test_a_filters_keys_that_are_changed_in_place_are_looked_up_anew() -> None:
+def test_a_filter_array_changed_in_place_is_looked_up_again() -> None:
     index = built(6000)
     allowed = np.arange(0, 2000)
     assert recall(index, copied(index), allowed=allowed) >= 0.98
@@ -144,7 +146,7 @@ def test_a_filters_keys_that_are_changed_in_place_are_looked_up_anew() -> None:
     assert found.min() >= 2000
 
 
-def test_filters_that_come_and_go_are_each_found_by_their_own_keys() -> None:
+def test_each_of_many_short_lived_filters_uses_its_own_keys() -> None:
     index, rng = built(3000), np.random.default_rng(4)
     for _ in range(60):  # arrays that are gone leave their identity to others
         allowed = np.flatnonzero(rng.random(3000) < 0.2)
@@ -160,7 +162,7 @@ def test_any_number_of_neighbours_is_found(k: int) -> None:
     assert recall(index, copied(index), k) >= 0.97
 
 
-def test_as_many_as_are_held_are_found_when_nearly_all_are_dead() -> None:
+def test_all_live_rows_are_found_when_nearly_all_are_dead() -> None:
     index = built()
     index.remove(np.arange(1990))
     _, keys = index.search(rows(3, 9), 10)
@@ -171,7 +173,7 @@ def test_as_many_as_are_held_are_found_when_nearly_all_are_dead() -> None:
     assert (len(index), index.kind) == (0, "faiss-flat")
 
 
-def test_where_a_graph_does_not_lead_to_enough_all_are_compared() -> None:
+def test_all_rows_are_compared_if_a_graph_leads_to_too_few() -> None:
     index = LayeredIndex(DIM, device="cpu", policy=replace(POLICY, rows_for_step=0))
     index.upsert(np.arange(2000), np.repeat(rows(40, 1), 50, axis=0))  # linked among themselves
     build(index)
@@ -193,7 +195,7 @@ def test_a_write_is_found_at_once_while_a_build_runs_and_after_it() -> None:
     for finish in (lambda: None, made.run, lambda: index.finish_build(made)):
         finish()
         assert index.search(new, 1)[1][:, 0].tolist() == [5, 2100, 9000]
-        assert not index.held(np.array([6, 2101])).any()
+        assert not index.contains(np.array([6, 2101])).any()
         assert len(index) == 2199
         assert not np.isin([6, 2101], index.search(rows(1, 1), 2199)[1]).any()
         np.testing.assert_array_equal(index.vectors_of(np.array([9000, 5, 2100])), new[[2, 0, 1]])
@@ -224,7 +226,7 @@ def test_searches_and_writes_go_on_beside_a_build() -> None:
     assert recall(index, exact) >= 0.97
 
 
-def test_a_build_that_is_stopped_changes_nothing() -> None:
+def test_a_stopped_build_changes_nothing() -> None:
     index = built()
     index.upsert(np.arange(2000, 4000), rows(2000, 2))
     exact = copied(index)
@@ -244,7 +246,7 @@ def test_a_build_that_is_stopped_changes_nothing() -> None:
     assert_same(index, exact)
 
 
-def test_a_build_whose_parts_are_gone_is_not_taken() -> None:
+def test_a_build_whose_parts_are_gone_is_rejected() -> None:
     index = built()
     index.upsert(np.arange(2000, 2200), rows(200, 2))
     first, second = index.begin_build(), index.begin_build()
@@ -267,7 +269,7 @@ def test_rows_frozen_while_another_build_ran_stay() -> None:
     assert recall(index, copied(index)) >= 0.97
 
 
-def test_a_tail_is_merged_and_a_worn_graph_is_built_anew() -> None:
+def test_a_tail_is_merged_and_a_worn_graph_is_rebuilt() -> None:
     index = built()
     index.upsert(np.arange(2000, 2150), rows(150, 2))
     merge = index.begin_build()
@@ -276,15 +278,15 @@ def test_a_tail_is_merged_and_a_worn_graph_is_built_anew() -> None:
     assert index.finish_build(merge)
     index.remove(np.arange(500))
     assert index.build_is_due
-    anew = index.begin_build()
-    assert anew.is_from_scratch
-    assert anew.run()
-    assert index.finish_build(anew)
+    rebuild = index.begin_build()
+    assert rebuild.is_from_scratch
+    assert rebuild.run()
+    assert index.finish_build(rebuild)
     assert len(b"".join(index.to_buffers())) < len(b"".join(built(2000).to_buffers()))
     assert recall(index, copied(index)) >= 0.97
 
 
-def test_when_to_build_is_the_policys_to_say() -> None:
+def test_the_policy_tells_when_to_build() -> None:
     index = LayeredIndex(DIM, device="cpu", policy=POLICY)
     index.upsert(np.arange(499), rows(499, 1))
     assert not index.build_is_due
@@ -301,7 +303,7 @@ def test_when_to_build_is_the_policys_to_say() -> None:
     assert not never.build_is_due
 
 
-def test_a_flat_snapshot_is_read_and_a_graphs_one_by_a_flat_index() -> None:
+def test_a_flat_index_and_a_layered_one_read_each_others_bytes() -> None:
     flat = FaissIndex(DIM)
     flat.upsert(np.arange(2000), rows(2000, 1))
     index = LayeredIndex.from_bytes(b"".join(flat.to_buffers()), DIM, device="cpu", policy=POLICY)
@@ -315,7 +317,7 @@ def test_a_flat_snapshot_is_read_and_a_graphs_one_by_a_flat_index() -> None:
     assert_same(back, copied(index))
 
 
-def test_a_graph_comes_back_from_its_bytes_without_a_build() -> None:
+def test_a_graph_is_read_from_bytes_without_a_build() -> None:
     index = built()
     index.remove(np.arange(0, 2000, 9))
     index.upsert(np.arange(0, 300, 2), rows(150, 4))
@@ -329,7 +331,7 @@ def test_a_graph_comes_back_from_its_bytes_without_a_build() -> None:
 
 
 @pytest.mark.parametrize("copies", [40, 1000])
-def test_many_rows_with_one_vector_are_found_from_everywhere(copies: int) -> None:
+def test_many_rows_with_the_same_vector_are_found_from_everywhere(copies: int) -> None:
     distinct = rows(6000 // copies + 200, 8)
     vectors = np.repeat(distinct, copies, axis=0)[np.random.default_rng(1).permutation(6000)]
     index = LayeredIndex(DIM, device="cpu", policy=POLICY)
@@ -353,7 +355,7 @@ def test_many_rows_with_one_vector_are_found_from_everywhere(copies: int) -> Non
     assert_same(back, exact)
 
 
-def test_buffers_stay_as_they_were_whatever_becomes_of_the_index() -> None:
+def test_buffers_do_not_change_with_the_index() -> None:
     index = built()
     before = b"".join(index.to_buffers())
     buffers = index.to_buffers()
@@ -369,7 +371,7 @@ def test_buffers_stay_as_they_were_whatever_becomes_of_the_index() -> None:
     del others
 
 
-def test_a_graph_that_lies_in_bytes_is_built_on_in_memory_of_its_own() -> None:
+def test_a_build_copies_a_graph_that_is_read_in_place() -> None:
     data = b"".join(built().to_buffers())
     kept = bytes(data)
     back = LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY, known=True)
@@ -389,7 +391,7 @@ LISTS = ("IVF10,Flat", "IVF10,SQ8", "IVF10,RaBitQ")
 
 
 @pytest.mark.parametrize("main", [*CODED, *LISTS])
-def test_rows_in_fewer_bits_are_found_with_exact_scores(main: str) -> None:
+def test_encoded_rows_are_found_with_exact_scores(main: str) -> None:
     policy = replace(POLICY, main=main, search_effort=10 if main in LISTS else 64)
     index = built(4000, policy)
     index.remove(np.arange(0, 4000, 11))
@@ -415,7 +417,7 @@ def test_rows_in_fewer_bits_are_found_with_exact_scores(main: str) -> None:
 
 
 @pytest.mark.parametrize("main", ["HNSW8,SQ8", "IVF10,Flat"])
-def test_a_compacted_index_of_codes_holds_nothing_of_a_removed_key(main: str) -> None:
+def test_a_compacted_index_of_coded_rows_holds_nothing_of_a_removed_key(main: str) -> None:
     index = built(2000, replace(POLICY, main=main))
     assert index.compacted().kind == "faiss-coded"
     old = index.vectors_of(np.arange(30))
@@ -428,7 +430,7 @@ def test_a_compacted_index_of_codes_holds_nothing_of_a_removed_key(main: str) ->
     assert compacted.build_is_due
 
 
-def test_another_kind_than_the_snapshot_has_is_built_when_it_is_wanted() -> None:
+def test_a_main_part_of_another_kind_than_the_policys_is_rebuilt() -> None:
     index = built()
     data = b"".join(index.to_buffers())
     policy = replace(POLICY, main="IVF10,SQ8", search_effort=10)
@@ -458,8 +460,8 @@ def test_codes_that_do_not_fit_their_rows_are_refused() -> None:
             LayeredIndex.from_bytes(damaged, DIM, device="cpu", policy=policy)
 
 
-def test_what_faiss_cannot_make_is_refused_at_once() -> None:
-    with pytest.raises(ConfigurationError, match="is none that FAISS"):
+def test_an_index_that_faiss_cannot_make_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="cannot make index="):
         LayeredIndex(DIM, device="cpu", policy=replace(POLICY, main="HNSW16,Nonsense"))
 
 
@@ -517,7 +519,7 @@ def test_a_compacted_index_holds_no_vector_of_a_removed_key(gone: int) -> None:
     assert recall(LayeredIndex.from_bytes(data, DIM, device="cpu", policy=POLICY), exact) >= 0.97
 
 
-def test_compacting_leaves_the_index_itself_alone() -> None:
+def test_compacting_does_not_change_the_index_itself() -> None:
     index = built()
     index.remove(np.arange(100))
     before = b"".join(index.to_buffers())
@@ -549,7 +551,7 @@ def test_harder_searches_find_more() -> None:
     assert found[1] >= 0.999
 
 
-def test_tuning_finds_the_least_effort_that_is_enough() -> None:
+def test_tuning_finds_the_least_sufficient_effort() -> None:
     index = built(6000, replace(POLICY, rows_for_step=0))
     index.remove(np.arange(0, 6000, 9))
     tuning = index.begin_tuning()
@@ -570,17 +572,17 @@ def test_tuning_finds_the_least_effort_that_is_enough() -> None:
     assert index.tuned == found[2]
 
 
-def test_so_hard_a_search_that_it_compares_all_is_exact() -> None:
+def test_an_effort_that_compares_all_rows_is_exact() -> None:
     policy = replace(POLICY, rows_for_step=400, search_effort=10)
     index = built(6000, policy)
     tuning = index.begin_tuning()
     assert tuning is not None
-    assert tuning.run(1.0) == Tuned(EFFORTS[0], 1.0)
-    index.tune(Tuned(EFFORTS[0], 1.0))
+    assert tuning.run(1.0) == TuningResult(EFFORTS[0], 1.0)
+    index.tune(TuningResult(EFFORTS[0], 1.0))
     assert recall(index, copied(index)) == 1
 
 
-def test_of_memories_that_are_equally_near_any_will_do() -> None:
+def test_any_of_several_equally_near_memories_counts_as_found() -> None:
     index = LayeredIndex(DIM, device="cpu", policy=replace(POLICY, rows_for_step=0))
     index.upsert(np.arange(2400), np.repeat(rows(200, 1), 12, axis=0))
     build(index)
@@ -591,7 +593,7 @@ def test_of_memories_that_are_equally_near_any_will_do() -> None:
     assert tuned.recall == 1
 
 
-def test_what_is_measured_holds_for_questions_that_are_no_memories() -> None:
+def test_measured_recall_holds_for_queries_that_are_not_memories() -> None:
     vectors = np.random.default_rng(0).standard_normal((6000, 48)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     questions, memories = vectors[:200], vectors[200:]
@@ -610,7 +612,7 @@ def test_what_is_measured_holds_for_questions_that_are_no_memories() -> None:
         assert abs(found - tuned.recall) < 0.05
 
 
-def test_what_is_exact_needs_no_tuning_and_tuning_stops() -> None:
+def test_an_exact_index_needs_no_tuning_and_tuning_can_be_stopped() -> None:
     index = LayeredIndex(DIM, device="cpu", policy=POLICY)
     index.upsert(np.arange(600), rows(600, 1))
     assert index.begin_tuning() is None
@@ -621,16 +623,16 @@ def test_what_is_exact_needs_no_tuning_and_tuning_stops() -> None:
     index.remove(np.arange(1, 600))
     alone = index.begin_tuning()
     assert alone is not None
-    assert alone.run(0.98) == Tuned(EFFORTS[0], 1.0)
+    assert alone.run(0.98) == TuningResult(EFFORTS[0], 1.0)
 
 
-def test_a_graph_that_does_not_lead_to_as_many_as_there_are_is_not_believed() -> None:
-    """What may be found lies far from the question, beyond what so little effort looks at."""
+def test_a_graph_that_leads_to_too_few_rows_is_not_trusted() -> None:
+    """The allowed rows are far from the query, beyond the reach of such a small effort."""
     graph, vectors = Graph(DIM, width=8, effort=40), rows(2000, 4)
     graph.add(vectors)
     far = np.sort(np.argsort(vectors @ vectors[0])[:10])
     allowed = bits_of(far, 2000)
     assert graph.search(vectors[:1], 10, 10, allowed)[1].min() < 0, "it finds fewer"
-    scores, keys = Part(np.arange(5000, 7000), graph)._look(vectors[:1], 10, 10, allowed)
+    scores, keys = Part(np.arange(5000, 7000), graph)._search_rows(vectors[:1], 10, 10, allowed)
     assert sorted(keys[0].tolist()) == (5000 + far).tolist()
     assert scores[0] == pytest.approx(np.sort(vectors[far] @ vectors[0])[::-1], abs=1e-5)

@@ -1,4 +1,4 @@
-"""Snapshots: whole or refused by name, newest wins, and a fault leaves the old one."""
+"""Snapshots are read whole or refused with a reason; the newest wins; a fault keeps the old one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from kronos.index.exact import ExactIndex
 from kronos.index.snapshot import (
     SnapshotHeader,
     SnapshotIdentity,
+    discard_leftovers,
     discard_snapshots,
-    discard_strays,
+    leftovers,
     read_newest,
-    strays,
     write_snapshot,
 )
 
@@ -53,7 +53,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_an_index_comes_back_exactly(tmp_path: Path) -> None:
+def test_an_index_is_restored_exactly(tmp_path: Path) -> None:
     index = ExactIndex(4)
     index.upsert(np.array([9, 2]), np.arange(8, dtype=np.float32).reshape(2, 4))
     header = SnapshotHeader(IDENTITY, seq=1234, count=2)
@@ -69,14 +69,14 @@ def test_an_index_comes_back_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", bytes(range(256)) * 20_000])
-def test_a_payload_of_any_size_comes_back(tmp_path: Path, payload: bytes) -> None:
+def test_a_payload_of_any_size_is_restored(tmp_path: Path, payload: bytes) -> None:
     save(tmp_path, 1, payload)
     found = read_newest(tmp_path, IDENTITY)
     assert found is not None
     assert found[1] == payload
 
 
-def test_none_is_found_where_none_was_saved(tmp_path: Path) -> None:
+def test_no_snapshot_is_found_if_none_was_saved(tmp_path: Path) -> None:
     assert read_newest(tmp_path / "absent", IDENTITY) is None
     save(tmp_path, 5, space_id=33)
     (tmp_path / "space-3-5.kronos").write_text("not ours")
@@ -112,8 +112,8 @@ def test_every_truncation_and_every_appended_byte_is_found(tmp_path: Path) -> No
     ("damage", "cause"),
     [
         (lambda data: data[:5], "cut off after 5 bytes"),
-        (lambda data: b"SQLite f" + data[8:], "no snapshot"),
-        (lambda data: data[:8] + b"\2" + data[9:], "format 2, this Kronos reads 1"),
+        (lambda data: b"SQLite f" + data[8:], "is not a snapshot"),
+        (lambda data: data[:8] + b"\2" + data[9:], "format 2, this version of Kronos reads 1"),
         (lambda data: data[:12] + b"\xff\xff\xff\xff" + data[16:], "a header of 4294967295 bytes"),
         (lambda data: data.replace(b'"seq": 7', b'"seq": 8'), "header does not match"),
         (lambda data: data[:-1], "payload of 7 bytes, found 6"),
@@ -148,7 +148,7 @@ def test_a_snapshot_of_another_index_is_refused_by_name(
         read_newest(tmp_path, replace(IDENTITY, **other))
 
 
-def test_a_snapshot_of_another_space_under_this_ones_name_is_refused(tmp_path: Path) -> None:
+def test_a_snapshot_of_another_space_under_this_spaces_name_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 7, space_id=4).rename(tmp_path / f"space-3-{7:020d}.kronos")
     with pytest.raises(SnapshotError, match="space_id is 4, expected 3"):
         read_newest(tmp_path, IDENTITY)
@@ -161,13 +161,13 @@ def test_an_old_snapshot_under_a_newer_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
-def test_what_cannot_be_read_is_refused(tmp_path: Path, make: Any) -> None:
+def test_an_unreadable_snapshot_is_refused(tmp_path: Path, make: Any) -> None:
     make(tmp_path / f"space-3-{7:020d}.kronos")
     with pytest.raises(SnapshotError):
         read_newest(tmp_path, IDENTITY)
 
 
-def test_a_snapshot_that_vanishes_for_a_newer_one_is_no_fault(
+def test_a_snapshot_that_a_newer_one_replaces_while_reading_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 7)
@@ -182,7 +182,7 @@ def test_a_snapshot_that_vanishes_for_a_newer_one_is_no_fault(
     assert newest_seq(tmp_path) == 8
 
 
-def test_a_newer_snapshot_takes_the_place_of_older_ones_of_its_space_alone(tmp_path: Path) -> None:
+def test_a_newer_snapshot_replaces_the_older_ones_of_its_space_only(tmp_path: Path) -> None:
     for space_id in (3, 33):
         save(tmp_path, 7, space_id=space_id)
     save(tmp_path, 1000)
@@ -199,7 +199,7 @@ def test_an_older_or_equal_snapshot_is_not_published(tmp_path: Path, seq: int) -
     assert bytes(found[1]) == b"first"
 
 
-def test_a_discarded_snapshot_makes_room_for_one_of_a_lower_seq(tmp_path: Path) -> None:
+def test_a_snapshot_of_a_lower_seq_can_follow_a_discarded_one(tmp_path: Path) -> None:
     save(tmp_path, 1000)
     other = save(tmp_path, 5, space_id=4)
     discard_snapshots(tmp_path, 3)
@@ -216,7 +216,7 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("mapped")
-def test_a_large_payload_is_verified_once_by_whoever_is_first(tmp_path: Path) -> None:
+def test_the_first_reader_alone_verifies_a_large_payload(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     mark = path.with_name(f"{path.name}.verified")
     assert names(tmp_path) == [path.name, mark.name]
@@ -242,7 +242,7 @@ def test_a_large_payload_is_verified_once_by_whoever_is_first(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("mapped")
 @pytest.mark.parametrize("change", [lambda data: data[:-1] + b"!", lambda data: data[:-1]])
-def test_a_large_payload_that_was_written_to_is_damaged_marked_or_not(
+def test_an_overwritten_large_payload_is_refused_with_or_without_a_mark(
     tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     path = save(tmp_path, 7)
@@ -262,7 +262,7 @@ def test_a_payload_stays_readable_when_its_snapshot_is_replaced(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("mapped")
-def test_where_no_mark_can_be_written_everybody_verifies(
+def test_every_reader_verifies_if_no_mark_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -277,26 +277,26 @@ def test_where_no_mark_can_be_written_everybody_verifies(
     assert names(tmp_path) == [path.name]
 
 
-def test_what_a_dead_writer_left_goes_and_what_a_live_one_writes_stays(tmp_path: Path) -> None:
+def test_a_dead_writers_files_are_deleted_and_a_live_writers_stay(tmp_path: Path) -> None:
     stray = tmp_path / f"space-9-{5:020d}.kronos.{'0a' * 16}.part"
     foreign = tmp_path / "notes.tmp"
     for path in (stray, foreign):
         path.write_bytes(b"half")
-    with locked(tmp_path) as alone:  # somebody writes
+    with locked(tmp_path) as alone:  # another process writes
         assert alone
         assert write_snapshot(tmp_path, SnapshotHeader(IDENTITY, 7, 2), [b"payload"]) is None
-        discard_strays(tmp_path)
+        discard_leftovers(tmp_path)
         assert names(tmp_path) == sorted([stray.name, foreign.name])
-    assert strays(tmp_path) == [stray]
+    assert leftovers(tmp_path) == [stray]
     published = save(tmp_path, 7)
     assert names(tmp_path) == sorted([published.name, foreign.name])
     stray.write_bytes(b"half")
-    discard_strays(tmp_path)
-    discard_strays(tmp_path / "absent")
+    discard_leftovers(tmp_path)
+    discard_leftovers(tmp_path / "absent")
     assert names(tmp_path) == sorted([published.name, foreign.name])
 
 
-def test_processes_that_save_at_once_write_one_at_a_time_and_the_newest_wins(
+def test_concurrent_processes_save_one_at_a_time_and_the_newest_wins(
     tmp_path: Path,
 ) -> None:
     script = f"""
@@ -373,7 +373,7 @@ def test_the_file_is_synced_before_its_rename_and_the_folder_after(
     assert steps == ["sync file", "rename", "sync folder"]
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_typed_error(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "index").write_text("no folder")
     with pytest.raises(StorageError, match="cannot be written"):
         save(tmp_path / "index", 7)
@@ -444,7 +444,7 @@ save(8, b"payload")
     assert newest_seq(tmp_path) == 9
 
 
-def test_two_processes_that_save_at_once_leave_the_newest_alone(tmp_path: Path) -> None:
+def test_two_processes_that_save_concurrently_leave_only_the_newest(tmp_path: Path) -> None:
     save(tmp_path, 1)
     code = """
 for seq in range(int(sys.argv[2]), 202, 2):

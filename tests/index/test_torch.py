@@ -1,6 +1,6 @@
-"""What only the torch index does: its copy on the device, chunks, float16, and a device that fails.
+"""The torch index alone: its copy on the device, chunks, float16, and a device that fails.
 
-torch's "cpu" stands in for a GPU: the same code runs, and its memory is made to run out on purpose.
+torch's "cpu" stands in for a GPU: it runs the same code, and tests make its memory run out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import kronos.index.torch as module
+import kronos.index.gpu.torch_index as module
 from kronos import MemoryStore, NewMemory, Settings, devices
 from kronos.errors import KronosWarning
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.gpu.torch_index import TorchIndex, torch_device
 from kronos.index.layered import LayeredIndex
 from kronos.index.policy import IndexPolicy
-from kronos.index.torch import TorchIndex, torch_device
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 DIM = 16
@@ -46,7 +46,7 @@ class Watched(TorchDispatchMode):  # type: ignore[misc]
         self.largest = 0
         """Numbers in the largest product of two matrices, or rows gathered for one."""
         self.copied = 0
-        """Numbers that were copied to where they lie already: rows, as a rule."""
+        """Numbers that were copied within their own device: usually rows."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
@@ -79,8 +79,8 @@ def assert_answers(index: Any, exact: ExactIndex, k: int = 7, allowed: Any = Non
 
 @pytest.mark.parametrize("half", [False, True])
 def test_no_product_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
-    monkeypatch.setattr(module, "_AT_ONCE", 2000)
-    monkeypatch.setattr(module, "_QUERIES", 25)
+    monkeypatch.setattr(module, "_MAX_NUMBERS", 2000)
+    monkeypatch.setattr(module, "_MAX_QUERIES", 25)
     index, exact = both(1000, half=half)
     with Watched() as watched:
         for allowed in (None, np.arange(0, 1000, 3), np.arange(700)):
@@ -90,7 +90,7 @@ def test_no_product_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch, ha
     assert 1000 < watched.largest <= 2000
 
 
-def test_only_what_is_new_or_overwritten_is_copied() -> None:
+def test_only_new_and_overwritten_rows_are_copied() -> None:
     index, exact = both(1000)
     changes = [(np.arange(0, 800, 2), 0), (np.arange(1000, 1003), 3)]
     with Watched() as watched:
@@ -107,7 +107,7 @@ def test_only_what_is_new_or_overwritten_is_copied() -> None:
     np.testing.assert_array_equal(index.vectors_of(np.array([2, 0])), rows(2, 5)[::-1])
 
 
-def test_filling_it_copies_each_row_a_few_times_however_many_the_changes() -> None:
+def test_filling_the_index_copies_each_row_only_a_few_times() -> None:
     index, exact = TorchIndex(DIM, device="cpu"), ExactIndex(DIM)
     hosts = []
     with Watched() as watched:
@@ -121,7 +121,7 @@ def test_filling_it_copies_each_row_a_few_times_however_many_the_changes() -> No
     assert watched.copied <= 8 * 4000 * DIM
 
 
-def test_removed_rows_are_let_go_once_they_are_many() -> None:
+def test_many_removed_rows_are_dropped() -> None:
     index, exact = both(1000)
     for keys in (np.arange(0, 1000, 10), np.arange(0, 1000, 2), np.arange(1000)):
         assert index.remove(keys) == exact.remove(keys)
@@ -132,7 +132,7 @@ def test_removed_rows_are_let_go_once_they_are_many() -> None:
     assert_answers(index, exact)
 
 
-def test_float16_is_asked_for_more_until_no_other_row_can_be_nearer() -> None:
+def test_float16_gives_more_candidates_until_no_other_row_can_be_nearer() -> None:
     """Rows that float16 cannot tell apart, more of them than are asked for at first."""
     near = rows(1, 1) + 1e-5 * np.random.default_rng(2).standard_normal((900, DIM))
     index, exact = TorchIndex(DIM, device="cpu", half=True), ExactIndex(DIM)
@@ -147,7 +147,7 @@ def test_float16_is_asked_for_more_until_no_other_row_can_be_nearer() -> None:
     assert found[1].max() < 900
 
 
-def test_a_row_that_float16_cannot_hold_makes_all_float32() -> None:
+def test_a_row_that_float16_cannot_hold_switches_to_float32() -> None:
     index, exact = both(100, half=True)
     assert_answers(index, exact)
     for each in (index, exact):
@@ -156,7 +156,7 @@ def test_a_row_that_float16_cannot_hold_makes_all_float32() -> None:
     assert index._copy._buffer.dtype == torch.float32
 
 
-def test_scores_are_exact_where_a_program_lets_torch_multiply_with_fewer_bits() -> None:
+def test_scores_are_exact_if_a_program_lets_torch_multiply_with_fewer_bits() -> None:
     index, exact = both(2000)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -168,7 +168,7 @@ def test_scores_are_exact_where_a_program_lets_torch_multiply_with_fewer_bits() 
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="an older torch")
-def test_the_newer_way_to_let_torch_multiply_with_fewer_bits_is_seen() -> None:
+def test_the_newer_setting_for_fewer_bits_is_detected() -> None:
     index, exact = both(2000)
     before = torch.backends.fp32_precision
     torch.backends.fp32_precision = "tf32"
@@ -180,7 +180,7 @@ def test_the_newer_way_to_let_torch_multiply_with_fewer_bits_is_seen() -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("full", ["empty", "copy_", "matmul", "topk", "index", "masked_fill_"])
-def test_when_memory_runs_out_the_host_goes_on_and_nothing_is_lost(full: str, half: bool) -> None:
+def test_the_host_goes_on_without_loss_when_memory_runs_out(full: str, half: bool) -> None:
     index, exact = both(800, half=half)
     if full != "empty":
         assert_answers(index, exact)
@@ -247,11 +247,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mps", None),
     ],
 )
-def test_the_device_says_which_gpu_holds_the_rows(device: str, chosen: str | None) -> None:
+def test_the_device_selects_the_gpu_that_holds_the_rows(device: str, chosen: str | None) -> None:
     assert torch_device(device) == chosen
 
 
-def test_a_driver_that_fails_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_driver_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> bool:
         raise RuntimeError("CUDA driver initialization failed")
 
@@ -259,7 +259,7 @@ def test_a_driver_that_fails_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert torch_device("auto") is None
 
 
-def test_where_no_gpu_can_be_torch_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_not_imported_if_there_cannot_be_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_ACCELERATOR_NODES", ())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "torch")
@@ -291,7 +291,7 @@ def on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_torch")
-def test_a_layered_index_leaves_all_to_torch_and_builds_nothing() -> None:
+def test_a_layered_index_on_torch_builds_nothing() -> None:
     policy = IndexPolicy(flat_below=100, tail_least=10, gpu_half=True)
     index, exact = LayeredIndex(DIM, policy=policy), ExactIndex(DIM)
     for each in (index, exact):
@@ -312,9 +312,7 @@ def test_a_layered_index_leaves_all_to_torch_and_builds_nothing() -> None:
 
 @pytest.mark.usefixtures("on_torch")
 @pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_a_store_is_searched_by_torch_and_opened_again_anywhere(
-    tmp_path: Path, storage: Any
-) -> None:
+def test_a_store_searched_by_torch_can_be_reopened_anywhere(tmp_path: Path, storage: Any) -> None:
     settings = Settings(gpu_storage=storage, snapshot_changes=100)
     vectors, exact = rows(600, 1), ExactIndex(DIM)
     options: dict[str, Any] = {"embedding_model": None, "embedding_dim": DIM, "settings": settings}
@@ -342,7 +340,7 @@ def test_a_store_is_searched_by_torch_and_opened_again_anywhere(
 
 
 @pytest.mark.usefixtures("on_torch")
-def test_a_layered_index_reads_a_graph_and_gives_up_a_gpu_that_fails_for_one() -> None:
+def test_a_layered_index_reads_a_graph_and_returns_to_one_after_a_gpu_failure() -> None:
     policy = IndexPolicy(flat_below=100, tail_least=10, search_effort=2000)
     graph, exact = LayeredIndex(DIM, device="cpu", policy=policy), ExactIndex(DIM)
     for each in (graph, exact):
@@ -361,7 +359,7 @@ def test_a_layered_index_reads_a_graph_and_gives_up_a_gpu_that_fails_for_one() -
 
 
 @pytest.mark.usefixtures("on_torch")
-def test_a_graph_that_was_asked_for_is_not_left_to_torch() -> None:
+def test_a_named_graph_is_not_held_by_torch() -> None:
     index = LayeredIndex(DIM, policy=IndexPolicy.of("HNSW16"))
     assert isinstance(index._tail, FaissIndex)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kronos.errors import InputError
 from kronos.index.exact import ExactIndex
-from kronos.index.faiss import FaissIndex
+from kronos.index.faiss.flat import FaissIndex
 from kronos.search.duplicates import KeyGroup, near_duplicates
 
 if TYPE_CHECKING:

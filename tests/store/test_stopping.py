@@ -16,7 +16,7 @@ import pytest
 
 from kronos import KronosMemory, MemoryStore, Progress
 from kronos.aio.calls import Stop
-from kronos.concurrency.steps import Steps
+from kronos.concurrency.progress import Steps
 from kronos.db import dialect
 from kronos.errors import NotFoundError, StoppedError, StorageError, StoreClosedError
 from kronos.search import duplicates
@@ -316,7 +316,7 @@ def test_long_verbs_and_no_others_can_be_stopped(face: type, name: str) -> None:
 
 def test_steps_without_arguments_neither_tell_nor_stop() -> None:
     steps = Steps()
-    steps.take()
-    steps.go_on()
-    assert list(steps.counted("abc")) == ["a", "b", "c"]
+    steps.advance()
+    steps.check_stopped()
+    assert list(steps.track("abc")) == ["a", "b", "c"]
     assert np.array_equal([steps.done, steps.is_stopped], [1, 0])

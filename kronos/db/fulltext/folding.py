@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from kronos.concurrency.pieces import at_spaces
+from kronos.concurrency.large_values import split_text
 
 if TYPE_CHECKING:
     from kronos.settings import Tokenizer
@@ -68,7 +68,7 @@ def fold(text: str, tokenizer: Tokenizer) -> str | None:
         The tokens, with spaces between them, or a text that unicode61 reads as these; None where
         the text is its own fold.
     """
-    parts = [*at_spaces(text)]
+    parts = [*split_text(text, _clause_end)]
     if tokenizer == "trigram":
         return f" {_tokens(parts, list, plain=_split)} "
     if all(map(_is_plain, parts)):
@@ -85,7 +85,7 @@ def read(question: str, tokenizer: Tokenizer) -> Iterator[Word]:
         question: any text.
         tokenizer: how the index reads that is asked. A pair of "trigram" is two tokens.
     """
-    for part in at_spaces(question):
+    for part in split_text(question):
         if _is_plain_ascii(part):  # the same at a third of the cost
             for between, word in _ASCII_WORD.findall(part.lower()):
                 yield Word(word, "word", _attaches(between))
@@ -117,6 +117,19 @@ def _asked(name: str, parts: list[str], between: str) -> list[tuple[str, Kind]]:
 def has_letters(text: str) -> bool:
     """Whether a letter or a digit stands in a text, and not signs and punctuation alone."""
     return any(map(str.isalnum, text))
+
+
+_CLAUSE_END = re.compile(
+    "[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3][\u3001\u3002\uff01\uff0c\uff1b\uff1f]"
+    "(?=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3])"
+)
+"""Punctuation between two letters of Chinese, Japanese or Korean, which put no spaces there."""
+
+
+def _clause_end(text: str, start: int, end: int) -> int | None:
+    """A place in a part of a text, behind punctuation, where no word or sign goes on."""
+    match = _CLAUSE_END.search(text, start, end)
+    return None if match is None else match.end()
 
 
 # -- Plain text ----------------------------------------------------------------------------------

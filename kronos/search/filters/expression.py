@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
-from kronos.concurrency.pieces import to_json
+from kronos.concurrency.large_values import to_json
 from kronos.errors import FilterError
 from kronos.search.filters.operands import check_operand
 from kronos.search.filters.paths import RECORD_FIELDS, full_name, short_name, shown

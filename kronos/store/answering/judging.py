@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos.concurrency.threads import may_wait_for_embedder
+from kronos.concurrency.threads import check_may_wait_for_embedder
 from kronos.repository.rows import these
 from kronos.search import answer
 from kronos.types import Hit
@@ -47,7 +47,7 @@ class Judging:
         ranking, request = wanted.request.ranking, wanted.request
         assert ranking.rerank is not None
         with trace.step("rerank") as note:
-            may_wait_for_embedder()
+            check_may_wait_for_embedder()
             reranker = self._session.embedders.reranker(ranking.rerank)
             judged = reranker.judge(query.text or "", [each.memory.content for each in candidates])
             note.detail, note.count = ranking.rerank, len(candidates)

@@ -1,10 +1,9 @@
-"""`TorchIndex`: exact, on a GPU through torch, where FAISS has no support for GPUs.
+"""`TorchIndex`: an exact index on a GPU through torch, for a FAISS without GPU support.
 
-The rows on the host are the truth: they are changed, saved and handed out there, bit by bit. The
-device has a copy, which the next search brings up to date: only what is new or was overwritten goes
-over. When the device fails, as a rule because its memory is full, the host goes on with a warning,
-and nothing is lost. torch is imported when there may be a GPU, and not before.
-Not run on a GPU yet; torch's "cpu" stands in for one in its tests.
+The rows on the host are the truth: they are changed, saved and returned there, bit by bit. The
+device has a copy, which the next search brings up to date by copying only new and overwritten rows.
+When the device fails, usually because its memory is full, the host goes on with a warning and
+nothing is lost. torch is imported only if there may be a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kronos.concurrency.forking import follow_forks, never_free
+from kronos.concurrency.forking import keep_forever, notify_of_forks
 from kronos.devices import gpu_numbers, may_have_accelerator
 from kronos.errors import KronosWarning
 from kronos.index.base import (
@@ -23,38 +22,40 @@ from kronos.index.base import (
     check_queries,
     check_rows,
     distinct,
+    order_ties,
     require_known,
     rows_from_bytes,
     rows_to_buffers,
 )
-from kronos.index.faiss import FaissIndex, settle_ties
-from kronos.index.refining import HALF_ERROR, LONGEST_HALF, longest, refine
+from kronos.index.faiss.flat import FaissIndex
+from kronos.index.gpu.rescoring import HALF_ERROR, MAX_HALF_LENGTH, longest, rescore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kronos.types import Keys, Vectors
 
-_AT_ONCE = 2**26
-"""So many numbers a search holds on the device beside the rows, at most: 256 MiB of float32."""
-_QUERIES = 1024
-"""So many questions are asked at once."""
+_MAX_NUMBERS = 2**26
+"""Numbers that a search holds on the device beside the rows, at most: 256 MiB of float32."""
+_MAX_QUERIES = 1024
+"""Queries that are searched for at once."""
 _SLACK = 4
-"""A buffer that is made anew has room for one more row in so many: so filling one copies each row a
-few times, whatever the number of changes."""
+"""A new buffer has room for one more row for each `_SLACK` rows. So filling it copies each row only
+a few times, whatever the number of changes."""
 _GATHER_BELOW = 2
-"""When less than one row in so many may be found, they are gathered; else the others are masked."""
-_WORN_FROM = 5
-"""When more than one row in so many was removed, the others are put together."""
+"""If less than one row in this many is allowed, the allowed rows are gathered; else the others are
+masked."""
+_COMPACT_FROM = 5
+"""If more than one row in this many was removed, the others are moved together."""
 
 
 def torch_device(device: str) -> str | None:
-    """The GPU that torch can use for a device that was asked for; None when there is none.
+    """The GPU that torch can use for a requested device; None if there is none.
 
-    Where no GPU can be, torch is not imported. Of several GPUs it is the first.
+    If there cannot be a GPU, torch is not imported. Of several GPUs the first is returned.
 
     Raises:
-        ConfigurationError: the device has no meaning.
+        ConfigurationError: the device's name has no meaning.
     """
     numbers = gpu_numbers(device)
     if numbers == [] or not may_have_accelerator():
@@ -64,7 +65,7 @@ def torch_device(device: str) -> str | None:
 
         number = numbers[0] if numbers else 0
         present = torch.cuda.is_available() and number < torch.cuda.device_count()
-    except Exception:  # no torch, or a driver that fails: then there is none to use
+    except Exception:  # no torch, or a broken driver: there is none to use
         return None
     return f"cuda:{number}" if present else None
 
@@ -75,8 +76,8 @@ class TorchIndex:
     Args:
         dim: the width of a vector.
         device: torch's name of the device.
-        half: keep float16 rows there, half as many bytes. They propose candidates, which the rows
-            on the host score: the answer is the same.
+        half: keep the device's rows in float16, half as many bytes. They propose candidates, which
+            the host's rows score, so the result is the same.
     """
 
     kind = "torch-flat"
@@ -84,14 +85,14 @@ class TorchIndex:
     def __init__(self, dim: int, *, device: str = "cuda", half: bool = False) -> None:
         self.dim = dim
         self._keys: Keys = np.empty(0, np.int64)
-        """As `_rows` and `_alive`, an array with room for more; `_size` of each are in use."""
+        """An array with spare room, as `_rows` and `_alive`; the first `_size` of each are used."""
         self._rows: Vectors = np.empty((0, dim), np.float32)
         self._alive = np.empty(0, np.bool_)
         self._size = self._count = 0
         self._highest = -(2**63)
-        """No key that has a row is above it."""
+        """An upper bound of the keys that have a row."""
         self._table: KeyTable | None = None
-        """Finds a key's row, also that of a removed key, which waits for it to come back."""
+        """Finds the row of a key. A removed key keeps its row, in case it is added again."""
         self._copy = _DeviceRows(dim, device, half)
 
     @classmethod
@@ -101,7 +102,7 @@ class TorchIndex:
         """Read what `to_buffers` wrote.
 
         Raises:
-            SnapshotError: the bytes are no index, or one of another width.
+            SnapshotError: the bytes are no index, or an index of another width.
         """
         index = cls(dim, device=device, half=half)
         index._append(*rows_from_bytes(data, dim))
@@ -117,17 +118,17 @@ class TorchIndex:
             rows, known = self._find(keys)
             self._count += int(np.count_nonzero(~self._alive[rows]))
             self._rows[rows], self._alive[rows] = vectors[known], True
-            self._copy.doubt(rows, vectors[known])
+            self._copy.note_changes(rows, vectors[known])
             keys, vectors = keys[~known], vectors[~known]
         self._append(keys, vectors)
 
     def remove(self, keys: Keys) -> int:
-        """Forget keys; see `VectorIndex.remove`."""
-        rows, _ = self._find_living(distinct(check_keys(keys)))
+        """Remove keys; see `VectorIndex.remove`."""
+        rows, _ = self._find_live(distinct(check_keys(keys)))
         self._alive[rows] = False
         self._count -= rows.size
-        if (self._size - self._count) * _WORN_FROM > self._size:
-            self._put_together()
+        if (self._size - self._count) * _COMPACT_FROM > self._size:
+            self._compact()
         return rows.size
 
     def search(
@@ -135,23 +136,23 @@ class TorchIndex:
     ) -> tuple[Vectors, Keys]:
         """Find the k nearest keys of each query; see `VectorIndex.search`.
 
-        Equal scores are ordered by key, lowest first; which of several with the score of the last
-        place are returned is left open.
+        Equal scores are ordered by key, lowest first. If several keys share the score of the last
+        place, it is undefined which of them are returned.
         """
         queries = check_queries(queries, k, self.dim)
         rows = None
         if allowed is not None:
-            rows = self._find_living(distinct(check_keys(allowed)))[0]
+            rows = self._find_live(distinct(check_keys(allowed)))[0]
         elif self._count < self._size:
             rows = np.flatnonzero(self._alive[: self._size])
         k = min(k, self._count if rows is None else rows.size)
         scores = np.empty((len(queries), k), np.float32)
         found = np.empty((len(queries), k), np.int64)
         if k:
-            for start in range(0, len(queries), _QUERIES):
-                part = slice(start, start + _QUERIES)
+            for start in range(0, len(queries), _MAX_QUERIES):
+                part = slice(start, start + _MAX_QUERIES)
                 scores[part], found[part] = self._search(queries[part], k, rows)
-        return settle_ties(scores, self._keys.take(found))
+        return order_ties(scores, self._keys.take(found))
 
     def _search(
         self, queries: Vectors, k: int, rows: NDArray[np.intp] | None
@@ -159,7 +160,7 @@ class TorchIndex:
         held = self._rows[: self._size]
         try:
             return self._copy.search(queries, k, held, rows)
-        except RuntimeError as exc:  # torch.OutOfMemoryError is one, and so is a GPU that is gone
+        except RuntimeError as exc:  # also raised for lack of memory, and by a lost GPU
             if not self._copy.is_on_device:
                 raise
             self._copy.give_up()
@@ -172,11 +173,11 @@ class TorchIndex:
 
     def keys(self) -> Keys:
         """All keys, in ascending order: (n,) int64."""
-        return np.sort(self._keys[self._living()])
+        return np.sort(self._keys[self._live_rows()])
 
-    def held(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of some keys the index holds: (n,) bool."""
-        return self._find_living(check_keys(keys))[1]
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """Whether the index holds each of the keys: (n,) bool."""
+        return self._find_live(check_keys(keys))[1]
 
     def vectors_of(self, keys: Keys) -> Vectors:
         """The vectors of keys: (n, dim) float32.
@@ -185,24 +186,24 @@ class TorchIndex:
             NotFoundError: a key is not held.
         """
         keys = check_keys(keys)
-        rows, known = self._find_living(keys)
+        rows, known = self._find_live(keys)
         require_known(keys, known)
         return self._rows.take(rows, axis=0)
 
     def to_buffers(self) -> list[memoryview]:
         """The index as bytes that `from_bytes` and `FaissIndex` read: raw arrays."""
-        living = self._living()
-        return rows_to_buffers(self._keys[living], self._rows[living])
+        live = self._live_rows()
+        return rows_to_buffers(self._keys[live], self._rows[live])
 
     def on_cpu(self) -> FaissIndex:
-        """The same keys and vectors without the device."""
-        index, living = FaissIndex(self.dim), self._living()
-        index.upsert(self._keys[living], self._rows[living])
+        """An index of the same keys and vectors on the CPU."""
+        index, live = FaissIndex(self.dim), self._live_rows()
+        index.upsert(self._keys[live], self._rows[live])
         return index
 
     @property
     def is_on_device(self) -> bool:
-        """Whether the device answers; False once it failed."""
+        """Whether the device is in use; False after it failed."""
         return self._copy.is_on_device
 
     def _append(self, keys: Keys, vectors: Vectors) -> None:
@@ -213,7 +214,7 @@ class TorchIndex:
             self._make_room(max(self._size, 2 * start))
         new = slice(start, self._size)
         self._keys[new], self._rows[new], self._alive[new] = keys, vectors, True
-        self._copy.doubt(np.empty(0, np.intp), vectors)
+        self._copy.note_changes(np.empty(0, np.intp), vectors)
         self._count += keys.size
         self._highest = max(self._highest, int(keys.max()))
         if self._table is not None:
@@ -225,33 +226,33 @@ class TorchIndex:
         self._alive = np.concatenate([self._alive, np.zeros(more, np.bool_)])
         self._rows = np.concatenate([self._rows, np.empty((more, self.dim), np.float32)])
 
-    def _put_together(self) -> None:
-        """Forget the rows of removed keys."""
-        living = self._living()
-        self._keys, self._rows = self._keys[living], self._rows[living]
-        self._alive = np.ones(living.size, np.bool_)
-        self._size = living.size
+    def _compact(self) -> None:
+        """Drop the rows of removed keys."""
+        live = self._live_rows()
+        self._keys, self._rows = self._keys[live], self._rows[live]
+        self._alive = np.ones(live.size, np.bool_)
+        self._size = live.size
         self._table = None
-        self._copy.forget()
+        self._copy.drop()
 
-    def _living(self) -> NDArray[np.intp]:
+    def _live_rows(self) -> NDArray[np.intp]:
         return np.flatnonzero(self._alive[: self._size])
 
     def _find(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """The rows of those keys that have one, and (n,) which keys those are."""
+        """The rows of the keys that have one, and which keys those are: (n,) bool."""
         if self._table is None:
             self._table = KeyTable(self._keys[: self._size])
         return self._table.find(keys)
 
-    def _find_living(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """The same without the removed keys."""
+    def _find_live(self, keys: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """The same, without removed keys."""
         rows, known = self._find(keys)
         known[known] = alive = self._alive[rows]
         return rows[alive], known
 
 
 class _DeviceRows:
-    """A copy of the host's rows on a device; once that failed, the host's rows themselves."""
+    """A copy of the host's rows on a device; after the device failed, the host's rows."""
 
     def __init__(self, dim: int, device: str, half: bool) -> None:
         self.is_on_device = True
@@ -259,13 +260,13 @@ class _DeviceRows:
         self._device = device
         self._half = half
         self._longest = 1.0
-        """No row is longer."""
+        """An upper bound of the rows' lengths."""
         self._buffer: Any = None
         self._size = 0
-        """Rows that were copied."""
+        """How many rows were copied."""
         self._stale: list[NDArray[np.intp]] = []
-        """Those of them that were overwritten since."""
-        follow_forks(self)
+        """Copied rows that were overwritten on the host since."""
+        notify_of_forks(self)
 
     def before_fork(self) -> None:
         """Nothing to do."""
@@ -273,43 +274,43 @@ class _DeviceRows:
     def after_fork(self, in_child: bool) -> None:
         """Leave the device to the parent: CUDA does not work in a child."""
         if in_child and self.is_on_device:
-            never_free(self._buffer)
+            keep_forever(self._buffer)
             self.give_up()
 
-    def doubt(self, rows: NDArray[np.intp], vectors: Vectors) -> None:
-        """Take note of rows that were overwritten, and of vectors that are to be copied."""
+    def note_changes(self, rows: NDArray[np.intp], vectors: Vectors) -> None:
+        """Note rows that were overwritten, and the new vectors that must be copied."""
         if rows.size:
             self._stale.append(rows)
         self._longest = max(self._longest, longest(vectors))
-        if self._half and self._longest > LONGEST_HALF:
+        if self._half and self._longest > MAX_HALF_LENGTH:
             self._half = False
-            self.forget()
+            self.drop()
 
-    def forget(self) -> None:
-        """Let go of the copy: the next search makes another."""
+    def drop(self) -> None:
+        """Drop the copy: the next search makes a new one."""
         self._buffer, self._size, self._stale = None, 0, []
 
     def give_up(self) -> None:
         """Search the host's rows from now on."""
         self.is_on_device, self._half, self._device = False, False, "cpu"
-        self.forget()
+        self.drop()
 
     def search(
         self, queries: Vectors, k: int, held: Vectors, rows: NDArray[np.intp] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Find the k nearest of the rows, or of some.
+        """Find the k nearest rows of each query.
 
         Args:
             queries: (n, dim) float32, n <= 1024.
-            k: 1 to the number of rows that may be found.
+            k: at least 1 and at most the number of rows that may be found.
             held: (m, dim) float32, the host's rows.
-            rows: those that may be found; None: all.
+            rows: the rows that may be found; None: all.
 
         Returns:
             (n, k) scores and rows.
 
         Raises:
-            RuntimeError: the device failed, e.g. its memory is full.
+            RuntimeError: the device failed, for example its memory is full.
         """
         import torch
 
@@ -317,31 +318,31 @@ class _DeviceRows:
             return self._nearest(torch, queries, k, rows)
 
         with torch.inference_mode():
-            self._bring_up(torch, held)
+            self._update(torch, held)
             if not self._half and _multiplies_exactly(torch):
                 return nearest(queries, k)
             most = len(held) if rows is None else rows.size
             error = HALF_ERROR * self._longest
-            found = refine(nearest, queries, k, held, most=most, error=error)
+            found = rescore(nearest, queries, k, held, most=most, error=error)
         assert found is not None, "k rows may be found"
         return found
 
-    def _bring_up(self, torch: Any, held: Vectors) -> None:
-        """Copy what is new or was overwritten since the last time."""
+    def _update(self, torch: Any, held: Vectors) -> None:
+        """Copy the rows that are new or were overwritten since the last update."""
         if not self.is_on_device:
             self._buffer = torch.from_numpy(held)
             return
         if self._buffer is None or len(held) > len(self._buffer):
-            self.forget()  # before there is another one: the memory may not hold both
+            self.drop()  # before the next one is made: the memory may not hold both
             dtype = torch.float16 if self._half else torch.float32
             room = (len(held) + len(held) // _SLACK, self._dim)
             self._buffer = torch.empty(room, dtype=dtype, device=self._device)
-        step = max(_AT_ONCE // self._dim, 1)
+        step = max(_MAX_NUMBERS // self._dim, 1)
         for start in range(self._size, len(held), step):
             part = torch.from_numpy(held[start : start + step])
             self._buffer[start : start + len(part)].copy_(part)
         for rows in self._stale:
-            rows = rows[rows < self._size]  # the others were copied just now
+            rows = rows[rows < self._size]  # the others have just been copied
             part = torch.from_numpy(held[rows]).to(self._device, self._buffer.dtype)
             self._buffer[torch.from_numpy(rows).to(self._device)] = part
         self._size, self._stale = len(held), []
@@ -349,7 +350,7 @@ class _DeviceRows:
     def _nearest(
         self, torch: Any, queries: Vectors, k: int, rows: NDArray[np.intp] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Compare the queries with all rows that may be found, so many at once as memory allows."""
+        """Compare the queries with all rows that may be found, as many at once as memory allows."""
         size = len(self._buffer) if not self.is_on_device else self._size
         asked = torch.tensor(queries).to(self._device, self._buffer.dtype)
         places = hidden = None
@@ -359,8 +360,8 @@ class _DeviceRows:
             mask = np.ones(size, np.bool_)
             mask[rows] = False
             hidden = torch.from_numpy(mask).to(self._device)
-        best: Any = None
-        step = max(_AT_ONCE // max(len(queries), self._dim), 1)
+        top: Any = None
+        step = max(_MAX_NUMBERS // max(len(queries), self._dim), 1)
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))
             block = self._buffer[part] if places is None else self._buffer[places[part]]
@@ -369,18 +370,18 @@ class _DeviceRows:
                 scores.masked_fill_(hidden[part], -torch.inf)
             scores, near = scores.topk(min(k, scores.shape[1]), dim=1)
             near = near + start if places is None else places[part][near]
-            if best is not None:
-                scores, order = torch.cat([best[0], scores], dim=1).topk(
-                    min(k, best[0].shape[1] + scores.shape[1]), dim=1
+            if top is not None:
+                scores, order = torch.cat([top[0], scores], dim=1).topk(
+                    min(k, top[0].shape[1] + scores.shape[1]), dim=1
                 )
-                near = torch.cat([best[1], near], dim=1).gather(1, order)
-            best = scores, near
-        return best[0].float().cpu().numpy(), best[1].cpu().numpy()
+                near = torch.cat([top[1], near], dim=1).gather(1, order)
+            top = scores, near
+        return top[0].float().cpu().numpy(), top[1].cpu().numpy()
 
 
 def _multiplies_exactly(torch: Any) -> bool:
-    """Whether float32 is multiplied as such: a program may let torch do so with fewer bits."""
+    """Whether torch multiplies float32 with all bits: a program may allow it fewer."""
     try:
         return bool(torch.get_float32_matmul_precision() == "highest")
-    except RuntimeError:  # it was set by the newer `fp32_precision`, which the old call refuses
+    except RuntimeError:  # set through the newer `fp32_precision`, which the old call refuses
         return False

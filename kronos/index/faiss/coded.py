@@ -1,9 +1,9 @@
-"""`CodedRows`: rows with any FAISS index over them that a setting names, e.g. "IVF1024,SQ8".
+"""`CodedRows`: rows with an index from FAISS's index factory over them, such as "IVF1024,SQ8".
 
-As a rule it keeps the rows in fewer bits, and asks less memory for it. What it finds are
-candidates: their scores are computed anew from the rows, so that each score is exact, and only a
-row can be missed. The rows themselves lie in the snapshot's file once it was opened, where just
-those of the candidates are read.
+Such an index usually encodes the rows in fewer bits, so it needs less memory. It finds candidates,
+and their scores are computed again from the rows. So each score is exact, and the only error is a
+missed row. After a snapshot is opened, the rows stay in its mapped file, where only those of the
+candidates are read.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import faiss
 import numpy as np
 
 from kronos.errors import ConfigurationError, SnapshotError
-from kronos.index.base import best
-from kronos.index.faiss import MainRows, fill, products, threads_for
+from kronos.index.base import top_k
+from kronos.index.faiss.library import fill, threads_for
+from kronos.index.faiss.rows import MainRows, inner_products
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kronos.types import Vectors
 
-_MORE, _FEW = 2, 20
-"""So many candidates for each row that is wanted, and so many beside them. 20,000 x 384, recall@10
-with 1 and 0 / 2 and 0 / 2 and 20 / 4 and 20: "HNSW16,SQ8" .983 / .987 / .987 / .987, "HNSW16,SQ4"
-.933 / .985 / .985 / .985, "IVF128,RaBitQ" .743 / .915 / .963 / .975."""
+_CANDIDATES_PER_ROW, _MORE_CANDIDATES = 2, 20
+"""How many candidates are rescored: some for each wanted row, and some more. The coarser the codes,
+the more recall these add."""
 
 
 class CodedRows(MainRows):
-    """Rows with a FAISS index over them. It is trained, then added to; nothing is removed.
+    """Rows with a factory index over them. It is trained, then added to; no row is removed.
 
     Args:
         dim: the width of a vector.
-        name: of the index, as FAISS's index factory takes it.
-        effort: candidates weighed for a row's links, where it has a graph.
+        name: the index's name for FAISS's index factory.
+        effort: candidates considered for a row's links, if the index is a graph.
 
     Raises:
         ConfigurationError: this FAISS cannot make such an index.
@@ -47,8 +47,8 @@ class CodedRows(MainRows):
             self._index = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as exc:
             raise ConfigurationError(
-                f"index={name!r} is none that FAISS {faiss.__version__} makes of vectors {dim} "
-                f'wide: {exc}. Try "auto"',
+                f"FAISS {faiss.__version__} cannot make index={name!r} for vectors {dim} wide: "
+                f'{exc}. Try "auto"',
                 field="index",
             ) from exc
         if isinstance(self._index, faiss.IndexHNSW):
@@ -56,16 +56,16 @@ class CodedRows(MainRows):
 
     @classmethod
     def of(cls, vectors: Vectors, name: str, codes: NDArray[np.uint8], *, effort: int) -> CodedRows:
-        """Put together what `vectors` and `codes` gave.
+        """Assemble rows from others' `vectors` and `codes`.
 
         Args:
-            vectors: (n, dim) float32; read where they lie, as far as FAISS can.
-            name: as for the index.
-            codes: of the index; verified, for FAISS believes them.
-            effort: as for the index.
+            vectors: (n, dim) float32; read in place if this FAISS can.
+            name: as for the class.
+            codes: the index's bytes; verified by the caller, since FAISS trusts them.
+            effort: as for the class.
 
         Raises:
-            SnapshotError: the codes are none of such rows.
+            SnapshotError: the codes do not fit the rows.
         """
         rows = cls(vectors.shape[1], name, effort=effort)
         kind = type(rows._index)
@@ -82,7 +82,7 @@ class CodedRows(MainRows):
 
     @property
     def codes(self) -> NDArray[np.uint8]:
-        """The index without the rows, as bytes."""
+        """The index without the rows, as bytes: (size,) uint8."""
         codes: NDArray[np.uint8] = faiss.serialize_index(self._index)
         return codes
 
@@ -111,25 +111,26 @@ class CodedRows(MainRows):
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """See `MainRows`."""
         is_graph = isinstance(self._index, faiss.IndexHNSW)
-        wanted = k * _MORE + _FEW
-        # All that a graph weighs are scored exactly: it has them at hand.
-        wanted = min(max(wanted, effort) if is_graph else wanted, self._findable(allowed))
+        wanted = k * _CANDIDATES_PER_ROW + _MORE_CANDIDATES
+        # All candidates that a graph search follows are rescored: it returns them at no cost.
+        wanted = min(max(wanted, effort) if is_graph else wanted, self._count(allowed))
         with threads_for(queries):
             params = self._parameters(max(effort, wanted), allowed)
             _, near = self._index.search(queries, wanted, params=params)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         if is_graph and (near < 0).any():
-            return scores, rows  # its links do not lead everywhere: then nothing is sure
+            return scores, rows  # the links do not reach every row: report that none is sure
         for number, query in enumerate(queries):
             candidates = near[number][near[number] >= 0]
-            exact = products(query, self.vectors, candidates)
-            order = best(exact, k)
+            exact = inner_products(query, self.vectors, candidates)
+            order = top_k(exact, k)
             scores[number, : order.size] = exact[order]
             rows[number, : order.size] = candidates[order]
         return scores, rows
 
-    def _findable(self, allowed: NDArray[np.uint8] | None) -> int:
+    def _count(self, allowed: NDArray[np.uint8] | None) -> int:
+        """How many rows may be found."""
         if allowed is None:
             return len(self)
         return int.from_bytes(allowed.tobytes(), "little").bit_count()

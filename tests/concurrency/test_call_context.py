@@ -1,4 +1,4 @@
-"""What an embedder sees of its caller's surroundings: as if the caller had called it directly."""
+"""An embedder runs in its caller's context, as if the caller had called it directly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kronos import KronosMemory, MemoryStore
-from kronos.concurrency.surroundings import Surroundings
+from kronos.concurrency.call_context import CallContext
 from kronos.embedding.hashing import HashEmbedder
 from kronos.settings import Settings
 from kronos.store.adding import Adding
@@ -98,21 +98,21 @@ class Odd:
         [float("nan"), float("nan")],
     ],
 )
-def test_surroundings_that_differ_in_a_value_are_told_apart(values: list[Any]) -> None:
-    async def of(value: object) -> Surroundings:
+def test_contexts_with_different_values_have_different_keys(values: list[Any]) -> None:
+    async def of(value: object) -> CallContext:
         REQUEST.set(value)
-        return Surroundings(asyncio.get_running_loop())
+        return CallContext(asyncio.get_running_loop())
 
     async def scenario() -> None:
         one, other = [await asyncio.create_task(of(value)) for value in values]
-        assert one.name != other.name
+        assert one.key != other.key
         again = await asyncio.create_task(of(values[1]))
-        assert other.name == again.name
+        assert other.key == again.key
 
     asyncio.run(scenario())
 
 
-def test_tasks_of_one_request_share_an_embedding_and_equal_texts_are_equal_values(
+def test_tasks_of_one_request_share_a_batch_and_equal_strings_are_equal_values(
     tmp_path: Path,
 ) -> None:
     embedder = OfTenant(0.05)
@@ -130,7 +130,7 @@ def test_tasks_of_one_request_share_an_embedding_and_equal_texts_are_equal_value
     assert len(embedder.calls) <= 3
 
 
-def test_embedders_of_kronos_are_shared_by_all(
+def test_all_tasks_share_the_embedders_of_kronos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared: list[int] = []
@@ -156,9 +156,7 @@ def test_embedders_of_kronos_are_shared_by_all(
 
 
 @pytest.mark.parametrize("kind", ["thread-local", "context"])
-def test_no_question_is_embedded_in_the_surroundings_of_another_thread(
-    tmp_path: Path, kind: str
-) -> None:
+def test_no_query_is_embedded_in_the_context_of_another_thread(tmp_path: Path, kind: str) -> None:
     here = threading.local()
     see: Callable[[], str]
     see = TENANT.get if kind == "context" else lambda: getattr(here, "tenant", "nobody")
@@ -241,7 +239,7 @@ def test_every_worker_of_a_reindex_sees_the_context_of_its_caller(
     assert sum(embedder.calls) >= 400
 
 
-def test_a_job_in_the_background_sees_what_whoever_opened_the_store_saw(tmp_path: Path) -> None:
+def test_a_background_job_runs_in_the_context_that_opened_the_store(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path, embedding_model="hash", embedding_dim=16) as store:
         store.add_many(f"opener: text {number}" for number in range(50))
     embedder = OfTenant(0.001)

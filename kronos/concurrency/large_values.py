@@ -1,8 +1,8 @@
-"""Work on large values in pieces, with the same outcome as at once.
+"""Work on large values in pieces, with the same result as in one go.
 
 One call of a regular expression on a text of many megabytes, or of the JSON encoder on a list of
-100,000 numbers, keeps Python's lock for tens or hundreds of milliseconds, and with it every other
-thread, an event loop's too. Between two pieces another thread gets its turn.
+100,000 numbers, holds Python's global interpreter lock for tens or hundreds of milliseconds. All
+other threads wait meanwhile, event loops included. Between two pieces another thread gets its turn.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from json import JSONEncoder
-from typing import Any
+from typing import Any, TypeAlias
 
 _SIZE = 2**16
-"""Characters, or items, of a piece: about a millisecond's work."""
+"""Characters, or items, of a piece: about a millisecond of work."""
 _SPACE = re.compile(r"\s")
 _LONGEST_SEARCH = 1000
-"""So far a place is looked for at which a text may be cut; beyond, the rest is taken whole."""
+"""Characters that are checked one by one for a place where a text may be split."""
 _WEIGHT = 2**12
 """JSON values of a piece; a text counts as one for each 16 characters."""
 
+FindPlace: TypeAlias = Callable[[str, int, int], "int | None"]
+"""Finds a place in `text[start:end]`, at least 1, before which a text may be split; None: none."""
+
 
 def find_all(pattern: re.Pattern[str], text: str) -> list[str]:
-    """All matches, as `findall` gives them.
+    """All matches of a pattern, as `findall` returns them.
 
     Args:
-        pattern: has no groups, does not look behind, and matches nothing empty; of what it matches
-            it also matches the beginning, as words do.
-        text: any.
+        pattern: has no groups and no lookbehind, and matches no empty text. Whatever it matches,
+            it also matches the beginning of, as a pattern for words does.
+        text: any text.
     """
     if len(text) <= _SIZE:
         return pattern.findall(text)
@@ -39,7 +42,7 @@ def find_all(pattern: re.Pattern[str], text: str) -> list[str]:
     while start < len(text):
         end = min(start + size, len(text))
         part = pattern.findall(text, start, end)
-        # What ends where the piece ends may go on behind it.
+        # A match that ends where the piece ends may go on behind it.
         if end < len(text) and part and text.startswith(part[-1], end - len(part[-1])):
             end -= len(part.pop())
         size = _SIZE if end > start else 2 * size
@@ -48,47 +51,57 @@ def find_all(pattern: re.Pattern[str], text: str) -> list[str]:
     return found
 
 
-def at_spaces(text: str) -> Iterator[str]:
-    """A text in parts, each but the first beginning with white space; joined they are the text."""
+def split_text(text: str, find_place: FindPlace | None = None) -> Iterator[str]:
+    """Split a text into pieces; joined they are the text.
+
+    Args:
+        text: any text. A piece is longer where the text has no place to split it.
+        find_place: finds other places than spaces; asked where no space is near.
+
+    Yields:
+        Pieces. Each but the first begins with white space, or at a place that `find_place` found.
+    """
     start = 0
     while start < len(text):
-        end = start + _SIZE
-        while end < len(text) and (space := _SPACE.search(text, end, end + _SIZE)) is None:
-            end += _SIZE
-        end = space.start() if end < len(text) and space is not None else len(text)
+        end = _next_place(text, start + _SIZE, find_place)
         yield text[start:end]
         start = end
 
 
-def folded(text: str) -> str:
-    """A text in the form NFKC, in lower case: é is é, however it was typed."""
+def _next_place(text: str, start: int, find_place: FindPlace | None) -> int:
+    """The first place from `start` on where a text may be split, or its end."""
+    while start < len(text):
+        end = start + _SIZE
+        if (space := _SPACE.search(text, start, end)) is not None:
+            return space.start()
+        if find_place is not None and (place := find_place(text, start, end)) is not None:
+            return place
+        start = end
+    return len(text)
+
+
+def normalize(text: str) -> str:
+    """A text in Unicode's form NFKC, in lower case: é is é, however it was typed."""
     if len(text) <= _SIZE:
-        return _fold(text)
-    return "".join(map(_fold, _cut(text)))
+        return _normalize(text)
+    return "".join(map(_normalize, split_text(text, _independent_place)))
 
 
-def _fold(text: str) -> str:
+def _normalize(text: str) -> str:
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()
 
 
-def _cut(text: str) -> Iterable[str]:
-    """Parts of a text that are folded alone as they are in it."""
-    start = 0
-    while start < len(text):
-        end = start + _SIZE
-        while end < len(text) and not _may_cut(text[end - 1], text[end]):
-            end += 1
-            if end > start + _SIZE + _LONGEST_SEARCH:
-                end = len(text)
-        yield text[start:end]
-        start = end
+def _independent_place(text: str, start: int, end: int) -> int | None:
+    """A place where two characters meet that are normalized independently of each other."""
+    places = range(start, min(end, start + _LONGEST_SEARCH, len(text)))
+    return next((at for at in places if _are_independent(text[at - 1], text[at])), None)
 
 
 @functools.lru_cache(maxsize=1024)
-def _may_cut(before: str, behind: str) -> bool:
-    """Whether neither character is folded in another way because of what is beside it.
+def _are_independent(before: str, behind: str) -> bool:
+    """Whether neither of two neighbours changes how the other is normalized.
 
-    A mark joins the letter before it, as some letters of Hangul do; and a sigma's lower case
+    A mark joins the letter before it, and so do some letters of Hangul. The lower case of a sigma
     depends on the letters around it, past marks and signs such as the apostrophe.
     """
     return _stands_alone(before) and _stands_alone(behind)
@@ -109,11 +122,11 @@ _JAMO = re.compile("[\u1160-\u11ff\ua960-\ua97f\ud7b0-\ud7ff]")
 
 
 def to_json(value: Any, encoder: JSONEncoder) -> str:
-    """A JSON value as the encoder writes it.
+    """Encode a JSON value, with the same result as `encoder.encode(value)`.
 
     Args:
-        value: made of dicts with text keys, lists, tuples, texts, numbers, True, False and None.
-        encoder: has no indent, sorts no keys and writes letters as they are.
+        value: consists of dicts with text keys, lists, tuples, texts, numbers, booleans and None.
+        encoder: has no indent, does not sort keys, and writes non-ASCII characters unescaped.
     """
     return "".join(_json(value, encoder))
 
@@ -145,7 +158,7 @@ def _json(value: Any, encoder: JSONEncoder) -> Iterator[str]:
 
 
 def _groups(children: Iterable[Any]) -> Iterator[tuple[list[Any], int]]:
-    """Children that are encoded together, and their weight; one that is too large stands alone."""
+    """Children that are encoded together, and their weight; a child that is too large is alone."""
     group: list[Any] = []
     weight = 0
     for child in children:
@@ -163,7 +176,7 @@ _LIGHT = frozenset([int, float, bool, type(None)])
 
 
 def _weigh(value: Any) -> int:
-    """How much there is in a value to encode; no more is looked at than a piece may hold."""
+    """How much a value holds to encode; it stops counting above the weight of a piece."""
     weight, todo = 0, [value]
     while todo and weight <= _WEIGHT:
         value = todo.pop()

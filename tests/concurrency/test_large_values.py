@@ -1,4 +1,4 @@
-"""What is done with a large text in pieces comes out as if it were done at once."""
+"""Work on large values in pieces gives the same result as in one go."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos.concurrency import pieces
+from kronos.concurrency import large_values
 from kronos.db import dialect
 from kronos.db.fulltext import folding
 from kronos.embedding import hashing
@@ -34,6 +34,7 @@ PATTERNS = [
 # Letters that compose, marks, jamo, sigmas, signs that a sigma looks past, compatibility forms.
 TRICKY = (
     "aeAEéÉßıİΣσςΑαοǅﬁ½²℡Ⅷㄱ가각힣각'’.:· \t\n_-1٣漢字かがｶﾞ🎉"
+    "\u3001\u3002\uff01\uff0c\u3000\u2003\x85\x1c"
     "\u0301\u0327\u0345\u09c7\u09be\u0b47\u0b3e\U0001d6ba\u200d\u00ad"
 )
 TEXTS = st.lists(
@@ -44,28 +45,28 @@ SIZES = st.integers(1, 12)
 
 @settings(max_examples=600, deadline=None)
 @given(TEXTS, SIZES)
-def test_a_text_is_folded_in_pieces_as_at_once(text: str, size: int) -> None:
-    with mock.patch.object(pieces, "_SIZE", size):
-        assert pieces.folded(text) == unicodedata.normalize("NFKC", text).lower()
+def test_a_text_is_normalized_in_pieces_as_at_once(text: str, size: int) -> None:
+    with mock.patch.object(large_values, "_SIZE", size):
+        assert large_values.normalize(text) == unicodedata.normalize("NFKC", text).lower()
 
 
-def test_no_two_characters_that_a_text_is_cut_between_change_each_other() -> None:
+def test_characters_at_a_split_do_not_change_each_other() -> None:
     chance = random.Random(0)
-    alone = [c for c in map(chr, range(0x30000)) if _is_text(c) and pieces._stands_alone(c)]
-    assert len(alone) > 100_000, "a text can be cut almost anywhere"
+    alone = [c for c in map(chr, range(0x30000)) if _is_text(c) and large_values._stands_alone(c)]
+    assert len(alone) > 100_000, "a text can be split almost anywhere"
     others = [*TRICKY, *chance.sample(alone, 60)]
     for character in alone:
         for other in chance.sample(others, 4):
             for before, behind in ((character, other), (other, character)):
-                if pieces._may_cut.__wrapped__(before, behind):
-                    assert _fold(before) + _fold(behind) == _fold(before + behind)
+                if large_values._are_independent.__wrapped__(before, behind):
+                    assert _normalize(before) + _normalize(behind) == _normalize(before + behind)
 
 
 def _is_text(character: str) -> bool:
     return unicodedata.category(character) not in ("Cs", "Cn", "Co")
 
 
-def _fold(text: str) -> str:
+def _normalize(text: str) -> str:
     return unicodedata.normalize("NFKC", text).lower()
 
 
@@ -74,8 +75,8 @@ def _fold(text: str) -> str:
 def test_words_are_found_in_pieces_as_at_once(
     text: str, size: int, pattern: re.Pattern[str]
 ) -> None:
-    with mock.patch.object(pieces, "_SIZE", size):
-        assert pieces.find_all(pattern, text) == pattern.findall(text)
+    with mock.patch.object(large_values, "_SIZE", size):
+        assert large_values.find_all(pattern, text) == pattern.findall(text)
 
 
 SIGNS = [
@@ -89,24 +90,36 @@ SIGNS = [
     "\U0001f1e9\U0001f1ea",
     "\u2122",
     "3.5 ",
+    "漢字。かが，각",
+    " 。漢",
 ]
 WITH_SIGNS = st.lists(st.one_of(TEXTS, st.sampled_from(SIGNS)), max_size=12).map("".join)
 
 
 @settings(max_examples=600, deadline=None)
 @given(WITH_SIGNS, SIZES, st.sampled_from(["porter", "trigram"]))
-def test_words_of_an_index_are_folded_and_read_in_pieces_as_at_once(
+def test_words_are_folded_and_read_in_pieces_as_at_once(
     text: str, size: int, tokenizer: Tokenizer
 ) -> None:
     def outcome() -> Any:
         words = [(each, each.is_attached) for each in folding.read(text, tokenizer)]
         return folding.fold(text, tokenizer), words
 
-    with mock.patch.object(pieces, "_SIZE", len(text) + 1):
+    with mock.patch.object(large_values, "_SIZE", len(text) + 1):
         at_once = outcome()
-    with mock.patch.object(pieces, "_SIZE", size):
-        assert "".join(pieces.at_spaces(text)) == text
+    with mock.patch.object(large_values, "_SIZE", size):
+        assert "".join(large_values.split_text(text)) == text
+        assert "".join(large_values.split_text(text, folding._clause_end)) == text
         assert outcome() == at_once
+
+
+def test_long_texts_without_spaces_are_split_too() -> None:
+    letters = [*large_values.split_text("漢" * 300_000, large_values._independent_place)]
+    clauses = [*large_values.split_text("漢字，かが。" * 50_000, folding._clause_end)]
+    assert len(letters) > 4
+    assert len(clauses) > 4
+    assert all(clause[0] in "漢か" for clause in clauses)
+    assert len([*large_values.split_text("漢" * 300_000)]) == 1, "spaces alone do not split it"
 
 
 VALUES = st.recursive(
@@ -125,8 +138,11 @@ ENCODERS = [metadata._JSON, dialect._JSON, export._JSON, expression._JSON]
 @given(VALUES, SIZES, st.sampled_from(ENCODERS))
 def test_json_is_written_in_pieces_as_at_once(value: Any, size: int, encoder: Any) -> None:
 
-    with mock.patch.object(pieces, "_WEIGHT", size), mock.patch.object(pieces, "_SIZE", size):
-        assert pieces.to_json(value, encoder) == encoder.encode(value)
+    with (
+        mock.patch.object(large_values, "_WEIGHT", size),
+        mock.patch.object(large_values, "_SIZE", size),
+    ):
+        assert large_values.to_json(value, encoder) == encoder.encode(value)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +152,7 @@ def test_hash_vectors_of_large_texts_are_the_same_bits(text: str) -> None:
     large = text * (300_000 // len(text))
     made = HashEmbedder(64).embed_documents([large, "short"])
     with (
-        mock.patch.object(pieces, "_SIZE", len(large)),
+        mock.patch.object(large_values, "_SIZE", len(large)),
         mock.patch.object(hashing, "_WORDS_AT_ONCE", len(large)),
     ):
         at_once = HashEmbedder(64).embed_documents([large, "short"])

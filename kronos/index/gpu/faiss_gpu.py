@@ -1,12 +1,10 @@
-"""`Gpus` and `GpuRows`: the main part of a `LayeredIndex` on GPUs, through a FAISS that can.
+"""`Gpus` and `GpuRows`: the main part of a `LayeredIndex` on GPUs, with a FAISS that supports them.
 
-The rows on the host stay the truth: a GPU proposes candidates, and the rows on the host decide
-which of them may be found, and score them. FAISS's GPU kernels know no selection of rows, so where
-too few of the candidates may be found the host compares. When a GPU's memory is full, or FAISS
-throws another error, the host goes on with a warning; a fault of the GPU itself, which FAISS meets
-with abort(), ends the process, and no acknowledged write is lost with it. The faiss module is
-handed in, so that a test can hand in a stand-in. Not run on a GPU yet: `python -m benchmarks.gpu`
-does that.
+A GPU proposes candidates. The rows on the host decide which candidates may be found, and score
+them. FAISS's GPU kernels do not support bitmaps of allowed rows, so the host compares when too few
+candidates are allowed. When a GPU's memory is full, or FAISS raises another error, the host goes on
+with a warning. On a hardware fault FAISS aborts the process; no acknowledged write is lost then.
+The faiss module is an argument, so that tests can pass a stand-in.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kronos.concurrency.forking import follow_forks, never_free
+from kronos.concurrency.forking import keep_forever, notify_of_forks
 from kronos.devices import gpu_numbers
 from kronos.errors import KronosWarning
-from kronos.index.faiss import Rows, bits_of, settle_ties
-from kronos.index.refining import HALF_ERROR, LONGEST_HALF, longest, refine
+from kronos.index.base import order_ties
+from kronos.index.faiss.rows import Rows, bits_of
+from kronos.index.gpu.rescoring import HALF_ERROR, MAX_HALF_LENGTH, longest, rescore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,27 +30,27 @@ if TYPE_CHECKING:
     from kronos.index.policy import IndexPolicy
     from kronos.types import Keys, Vectors
 
-_IMPORTED_IN = os.getpid()
-_MOST = 2048
-"""FAISS's GPU kernels select no more."""
-_FEW = 4096
-"""So many rows the host compares sooner than a GPU is asked."""
+_IMPORTING_PROCESS = os.getpid()
+_MAX_K = 2048
+"""FAISS's GPU kernels select no more rows than this."""
+_PICK_ON_HOST = 4096
+"""Up to this many allowed rows are compared on the host, without asking a GPU."""
 _ERROR = 2.0**-14
-"""How far a GPU's float32 score may be off: it adds up in another order."""
-_TEMPORARY = 256 * 2**20
-"""Bytes that a copy may use to search. FAISS would take 1.5 GiB, twice while one copy takes the
-place of another: each has resources of its own, as threads cannot share them."""
-_TRAINED_ON = 64
-"""Rows for each list of an inverted file that the centres are made from."""
+"""The largest error of a GPU's float32 score, which sums in another order than the host."""
+_TEMPORARY_BYTES = 256 * 2**20
+"""Memory for a copy's searches. FAISS's default is 1.5 GiB, and it is needed twice while a new copy
+replaces an old one: each copy has its own resources, since threads cannot share them."""
+_TRAINED_ROWS_PER_LIST = 64
+"""Rows for each list of an inverted file that its centroids are trained on."""
 
 
 class Gpus:
     """The GPUs that hold the main part of one index.
 
     Args:
-        numbers: which, at least one.
+        numbers: the numbers of the GPUs, at least one.
         library: the faiss module.
-        policy: what they are to hold.
+        policy: what they hold.
     """
 
     def __init__(self, numbers: Sequence[int], library: Any, policy: IndexPolicy) -> None:
@@ -63,14 +62,14 @@ class Gpus:
 
     @classmethod
     def on(cls, device: str, library: Any, policy: IndexPolicy) -> Gpus | None:
-        """The GPUs of a device; None when it names none, or FAISS can use none of them.
+        """The GPUs of a device; None if it names none, or FAISS can use none of them.
 
         Raises:
-            ConfigurationError: the device has no meaning.
+            ConfigurationError: the device's name has no meaning.
         """
         asked = gpu_numbers(device)
-        # A CPU build has index_cpu_to_all_gpus as well, which does nothing; this it has not.
-        if not hasattr(library, "StandardGpuResources") or os.getpid() != _IMPORTED_IN:
+        # A CPU build also has index_cpu_to_all_gpus, which does nothing there; it lacks this one.
+        if not hasattr(library, "StandardGpuResources") or os.getpid() != _IMPORTING_PROCESS:
             return None
         present = range(library.get_num_gpus())
         numbers = [number for number in present if asked is None or number in asked]
@@ -78,27 +77,31 @@ class Gpus:
 
     @property
     def usable(self) -> bool:
-        """False once one failed, and in a forked child, where CUDA does not work."""
+        """False after a failure, and in a forked child, where CUDA does not work."""
         return not self._failed and os.getpid() == self._process
 
     def hold(self, rows: Rows) -> Rows:
-        """Copy rows to the GPUs; the rows as they were, after a warning, where that fails."""
+        """Copy rows to the GPUs.
+
+        Returns:
+            Rows with a copy on the GPUs; the given rows, after a warning, if copying failed.
+        """
         policy, vectors = self._policy, rows.vectors
-        half = policy.gpu_half and longest(vectors) <= LONGEST_HALF
+        half = policy.gpu_half and longest(vectors) <= MAX_HALF_LENGTH
         lists = policy.lists(len(rows))
         try:
             empty = self._inverted(vectors, lists, half) if lists else self._flat(rows)
             copy = self._copy(empty, self.numbers, half)
-            # In one call: FAISS takes no more rows into a flat index that is cut over GPUs.
+            # In one call: FAISS adds no second time to a flat index that is sharded over GPUs.
             copy.add(vectors)
         except (RuntimeError, MemoryError) as exc:
             self.give_up(len(rows), exc)
             return rows
-        error = 0.0 if lists else HALF_ERROR * LONGEST_HALF if half else _ERROR
+        error = 0.0 if lists else HALF_ERROR * MAX_HALF_LENGTH if half else _ERROR
         return GpuRows(rows, copy, self, error, policy.probes(lists) if lists else None)
 
     def give_up(self, count: int, exc: Exception) -> None:
-        """Go on without GPUs."""
+        """Use no GPU any more, and warn."""
         self._failed = True
         warnings.warn(
             f"the index of {count} vectors goes on without the GPU: {exc}",
@@ -110,17 +113,17 @@ class Gpus:
         return self._library.IndexFlatIP(rows.vectors.shape[1])
 
     def _inverted(self, vectors: Vectors, lists: int, half: bool) -> Any:
-        """An empty inverted file, whose centres one GPU has found."""
+        """An empty inverted file whose centroids were trained on one GPU."""
         faiss, dim = self._library, vectors.shape[1]
-        centres, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
-        if half:  # useFloat16 is for flat indexes alone
+        centroids, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
+        if half:  # useFloat16 works for flat indexes only
             kind = faiss.ScalarQuantizer.QT_fp16
-            index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, kind, metric)
+            index = faiss.IndexIVFScalarQuantizer(centroids, dim, lists, kind, metric)
         else:
-            index = faiss.IndexIVFFlat(centres, dim, lists, metric)
+            index = faiss.IndexIVFFlat(centroids, dim, lists, metric)
         index.nprobe = self._policy.probes(lists)
         trained = self._copy(index, self.numbers[:1], half)
-        step = max(len(vectors) // (lists * _TRAINED_ON), 1)
+        step = max(len(vectors) // (lists * _TRAINED_ROWS_PER_LIST), 1)
         trained.train(np.ascontiguousarray(vectors[::step]))
         return faiss.index_gpu_to_cpu(trained)
 
@@ -128,27 +131,27 @@ class Gpus:
         faiss = self._library
         resources = [faiss.StandardGpuResources() for _ in numbers]
         for each in resources:
-            each.setTempMemory(_TEMPORARY)
+            each.setTempMemory(_TEMPORARY_BYTES)
         if len(numbers) == 1:
             options = faiss.GpuClonerOptions()
             options.useFloat16 = half
-            _leave_cuvs(options)
+            _disable_cuvs(options)
             return faiss.index_cpu_to_gpu(resources[0], numbers[0], index, options)
         options = faiss.GpuMultipleClonerOptions()
         options.useFloat16, options.shard = half, self._policy.gpu_shards
-        _leave_cuvs(options)
+        _disable_cuvs(options)
         return faiss.index_cpu_to_gpu_multiple_py(resources, index, options, numbers)
 
 
 class GpuRows(Rows):
-    """Rows that change no more, with a copy on GPUs.
+    """Rows that do not change, with a copy on GPUs.
 
     Args:
-        rows: those on the host.
-        copy: FAISS's index of them.
-        gpus: where it is.
-        error: how far its scores may be off; 0: it is approximate.
-        probes: of how many lists a search reads; None: there are none, and all is compared.
+        rows: the rows on the host.
+        copy: FAISS's index of them on the GPUs.
+        gpus: the GPUs.
+        error: the largest error of the copy's scores; 0 if its search is approximate.
+        probes: how many lists a search reads; None if there are none and it compares all rows.
     """
 
     def __init__(self, rows: Rows, copy: Any, gpus: Gpus, error: float, probes: int | None) -> None:
@@ -157,47 +160,47 @@ class GpuRows(Rows):
         self._copy = copy
         self._gpus = gpus
         self._error = error
-        follow_forks(self)
+        notify_of_forks(self)
 
     def before_fork(self) -> None:
         """Nothing to do."""
 
     def after_fork(self, in_child: bool) -> None:
-        """Leave the GPU to the parent: FAISS ends a child that touches it."""
+        """Leave the GPU to the parent: FAISS aborts a child that touches it."""
         if in_child and self._copy is not None:
-            never_free(self._copy)
+            keep_forever(self._copy)
             self._copy = None
 
     def scan(
         self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Find the k nearest rows of each query; see `Rows.scan`."""
-        found = self._ask(queries, k, allowed)
+        found = self._search_copy(queries, k, allowed)
         return super().scan(queries, k, allowed) if found is None else found
 
     def pick(
         self, queries: Vectors, k: int, rows: NDArray[np.intp], keys: Keys
     ) -> tuple[Vectors, Keys]:
-        """Find the k nearest of some rows; see `Rows.pick`.
+        """Find the k nearest among some rows; see `Rows.pick`.
 
-        The rows are ascending, as keys are: a build puts rows in the order of their keys.
+        Rows ascend as their keys do, since a build orders rows by key.
         """
         found = None
-        if rows.size > _FEW:
-            found = self._ask(queries, min(k, rows.size), bits_of(rows, len(self)))
+        if rows.size > _PICK_ON_HOST:
+            found = self._search_copy(queries, min(k, rows.size), bits_of(rows, len(self)))
         if found is None:
             return super().pick(queries, k, rows, keys)
-        return settle_ties(found[0], keys[np.searchsorted(rows, found[1])])
+        return order_ties(found[0], keys[np.searchsorted(rows, found[1])])
 
-    def _ask(
+    def _search_copy(
         self, queries: Vectors, k: int, allowed: NDArray[np.uint8] | None
     ) -> tuple[Vectors, NDArray[np.int64]] | None:
-        """What the GPU finds; None: the host is to compare."""
-        most = min(len(self), _MOST)
+        """What the GPUs find; None if the host must compare."""
+        most = min(len(self), _MAX_K)
         if self._copy is None or not self._gpus.usable or k > most:
             return None
         try:
-            return refine(
+            return rescore(
                 self._copy.search,
                 queries,
                 k,
@@ -212,7 +215,7 @@ class GpuRows(Rows):
             return None
 
 
-def _leave_cuvs(options: Any) -> None:
-    """Use FAISS's own kernels: those of cuVS, where it has them, refuse lists of float16."""
+def _disable_cuvs(options: Any) -> None:
+    """Use FAISS's own kernels: cuVS's kernels, if present, refuse float16 lists."""
     if hasattr(options, "use_cuvs"):
         options.use_cuvs = False
