@@ -23,6 +23,7 @@ from kronos.errors import CorruptStoreError, SnapshotError, VectorError
 from kronos.following.sample import Sample
 from kronos.following.snapshots import SnapshotPolicy, Snapshots, warn
 from kronos.index.policy import IndexPolicy
+from kronos.index.tuning import TuningResult
 
 if TYPE_CHECKING:
     from kronos.index.layered import LayeredIndex

@@ -297,10 +297,12 @@ class ServingResolver:
         """Let the space answer that is the active one now.
 
         Args:
-            known: embedders that are loaded; None when this process embeds nothing.
+            known: loaded embedders; none in it for a store that keeps its model. None: this process
+                embeds nothing.
 
         Raises:
-            ModelLoadError: its embedder cannot be had, and `strict` is set.
+            ModelLoadError: the space's embedder, or the model that it stands in for, cannot be
+                loaded, and `strict` is set.
         """
         with self.database.read() as connection:
             active = Repository(connection, self.clock()).spaces.active()
@@ -308,7 +310,7 @@ class ServingResolver:
         if known is None or active.model == HANDED_IN:
             return self._serve(active, None)
         try:
-            return self._serve(active, self.embedder_of(active, known))
+            embedder = self.embedder_of(active, known)
         except ModelLoadError as exc:
             if self.strict:
                 raise
@@ -319,6 +321,12 @@ class ServingResolver:
                 stacklevel=2,
             )
             return self._fall_back(active, HashEmbedder(self.embedding_dim), str(exc), None)
+        fallback = None if known else _why_hash(active)
+        if fallback is not None:
+            if self.strict:
+                raise ModelLoadError(fallback)
+            warnings.warn(fallback, KronosWarning, stacklevel=2)
+        return self._serve(active, embedder, degraded=fallback)
 
     def embedder_of(self, space: Space, known: Sequence[Embedder]) -> Embedder:
         """The embedder that made a space: one that is loaded, or the model that was asked for.
@@ -336,11 +344,13 @@ class ServingResolver:
                 "handed in: open the store with embedder= set to it, or change the model with "
                 "`kronos reindex --model`"
             )
-        service = self.load(space.alias, space.dim)
+        # The hash space of a fallback bears the alias of the model that could not be loaded.
+        name = HASH_MODEL if space.model == HASH_MODEL else space.alias
+        service = self.load(name, space.dim)
         if service.fingerprint != space.fingerprint:
             raise ModelLoadError(
-                f"{space.alias} has other weights or settings now than those that made space "
-                f"{space.id}: run `kronos reindex --model {space.alias}`"
+                f"{name} has other weights or settings now than those that made space "
+                f"{space.id}: run `kronos reindex --model {name}`"
             )
         return service
 
@@ -395,6 +405,17 @@ class ServingResolver:
             return ask
         # Who shared a batch has waited: each alone would wait as long again.
         return Coalescer(ask, max_size=MOST_TEXTS, for_all=(TransientEmbeddingError,))
+
+
+def _why_hash(active: Space) -> str | None:
+    """Why the active space has hash vectors instead of those of a model; None if it has not."""
+    if active.model != HASH_MODEL or active.alias in (None, HASH_MODEL):
+        return None
+    return (
+        f"the store has hash vectors instead of those of {active.alias}, which could not be loaded "
+        f"when the store was made: run `kronos reindex --model {active.alias}` to change to it, or "
+        "`kronos reindex --model hash` to keep hash vectors"
+    )
 
 
 def _not_all_made(report: ReindexReport) -> ReindexError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -254,6 +255,45 @@ def test_a_fresh_store_without_its_model_works_and_says_so_once(open_store: Open
     assert stats.embedder == "hash"
     assert stats.degraded is not None
     assert MISSING in stats.degraded
+
+
+def test_a_store_that_fell_back_to_hash_keeps_saying_which_model_it_lacks(
+    open_store: Opener,
+) -> None:
+    with pytest.warns(KronosWarning):
+        store = open_store(embedding_model=MISSING)
+    with store:
+        ids = store.add_many(TEXTS)
+        space = store.stats().spaces[0].space
+    # Every later open tries no model, and serves the same space.
+    for _ in range(2):
+        with pytest.warns(KronosWarning) as caught:
+            again = open_store(embedding_model="keep")
+        (warned,) = caught
+        expected = f"hash vectors instead of those of {MISSING}.*kronos reindex --model {MISSING}"
+        assert re.search(expected, str(warned.message))
+        with again:
+            assert again.search(TEXTS[0], mode="dense", limit=1)[0].id == ids[0]
+            stats = again.stats()
+            assert (stats.embedder, stats.degraded) == ("hash", str(warned.message))
+            assert [each.space for each in stats.spaces] == [space]
+            assert again.add(f"another text {ids[0]}")
+            assert again.stats().spaces[0].pending == 0
+    with pytest.raises(ModelLoadError, match=f"instead of those of {MISSING}"):
+        open_store(embedding_model="keep", strict=True)
+    with open_store(embedding_model=None) as store:
+        store.reindex("hash")
+    with open_store(embedding_model="keep") as store:
+        assert store.stats().degraded is None, "the hash vectors are wanted now"
+
+
+def test_a_rollback_to_the_hash_space_of_a_fallback_needs_no_model(open_store: Opener) -> None:
+    with pytest.warns(KronosWarning):
+        store = open_store(embedding_model=MISSING)
+    with store:
+        store.add_many(TEXTS)
+    with open_store(embedder=Turned(48)) as store:
+        assert store.rollback().space.model == "hash"
 
 
 def test_a_missing_model_degrades_visibly_and_catches_up_when_it_returns(
