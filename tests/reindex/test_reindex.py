@@ -293,7 +293,7 @@ def test_a_rollback_to_the_hash_space_of_a_fallback_needs_no_model(open_store: O
     with store:
         store.add_many(TEXTS)
     with open_store(embedder=Turned(48)) as store:
-        assert store.rollback().space.model == "hash"
+        assert store.models.rollback().space.model == "hash"
 
 
 def test_a_missing_model_degrades_visibly_and_catches_up_when_it_returns(
