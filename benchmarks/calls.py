@@ -110,7 +110,7 @@ def seen(service: EmbeddingService, texts: Sequence[str]) -> tuple[float, float,
             with store._session.reader() as repository:
                 space = repository.spaces.active()
                 assert space is not None
-                found.update(repository.spaces.made_before(space, hashes))
+                found.update(repository.vectors.made_before(space, hashes))
 
         made, taken = medians([lambda: service.encode(texts), read], 5)
         same = np.array_equal(np.array([found[each] for each in hashes]), service.encode(texts))

@@ -185,7 +185,7 @@ class Files:
         with replica.lock, self._store._session.reader() as repository:
             replica._forget()
             index = replica.catch_up(repository, repository.head().seq)
-            parts = [*repository.spaces.vectors_since(replica.space, 0)]
+            parts = [*repository.vectors.since(replica.space, 0)]
         keys = np.concatenate([part for part, _ in parts])
         return np.array_equal(np.sort(keys), index.keys()) and all(
             np.array_equal(index.vectors_of(part), vectors) for part, vectors in parts

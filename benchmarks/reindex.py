@@ -78,7 +78,7 @@ def vectors_in(store: MemoryStore) -> tuple[list[str], Any]:
     with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
-        for keys, rows in repository.spaces.vectors_since(space, 0):
+        for keys, rows in repository.vectors.since(space, 0):
             found = repository.by_keys(keys)
             texts += [found[key].content for key in keys.tolist()]
             parts.append(rows)

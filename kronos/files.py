@@ -36,7 +36,7 @@ ONE_NAME = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EM
 PART = ".part"
 _PART_NAME = re.compile(r"(?P<part>.*\.[0-9a-f]{32}\.part)(-wal|-shm|-journal)?", re.DOTALL)
 _BESIDE = ("-wal", "-shm", "-journal")
-"""Suffixes of the files that SQLite keeps next to a database."""
+"""How the names of the files end that a database keeps beside its own."""
 _LONGEST_NAME = 255 - len(f".{'0' * 32}{PART}-journal")
 _RETRY_S = 0.01
 _LONGEST_WAIT_S = 10.0
@@ -146,7 +146,7 @@ def making(path: Path, *, private: bool = True) -> Iterator[Path]:
         private: whether only this user may read the part.
 
     Yields:
-        An empty file. When the block ends, it is deleted with any files of SQLite next to it.
+        An empty file. It is deleted at the end, with the files that a database keeps beside it.
 
     Raises:
         OSError: the folder cannot be written.
@@ -186,7 +186,7 @@ def _remove(part: Path) -> None:
 
 
 def beside(database: Path) -> list[Path]:
-    """The files that SQLite may keep next to a database; the write-ahead log is the first."""
+    """The files that a database may keep beside its own: its log first."""
     return [database.with_name(database.name + end) for end in _BESIDE]
 
 
@@ -221,7 +221,7 @@ def _discard(part: Path) -> None:
             # Deleted while locked: `_new_part` then sees that its part is gone.
             if alone and (fcntl is not None or is_abandoned(part)):
                 _remove(part)
-    except FileNotFoundError:  # only the files that SQLite kept next to it are left
+    except FileNotFoundError:  # only the files of a database beside it are left
         _remove(part)
 
 

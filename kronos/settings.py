@@ -23,6 +23,8 @@ Precision: TypeAlias = Literal["float32", "bfloat16"]
 Tokenizer: TypeAlias = Literal["porter", "unicode61", "trigram"]
 
 DEFAULT_STORE = "./.kronos"
+DATABASE_NAME = "kronos.db"
+"""The database of a store that is a folder."""
 SENTENCE_TRANSFORMERS_HOME = "SENTENCE_TRANSFORMERS_HOME"
 """The variable that names the folder of sentence-transformers' models."""
 TRANSFORMERS_CACHE = "TRANSFORMERS_CACHE"
@@ -57,7 +59,7 @@ _LEAST = {"keep_spaces": 0, "embed_retry_s": 0, "search_retry_s": 0}
 _MOST_OF_ALL = 2**31 - 1
 _MOST = {
     "encode_threads": 1024,
-    # SQLite stores at most 1e9 bytes in one row.
+    # The two share a row, and databases keep at most a thousand million bytes in one.
     "max_content_bytes": 2**28,
     "max_metadata_bytes": 2**28,
     # Python's JSON parser recurses: 1000 levels at most, minus the caller's own stack.
@@ -166,13 +168,13 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
-    """Where the files of a store are."""
+class Place:
+    """Where a store lies: a database, and a folder of files that can be made again."""
 
     database: Path
     """The database file."""
     folder: Path
-    """The folder for index snapshots and models."""
+    """The folder of index snapshots and models."""
 
     @property
     def index(self) -> Path:
@@ -185,12 +187,12 @@ class Location:
         return self.folder / "models"
 
     @classmethod
-    def of(cls, storage_path: str | os.PathLike[str]) -> Location:
-        """Find the files of a store.
+    def of(cls, storage_path: str | os.PathLike[str]) -> Place:
+        """The place that a caller named.
 
         Args:
-            storage_path: a folder with `kronos.db`, `index/` and `models/`, or a SQLAlchemy URL.
-                For `sqlite:///notes.db` the other files are in `notes.db-kronos/`.
+            storage_path: a folder, which holds `kronos.db`, `index/` and `models/`, or a SQLAlchemy
+                URL. For `sqlite:///notes.db` the folder is `notes.db-kronos/`.
 
         Raises:
             ConfigurationError: the path is empty, contains NUL or is a file, or the URL names no
@@ -209,11 +211,11 @@ class Location:
         folder = _absolute(folder)
         if folder.is_file():
             raise _refused(f"{text!r} is a file: give its folder, or the URL sqlite:///{text}")
-        return cls(database=folder / "kronos.db", folder=folder)
+        return cls(database=folder / DATABASE_NAME, folder=folder)
 
     @classmethod
-    def _of_url(cls, url: str) -> Location:
-        """Read a URL, or a malformed one, which must not become a folder of that name."""
+    def _of_url(cls, url: str) -> Place:
+        """The place of a URL. A text that is nearly a URL must not become a folder's name."""
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError
 

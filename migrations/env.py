@@ -1,7 +1,7 @@
-"""What Alembic runs: migrations on the connection that `kronos.db.schema` hands over.
+"""What Alembic runs: migrations on the connection that `kronos.db.schema` passes.
 
-A developer's `alembic` command hands over none and works on the file named in alembic.ini. The
-transaction belongs to whoever opened it, and the host's logging is left alone.
+A developer's `alembic` command passes none and works on the file that alembic.ini names. The caller
+that opened the transaction ends it, and the host's logging is left alone.
 """
 
 from pathlib import Path
@@ -9,19 +9,20 @@ from pathlib import Path
 from alembic import context
 from sqlalchemy import Connection, make_url
 
+from kronos.db.choice import fulltext_of
 from kronos.db.database import Database
-from kronos.db.fulltext.fts5 import is_word_table
 from kronos.db.tables import metadata
 from kronos.settings import Settings
 
 
 def migrate(connection: Connection) -> None:
     """Run the migrations that Alembic was asked for."""
+    is_index_table = fulltext_of(connection).is_index_table
     context.configure(
         connection=connection,
         target_metadata=metadata,
         render_as_batch=True,
-        include_name=lambda name, type_, _: type_ != "table" or not is_word_table(name or ""),
+        include_name=lambda name, type_, _: type_ != "table" or not is_index_table(name or ""),
     )
     context.run_migrations()
 

@@ -34,7 +34,7 @@ class Bug:
 BUGS = [
     Bug(
         "commits are not synced",
-        "kronos/db/dialect.py",
+        "kronos/db/sqlite.py",
         'f"PRAGMA synchronous={self.settings.durability.upper()}"',
         '"PRAGMA synchronous=OFF"',
         "tests/db/test_engine.py",
@@ -69,7 +69,7 @@ BUGS = [
     ),
     Bug(
         "a seq is given out twice",
-        "kronos/repository/spaces.py",
+        "kronos/repository/seqs.py",
         "return range(last - count + 1, last + 1)",
         "return range(last - count, last)",
         "tests/following/test_replica.py tests/store/test_laws.py",
@@ -77,7 +77,7 @@ BUGS = [
     Bug(
         "the count of a space's vectors is lost when another one takes over",
         "kronos/repository/spaces.py",
-        '.values(state="retired", vectors=_ALL_VECTORS)',
+        '.values(state="retired", vectors=VECTOR_COUNT)',
         '.values(state="retired")',
         "tests/reindex/test_reindex.py tests/serving/test_model_laws.py",
     ),
@@ -98,8 +98,8 @@ BUGS = [
     Bug(
         "an edit keeps the vectors of the other spaces",
         "kronos/repository/memories.py",
-        "        self.spaces.await_vectors(changed, seqs[-1])\n",
-        "        self.spaces.forget_vectors(changed, seqs[-1], space.id if space else None)\n",
+        "        self.vectors.await_new(changed, seqs[-1])\n",
+        "        self.vectors.forget(changed, seqs[-1], space.id if space else None)\n",
         "tests/serving/test_model_laws.py tests/repository/test_jobs.py",
     ),
     Bug(
@@ -111,7 +111,7 @@ BUGS = [
     ),
     Bug(
         "pruning takes the tombstones of pending memories",
-        "kronos/repository/spaces.py",
+        "kronos/repository/vectors.py",
         "tombstones.c.seq <= seq, ~living",
         "tombstones.c.seq <= seq",
         "tests/maintenance/test_compaction.py tests/repository/test_jobs.py",
@@ -142,8 +142,8 @@ BUGS = [
     Bug(
         "a restore copies what is there before others stop writing",
         "kronos/db/backup.py",
-        "        self._present.dialect.overwrite(part, keep_and_prepare)\n",
-        "        keep_and_prepare()\n        self._present.dialect.overwrite(part, lambda: None)\n",
+        "        present.files.overwrite(part, keep_and_prepare)\n",
+        "        keep_and_prepare()\n        present.files.overwrite(part, lambda: None)\n",
         "tests/db/test_restore.py tests/faults/test_restore_beside_writers.py",
     ),
     Bug(
@@ -177,8 +177,8 @@ BUGS = [
     Bug(
         "an edit of a memory that is pending leaves no mark",
         "kronos/repository/memories.py",
-        "        self.spaces.await_vectors(changed, seqs[-1])\n",
-        "        self.spaces.forget_vectors(changed, seqs[-1])\n",
+        "        self.vectors.await_new(changed, seqs[-1])\n",
+        "        self.vectors.forget(changed, seqs[-1])\n",
         "tests/reindex/test_pending.py",
     ),
     Bug(
@@ -197,7 +197,7 @@ BUGS = [
     ),
     Bug(
         "a write transaction begins as a reader",
-        "kronos/db/dialect.py",
+        "kronos/db/sqlite.py",
         'self._run(connection, "BEGIN IMMEDIATE")\n\n    def begin_write_at_once',
         'self._run(connection, "BEGIN")\n\n    def begin_write_at_once',
         "tests/db/test_engine.py",
@@ -212,8 +212,8 @@ BUGS = [
     Bug(
         "an expired memory is served",
         "kronos/repository/rows.py",
-        ' AND (expires_at IS NULL OR expires_at > ?)"\n    )\n',
-        ' AND (expires_at IS NULL OR ? > 0)"\n    )\n',
+        '_LIVE = is_live(memories, bindparam("expired_by"))',
+        '_LIVE = bindparam("expired_by") > 0',
         "tests/store/test_store.py tests/store/test_laws.py",
     ),
     Bug(
@@ -296,7 +296,7 @@ BUGS = [
     ),
     Bug(
         "deleted bytes stay in their pages",
-        "kronos/db/dialect.py",
+        "kronos/db/sqlite.py",
         'connection.execute("PRAGMA secure_delete=FAST")',
         'connection.execute("PRAGMA secure_delete=OFF")',
         "tests/maintenance/test_compaction.py",

@@ -112,3 +112,54 @@ def test_the_wheel_holds_every_package() -> None:
     folders = [path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")]
     ours = [".".join(folder.parts) for folder in folders]
     assert sorted(name for name in listed if "._migrations" not in name) == sorted(ours)
+
+
+# -- One seam to the database -------------------------------------------------------------------
+
+MIGRATIONS = PACKAGE.with_name("migrations")
+ONE_DATABASE = re.compile(
+    r"sqlite|pragma|fts5|rowid|json_(each|extract|group_array)|nocase", re.IGNORECASE
+)
+"""Words of one database. Everything else is plain SQL, or an element of `kronos.db.sql`."""
+OF_SQLITE = ("db/sqlite", "db/fulltext/fts5.py")
+"""The modules of that database."""
+CHOICES = {
+    "db/choice.py": r"fts5\b|\bSQLite\b|kronos\.db\.sqlite\b|\"sqlite\"",
+    # SQLAlchemy's names for the options that a table has in one database.
+    "db/tables.py": r"sqlite_(where|with_rowid)=|\"sqlite\"\)|# 64 bits on every database. SQLite",
+    # URLs, and the errors of other ones.
+    "settings.py": r"\bsqlite:///|\(sqlite\||\"sqlite(\+pysqlite)?\"|and SQLite has none",
+}
+"""Modules that speak of the choice of a database, and the words that they use."""
+SQL_TEXT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|VALUES|WITH|CREATE|DROP|ALTER)\s")
+
+
+def outside_the_seam() -> list[tuple[str, str]]:
+    files = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob("*.py")}
+    files["migrations/env.py"] = MIGRATIONS / "env.py"
+    return [
+        (name, path.read_text("utf-8"))
+        for name, path in sorted(files.items())
+        if not name.startswith(OF_SQLITE)
+    ]
+
+
+def test_no_module_outside_the_seam_names_a_database() -> None:
+    found = [
+        f"{name}:{number}: {line.strip()}"
+        for name, text in outside_the_seam()
+        for number, line in enumerate(text.splitlines(), 1)
+        if ONE_DATABASE.search(re.sub(CHOICES.get(name, "$^"), "", line))
+    ]
+    assert found == []
+
+
+def test_no_module_outside_the_seam_holds_sql_text() -> None:
+    found = [
+        f"{name}:{node.lineno}: {node.value[:60]}"
+        for name, text in outside_the_seam()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if SQL_TEXT.match(node.value)
+    ]
+    assert found == []

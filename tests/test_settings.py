@@ -154,7 +154,7 @@ def test_an_accepted_ranking_gives_finite_shares(
 ) -> None:
     import numpy as np
 
-    from kronos.repository.rows import Signals
+    from kronos.repository.memory_rows import Signals
 
     ranking = Ranking(
         similarity=weights[0],

@@ -40,7 +40,7 @@ from kronos.serving.serving import MOST_TEXTS, Serving, sees_texts_alone
 from kronos.store.answering.finding import Made
 
 if TYPE_CHECKING:
-    from kronos.repository.memories import Batch
+    from kronos.repository.batches import Batch
     from kronos.store.store import MemoryStore
     from kronos.types import Embedder, Vectors
 

@@ -12,7 +12,7 @@ import typer
 
 from kronos.embedding.registry import KEPT_MODEL, absolute
 from kronos.errors import ConfigurationError, InputError
-from kronos.settings import DEFAULT_STORE, Location, default_store
+from kronos.settings import DEFAULT_STORE, Place, default_store
 
 if TYPE_CHECKING:
     from kronos.search.filters import Filter
@@ -84,7 +84,7 @@ def open_store(
     from kronos.store.store import MemoryStore
 
     path = store or default_store()
-    exists = Location.of(path).database.exists()
+    exists = Place.of(path).database.exists()
     if not exists and not create:
         raise _no_store(path)
     if model is None or (exists and absolute(model) == _model_of(path)):
@@ -114,10 +114,10 @@ def open_database(store: str | None) -> Iterator[Any]:
     from kronos.settings import Settings
 
     path = store or default_store()
-    location = Location.of(path)
-    if not location.database.exists():
+    place = Place.of(path)
+    if not place.database.exists():
         raise _no_store(path)
-    database = Database(location.database, Settings.from_env())
+    database = Database(place.database, Settings.from_env())
     try:
         yield database
     finally:

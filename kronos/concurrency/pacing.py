@@ -1,9 +1,9 @@
 """Pacing: long work pauses now and then, so that other writers and threads get their turns.
 
-Writers in other processes ask for SQLite's write lock at intervals, up to ten times a second, and
-fail after their timeout. A process that takes the lock again at once keeps it from them, however
-short its transactions are. Python's global interpreter lock (GIL) is similar: a thread that
-computes, or reads row by row, nearly always holds it when another thread asks for it.
+Writers of other processes ask for the write lock now and then, up to ten times a second, and
+are refused after their timeout: who takes it again at once keeps it from them, however short each
+of its transactions is. Python's own lock is alike: a thread that computes, or reads row by row,
+has it nearly always when another one asks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Connections and transactions: who holds one, holds one consistent view of one database.
+"""Connections and transactions: each transaction is one consistent view of one database.
 
 A reader sees the state of its first statement, whatever writers do meanwhile. A writer holds the
-write lock from its first statement on. Whatever the driver raises inside is rolled back and leaves
-as an error of `kronos.errors`. Each transaction sees whether the file that it has open is still the
-one at its path, so nothing is ever acknowledged into a file that nobody will find. But for the
+write lock from its first statement on. An error of the driver rolls the transaction back, and
+leaves it as an error of `kronos.errors`. Each transaction checks that the file it has open is still
+the one at its path, so no write is acknowledged into a file that was moved away. Except for the
 store's id, nothing here knows what the rows mean.
 """
 
@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from kronos.concurrency.forking import Gate, notify_of_forks
 from kronos.concurrency.progress import Steps
-from kronos.db.dialect import ERRORS, SQLite, driver, fetch
+from kronos.db.choice import dialect_for
+from kronos.db.statements import Prepared
+from kronos.db.tables import store
 from kronos.errors import (
     CorruptStoreError,
     StoppedError,
@@ -35,12 +36,11 @@ from kronos.errors import (
 from kronos.settings import Settings
 from kronos.types import Problem
 
-_FAILURES = (DBAPIError, *ERRORS)
 # Kept for the next transactions; more are opened when more threads ask at once.
 _MOST_IDLE = 8
 
 FileId: TypeAlias = tuple[int, int]
-"""What tells a file from every other one of this machine: its device and its number there."""
+"""The identity of a file on this machine: its device and its number there."""
 _FILE = "kronos_file"
 
 
@@ -66,7 +66,8 @@ class Database:
     def __init__(self, path: Path, settings: Settings) -> None:
         # Absolute, so that every connection opens the same file wherever the process goes.
         self.path = path.absolute()
-        self.dialect = SQLite(self.path, settings)
+        self.dialect = dialect_for(self.path, settings)
+        self._failures: tuple[type[Exception], ...] = (DBAPIError, *self.dialect.errors)
         self._closed = False
         self._gate = Gate()
         # Connections are kept here and not in SQLAlchemy's pool, whose check-out and check-in take
@@ -74,21 +75,16 @@ class Database:
         self._idle: deque[Connection] = deque()
         self._held: _Held | None = None
         self._this_thread = threading.local()
-        self._engine = create_engine(
-            URL.create("sqlite+pysqlite", database=str(self.path)),
-            creator=lambda: self.dialect.connect(create=self._held is None),
-            module=driver,
-            poolclass=NullPool,
-        )
+        self._engine = self.dialect.engine(lambda: self.dialect.connect(create=self._held is None))
         notify_of_forks(self)
 
     def hold(self) -> None:
         """From now on the file must be the store that it is now, or that store copied or restored.
 
-        Transactions raise StoreReplacedError as long as it is not; nothing is created anew.
+        Transactions raise StoreReplacedError as long as it is not; no file is created.
         """
         with self.read() as connection:
-            self._held = _Held(file_of(connection), _store_id(connection))
+            self._held = _Held(file_of(connection), self._store_id(connection))
 
     def require_in_place(self) -> None:
         """Raise StoreReplacedError when the file that was held is no longer at its path."""
@@ -103,8 +99,9 @@ class Database:
     def before_fork(self) -> None:
         """Close every connection, once no other thread is in a transaction.
 
-        SQLite takes locks for a process: a child that inherits an open file believes to hold its
-        parent's, and when the parent closes, the write-ahead log goes with what the child wrote.
+        A database may take its locks for a process: a child that inherits an open file believes
+        that it holds its parent's locks, and when the parent closes the file, the log goes with
+        what the child wrote.
         """
         self._gate.close()
         self._disconnect()
@@ -145,7 +142,7 @@ class Database:
     def migration(self) -> AbstractContextManager[Connection]:
         """A write transaction in which tables may be rebuilt: foreign keys are not enforced.
 
-        Whoever uses it looks at `dialect.foreign_key_problems` before the end. Raises as `write`.
+        The caller checks `dialect.foreign_key_problems` before the end. Raises as `write`.
         """
         return self._transaction(self.dialect.begin_migration, kept=False, writes=True)
 
@@ -158,10 +155,10 @@ class Database:
 
     @contextmanager
     def stoppable(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
-        """Let this thread's transactions be interrupted, also amid a long statement.
+        """Let this thread's transactions be interrupted, also during a long statement.
 
         Args:
-            is_stopped: asked now and then; once it says so, the transaction is rolled back and
+            is_stopped: asked now and then; once it is true, the transaction is rolled back and
                 raises `StoppedError`.
         """
         self._this_thread.is_stopped = is_stopped
@@ -179,7 +176,7 @@ class Database:
     def _begin(
         self, begin: Callable[[Connection], None], idle: deque[Connection] | None
     ) -> Connection:
-        """Begin a transaction on the file that is at the path then."""
+        """Begin a transaction on the file that is at the path at that moment."""
         while True:
             connection = self._connection(idle)
             try:
@@ -197,7 +194,7 @@ class Database:
 
     def _connection(self, idle: deque[Connection] | None) -> Connection:
         if idle:
-            with suppress(IndexError):  # another thread was quicker
+            with suppress(IndexError):  # another thread took the last one
                 return idle.pop()
         while True:
             before = self.dialect.file_id()
@@ -216,13 +213,21 @@ class Database:
         return connection
 
     def _check_held(self, connection: Connection) -> None:
-        """Take another file for the store's own, if it is the same store: copied, or restored."""
+        """Accept another file if it holds the same store: copied, or restored."""
         held, found = self._held, file_of(connection)
         if held is None or held.file == found:
             return
-        if _store_id(connection) != held.store_id:
+        if self._store_id(connection) != held.store_id:
             raise self._replaced()
         self._held = _Held(found, held.store_id)
+
+    def _store_id(self, connection: Connection) -> str | None:
+        """The id of the store in a database; None where it holds no store."""
+        try:
+            rows = _STORE_ID.fetch(connection)
+        except self._failures:
+            return None
+        return str(rows[0][0]) if rows else None
 
     def _replaced(self, so: str = "nothing was written") -> StoreReplacedError:
         gone = self.dialect.file_id() is None
@@ -232,7 +237,7 @@ class Database:
         )
 
     def _fault(self, error: BaseException | None) -> StorageError | StoppedError:
-        """Translate an error; whatever fails on a file that is gone fails because it is."""
+        """Translate an error; any error on a file that is gone means that it is gone."""
         if self._held is not None and self.dialect.file_id() is None:
             return self._replaced()
         return self.dialect.fault(error.orig if isinstance(error, DBAPIError) else error)
@@ -259,7 +264,7 @@ class Database:
             StoppedError: likewise.
         """
         with self.read() as connection:
-            self.dialect.backup(connection, target, steps or Steps())
+            self.dialect.files.backup(connection, target, steps or Steps())
 
     def problems(self) -> list[Problem]:
         """What the database's own checks find wrong; reads the whole file."""
@@ -271,11 +276,11 @@ class Database:
         return [Problem("database", detail) for detail in found]
 
     def size_bytes(self) -> int:
-        """The bytes of the database on disk, its write-ahead log included."""
+        """The bytes of the database on disk, its log included."""
         return self.dialect.size_bytes()
 
     def sync(self) -> None:
-        """Bring every commit, whoever made it, to the disk.
+        """Bring every commit of every process to the disk.
 
         Raises:
             StorageError: the disk failed.
@@ -284,11 +289,10 @@ class Database:
         self.dialect.sync()
 
     def vacuum(self, steps: Steps | None = None) -> bool:
-        """Give the space of deleted rows back to the disk, while others read and write.
+        """Give the room of deleted rows back to the disk, while others read and write.
 
         Returns:
-            Whether nothing of them is left in the write-ahead log: a reader of an older state
-            keeps it.
+            Whether the log holds none of them any more: a reader of an older state keeps them.
 
         Raises:
             StorageError: the database or the disk failed; nothing is lost.
@@ -338,7 +342,7 @@ class _Transaction(AbstractContextManager[Connection]):
             connection = self._connection = database._begin(self._begin, self._idle)
         except BaseException as exc:
             database._gate.__exit__()
-            if isinstance(exc, _FAILURES):
+            if isinstance(exc, database._failures):
                 raise database._fault(exc) from exc
             raise
         self._is_stopped = getattr(database._this_thread, "is_stopped", None)
@@ -349,8 +353,8 @@ class _Transaction(AbstractContextManager[Connection]):
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             self._end(error)
-        except _FAILURES as exc:
-            # After a failed commit or fsync nobody knows what the connection still holds.
+        except self._database._failures as exc:
+            # After a failed commit or fsync the state of the connection is unknown.
             self._connection.invalidate()
             self._idle = None
             raise self._database._fault(exc) from exc
@@ -364,7 +368,7 @@ class _Transaction(AbstractContextManager[Connection]):
             database.dialect.watch(connection, None)
         if error is not None:
             database.dialect.rollback(connection)
-            if isinstance(error, _FAILURES):
+            if isinstance(error, database._failures):
                 raise error
             return
         database.dialect.commit(connection)
@@ -377,10 +381,4 @@ def file_of(connection: Connection) -> FileId | None:
     return cast("FileId | None", connection.info.get(_FILE))
 
 
-def _store_id(connection: Connection) -> str | None:
-    """The id of the store in a database; None where there is none."""
-    try:
-        rows = fetch(connection, "SELECT uuid FROM store")
-    except ERRORS:
-        return None
-    return str(rows[0][0]) if rows else None
+_STORE_ID = Prepared(select(store.c.uuid))

@@ -1,8 +1,8 @@
 """Whole numbers of many rows, read in one step.
 
-Row by row, Python makes an object of each number and lets go of its lock for each row, so beside a
-busy thread a long answer takes for ever, and the thread is held up as well. Here SQLite joins the
-numbers to one text, for which it needs no lock, and NumPy reads that.
+Row by row, Python makes an object of each number and releases its lock for each row: beside a busy
+thread a long answer takes very long, and holds that thread up as well. Here the database joins the
+numbers to one text, for which it needs no lock, and NumPy reads the text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, select
+
+from kronos.db.sql import joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,21 +26,20 @@ def read_numbers(
 
     Args:
         connection: in a transaction.
-        statement: selects columns that hold whole numbers alone, none of them NULL.
+        statement: selects columns that hold only whole numbers, none of them NULL.
 
     Returns:
         (rows, columns) int64, in ascending order of the first column.
     """
     columns = [*statement.subquery("found").c]
-    text = connection.execute(select(_joined(columns))).scalar_one()
+    text = connection.execute(select(joined(_row(columns)))).scalar_one()
     found = np.fromstring(text or "", np.int64, sep=" ").reshape(-1, len(columns))
     first = found[:, 0]
     return found if (first[1:] >= first[:-1]).all() else found[np.argsort(first, kind="stable")]
 
 
-def _joined(columns: list[ColumnElement[Any]]) -> ColumnElement[str]:
+def _row(columns: list[ColumnElement[Any]]) -> ColumnElement[Any]:
     row = columns[0]
     for column in columns[1:]:
         row = row.op("||")(" ").op("||")(column)
-    joined: ColumnElement[str] = func.group_concat(row, " ")
-    return joined
+    return row

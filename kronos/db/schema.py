@@ -1,8 +1,8 @@
-"""The schema's versions: which one a database has, and how it gets to another one.
+"""The versions of the schema: which one a database has, and how it gets to another one.
 
-A version is a file in `migrations/versions/`, named by its number: the history is one line, and the
-newest file is what this Kronos needs. A migration happens whole or not at all, after a backup.
-Alembic, which takes most of a second to import, is loaded only when something must be migrated.
+A version is a file in `migrations/versions/`, named by its number. The history is one line, and the
+newest file is the schema that this Kronos needs. A migration happens whole or not at all, after a
+backup. Alembic is slow to import, and loaded only when a database must be migrated.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, column, inspect, select, table
 
 from kronos.concurrency.forking import Lock
-from kronos.db.fulltext import fts5 as words
+from kronos.db.choice import fulltext_of
 from kronos.errors import (
     ConfigurationError,
     MigrationError,
     SchemaOutdatedError,
     SchemaTooNewError,
 )
+from kronos.settings import DATABASE_NAME
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 BASE = "base"
 HEAD = "head"
-_VERSION_TABLE = "alembic_version"
-# Alembic's `op` and `context` are global: two threads must not migrate at once, be it two stores.
+_VERSION = table("alembic_version", column("version_num"))
+# Alembic's `op` and `context` are global: two threads must not migrate at once, even two stores.
 _alembic = Lock()
 
 
@@ -57,7 +58,7 @@ def head() -> str:
 
 
 def current(database: Database) -> str | None:
-    """The database's revision; None for an empty database.
+    """The revision of a database; None for an empty one.
 
     Raises:
         ConfigurationError: the database holds tables that are not Kronos's.
@@ -76,9 +77,9 @@ def history() -> tuple[Revision, ...]:
 
 
 def prepare(database: Database, *, migrate: bool = False) -> None:
-    """Bring an empty database to head, and make sure that any other one is there.
+    """Bring an empty database to head, and check that any other one is at head.
 
-    Several processes may do so at once.
+    Several processes may do this at once.
 
     Args:
         database: the database to open.
@@ -96,7 +97,7 @@ def prepare(database: Database, *, migrate: bool = False) -> None:
 
 
 def check(database: Database) -> None:
-    """Make sure that the database has the schema that this Kronos needs; changes nothing.
+    """Check that a database has the schema that this Kronos needs; changes nothing.
 
     Raises:
         SchemaOutdatedError: it is older, or empty.
@@ -108,21 +109,21 @@ def check(database: Database) -> None:
     if found != head():
         raise SchemaOutdatedError(
             f"{database.path} has schema {found or 'none'}, this Kronos needs {head()}: run "
-            f"`kronos db upgrade --store {_store_argument(database.path)}` (it takes a backup "
+            f"`kronos db upgrade --store {_store_argument(database)}` (it takes a backup "
             "first), or open the store with migrate=True"
         )
 
 
 def upgrade(database: Database, revision: str = HEAD, *, keep: bool = True) -> Path | None:
-    """Bring the database to a later revision, whole or not at all.
+    """Bring a database to a later revision, whole or not at all.
 
     Args:
         database: the database; an empty one gets its first tables.
         revision: the revision to reach.
-        keep: take a backup before; False for what is a copy itself.
+        keep: take a backup first; False for a database that is a copy itself.
 
     Returns:
-        The backup taken before; None when there was nothing to do or nothing to keep.
+        The backup; None when there was nothing to do or nothing to keep.
 
     Raises:
         ConfigurationError: the revision is not known, or earlier than the database's.
@@ -133,37 +134,37 @@ def upgrade(database: Database, revision: str = HEAD, *, keep: bool = True) -> P
 
 
 def finish(database: Database, *, wait: bool = True) -> None:
-    """Do what a migration left to be done by and by: old texts are folded, a batch a transaction.
+    """Do the work that a migration left for later: fold old texts, a batch a transaction.
 
-    It goes on where it was stopped, be it by a kill; others may read and write meanwhile, or do the
-    same. Does nothing where nothing is left to do.
+    It goes on where it was stopped, also after a kill. Other processes may read and write
+    meanwhile, or do the same work. Does nothing when no text is left.
 
     Args:
         database: one at head.
-        wait: for other writers; False leaves the rest to whoever opens the store next.
+        wait: for other writers; False leaves the rest to the next opening of the store.
 
     Raises:
-        StorageError: the database is busy or cannot be written; what was done is kept.
+        StorageError: the database is busy or cannot be written; finished batches are kept.
     """
     with database.read() as connection:
-        is_left = words.cursor(connection) is not None
+        is_left = fulltext_of(connection).cursor(connection) is not None
     while is_left:
         with database.write(wait=wait) as connection:
-            is_left = words.refold_some(connection)
+            is_left = fulltext_of(connection).refold_some(connection)
 
 
 def downgrade(database: Database, revision: str) -> Path | None:
-    """Bring the database back to an earlier revision, whole or not at all.
+    """Bring a database back to an earlier revision, whole or not at all.
 
-    What the earlier schema cannot hold is lost; "base" has no tables and loses every memory. The
-    backup then holds all that is left.
+    Data that the earlier schema cannot hold is lost; "base" has no tables and loses every memory.
+    Then only the backup holds it.
 
     Args:
         database: the database.
         revision: the revision to go back to.
 
     Returns:
-        The backup taken before; None when there was nothing to do.
+        The backup; None when there was nothing to do.
 
     Raises:
         ConfigurationError: the revision is not known, or later than the database's.
@@ -174,7 +175,7 @@ def downgrade(database: Database, revision: str) -> Path | None:
 
 
 def alembic_config(migrations: Path, connection: Connection | None = None) -> Config:
-    """What Alembic is to run, on an open connection."""
+    """Alembic's configuration for some migrations, on an open connection."""
     from alembic.config import Config
 
     config = Config()
@@ -191,11 +192,11 @@ def _known() -> list[str]:
 
 def _revision(connection: Connection, database: Database) -> str | None:
     tables = set(inspect(connection).get_table_names())
-    if not tables - {_VERSION_TABLE}:
+    if not tables - {_VERSION.name}:
         return None
     found: str | None = None
-    if {_VERSION_TABLE, "store"} <= tables:
-        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if {_VERSION.name, "store"} <= tables:
+        found = connection.execute(select(_VERSION.c.version_num)).scalar()
     if found is None:
         raise ConfigurationError(
             f"{database.path} is the database of another program: it holds "
@@ -218,7 +219,7 @@ def _migrate(database: Database, revision: str, *, upwards: bool, keep: bool = T
     target = _resolve(revision)
     if (current(database) or BASE) == target:
         return None
-    # Imported before the write lock is taken, so that nobody waits for it.
+    # Imported before the write lock is taken, so that no other writer waits for it.
     import alembic.command  # noqa: F401
 
     with database.migration() as connection:
@@ -230,7 +231,7 @@ def _migrate(database: Database, revision: str, *, upwards: bool, keep: bool = T
         if found is None:
             _run(connection, target, upwards=upwards)
             return None
-        # Under the write lock, so that the backup is what the migration begins with.
+        # Under the write lock, so that the migration begins with exactly what the backup holds.
         backup = _back_up(database, found) if keep else None
         try:
             _run(connection, target, upwards=upwards)
@@ -285,5 +286,6 @@ def _check_foreign_keys(database: Database, connection: Connection) -> None:
         raise MigrationError("; ".join(problems[:5]))
 
 
-def _store_argument(path: Path) -> str:
-    return shlex.quote(str(path.parent if path.name == "kronos.db" else f"sqlite:///{path}"))
+def _store_argument(database: Database) -> str:
+    is_in_a_folder = database.path.name == DATABASE_NAME
+    return shlex.quote(str(database.path.parent) if is_in_a_folder else database.dialect.url)

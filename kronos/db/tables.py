@@ -3,34 +3,32 @@
 Laws of the rows, kept by `kronos.repository.memories`:
 
 - `store` has one row. Its `seq` is the last number given to a committed change; it is raised inside
-  the write transaction by UPDATE ... RETURNING, so no number is ever handed out twice.
-- A memory's `key` is the seq of its first write: distinct for ever, so a key that an index once
-  forgot never comes back with another meaning.
+  the write transaction by UPDATE ... RETURNING, so no number is ever given twice.
+- A memory's `key` is the seq of its first write and is never given again, so a key that an index
+  once forgot never comes back with another meaning.
 - (space, key) stands in `vectors` or in `tombstones` or in neither, never in both. A row of
   `vectors` is the embedding of the memory's current text (`content_hash` says so): a unit vector,
   float32 little-endian, as wide as its space. A row of `tombstones` says that an index of this
   space may still hold the key and must forget it.
 - At most one space is active. A space's `id` is the seq of its creation, so a dropped space's id
   never comes back; `activated_seq` is the seq of its last activation, null before the first.
-  A space's `vectors` is how many rows of `vectors` it has, but for those that it gained as the
+  A space's `vectors` is how many rows of `vectors` it has, except those that it gained as the
   active one: `store.active_gain` counts them, as each write changes that row anyway.
-- A row of `deletions` says at which seq a memory was deleted. Those up to `store.pruned_seq` are
-  gone, and so may be versions that were there at that seq: whoever follows the rows and is older
-  begins anew.
-- A row of `versions` is what a memory was from `recorded_at` until `replaced_at`, when it was
+- A row of `deletions` says at which seq a memory was deleted. Rows up to `store.pruned_seq` are
+  gone, and so may be versions that stood at that seq: a follower of the rows that is older begins
+  anew.
+- A row of `versions` is a memory as it was from `recorded_at` until `replaced_at`, when it was
   changed or deleted; its `key` is the seq that the memory had then. `memories.recorded_at` is when
-  the store learnt what stands there now. The vectors of texts that no longer stand are kept in
+  the store learnt the memory's present state. The vectors of texts that no longer stand are kept in
   `past_vectors`, by the text's hash.
 - A row of `fields` names a metadata key that has an index of its own, `ix_memories_field_<id>`.
-- `memory_words` and `version_words` (FTS5, made by `kronos.db.fulltext.fts5`) hold the words of
-  every text in `memories` and `versions`, written in the same transaction. They read `folded`,
-  which is what `kronos.db.fulltext.folding` made of the content, or the content where that is null:
-  it is its own fold. Rows above `store.words_cursor` may lack theirs, if an older Kronos wrote
-  them; null: no row does.
+- `folded` is what the full-text indexes read instead of the content; null: they read the content.
+  Rows above `store.words_cursor` may lack their fold, if an older Kronos wrote them; null: no row
+  does. See `kronos.db.fulltext.base`.
 - A row of `failures` says that the space's embedder cannot embed the text with this hash.
-- At most one job a space is unfinished. Its texts are worked through in the order of their hashes,
-  so that equal texts are one piece of work: those up to `cursor` have been handed out, each range
-  of hashes with a lease; `sweep` counts how often the cursor went back to the beginning.
+- A space has at most one unfinished job. It goes through the texts in the order of their hashes, so
+  that equal texts are one piece of work: those up to `cursor` have been handed out, each range of
+  hashes with a lease; `sweep` counts how often the cursor went back to the beginning.
 
 Times are microseconds since 1970 UTC.
 """
@@ -55,7 +53,7 @@ from sqlalchemy import (
     text,
 )
 
-# Every constraint has a name: SQLite's batch migrations cannot drop what has none.
+# Every constraint has a name: migrations that rebuild a table cannot drop one that has none.
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -66,13 +64,14 @@ metadata = MetaData(
     }
 )
 
-# INTEGER makes the column SQLite's own row number, which is 64 bits wide there.
+# 64 bits on every database. SQLite's INTEGER has them too, and as a primary key it is the row's own
+# number.
 Key = BigInteger().with_variant(Integer(), "sqlite")
 
 store = Table(
     "store",
     metadata,
-    Column("id", Integer, nullable=False),
+    Column("id", Key, nullable=False),
     Column("uuid", Text, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -105,7 +104,7 @@ memories = Table(
     Index("ix_memories_namespace_key", "namespace", "key"),
     # A reindex works through the texts in the order of their hashes.
     Index("ix_memories_content_hash", "content_hash"),
-    # What is kept of a filter's matches follows the changes; new memories are found by their keys.
+    # The kept matches of a filter follow the changes; new memories are found by their keys.
     Index(
         "ix_memories_seq",
         "seq",
@@ -119,7 +118,7 @@ memories = Table(
         sqlite_where=text("expires_at IS NOT NULL"),
         postgresql_where=text("expires_at IS NOT NULL"),
     ),
-    # What the store held at a moment is what it holds now, but for what was changed since.
+    # The state at a moment is the present one, except for rows that were changed since.
     Index("ix_memories_recorded_at", "recorded_at"),
 )
 
@@ -160,7 +159,7 @@ versions = Table(
 spaces = Table(
     "spaces",
     metadata,
-    Column("id", Integer, nullable=False),
+    Column("id", Key, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("alias", Text),
@@ -188,7 +187,7 @@ Index(
 vectors = Table(
     "vectors",
     metadata,
-    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("space_id", Key, ForeignKey("spaces.id"), nullable=False),
     Column("memory_key", BigInteger, ForeignKey("memories.key"), nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("content_hash", LargeBinary, nullable=False),
@@ -202,7 +201,7 @@ vectors = Table(
 tombstones = Table(
     "tombstones",
     metadata,
-    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("space_id", Key, ForeignKey("spaces.id"), nullable=False),
     Column("memory_key", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),
     PrimaryKeyConstraint("space_id", "memory_key"),
@@ -212,7 +211,7 @@ tombstones = Table(
 past_vectors = Table(
     "past_vectors",
     metadata,
-    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("space_id", Key, ForeignKey("spaces.id"), nullable=False),
     Column("content_hash", LargeBinary, nullable=False),
     Column("vector", LargeBinary, nullable=False),
     PrimaryKeyConstraint("space_id", "content_hash"),
@@ -251,7 +250,7 @@ accesses = Table(
 fields = Table(
     "fields",
     metadata,
-    Column("id", Integer, nullable=False),
+    Column("id", Key, nullable=False),
     Column("path", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     PrimaryKeyConstraint("id"),
@@ -261,7 +260,7 @@ fields = Table(
 failures = Table(
     "failures",
     metadata,
-    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("space_id", Key, ForeignKey("spaces.id"), nullable=False),
     Column("content_hash", LargeBinary, nullable=False),
     Column("error", Text, nullable=False),
     Column("failed_at", BigInteger, nullable=False),
@@ -271,8 +270,8 @@ failures = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", Integer, nullable=False),
-    Column("space_id", Integer, ForeignKey("spaces.id"), nullable=False),
+    Column("id", Key, nullable=False),
+    Column("space_id", Key, ForeignKey("spaces.id"), nullable=False),
     Column("state", Text, nullable=False),
     Column("activate", Boolean, nullable=False),
     Column("allow_failed", Boolean, nullable=False),
@@ -305,7 +304,7 @@ Index(
 leases = Table(
     "leases",
     metadata,
-    Column("job_id", Integer, ForeignKey("jobs.id"), nullable=False),
+    Column("job_id", Key, ForeignKey("jobs.id"), nullable=False),
     Column("last_hash", LargeBinary, nullable=False),
     Column("owner", Text, nullable=False),
     Column("expires_at", BigInteger, nullable=False),

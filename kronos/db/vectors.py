@@ -1,7 +1,7 @@
 """Vectors as the bytes of a database column: float32, little-endian, one row after the other.
 
-The layout is the same on every machine and holds nothing but the numbers; width and meaning stand
-in the row of the vector's space.
+The layout is the same on every machine and holds only the numbers; the row of the vector's space
+says how wide it is and which embedder made it.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def from_rows(blobs: Sequence[bytes], dim: int) -> Vectors:
         dim: the width of their space.
 
     Returns:
-        (n, dim) float32, C-contiguous; read-only, for it is a view of the bytes.
+        (n, dim) float32, C-contiguous; read-only, as it is a view of the bytes.
 
     Raises:
-        CorruptStoreError: a value is no bytes, or has not the length of a vector `dim` wide.
+        CorruptStoreError: a value is not bytes, or not as long as a vector `dim` wide.
     """
     width = dim * _STORED.itemsize
     kinds = set(map(type, blobs)) - {bytes}
     if kinds:
         raise CorruptStoreError(f"a stored vector must be bytes, not {kinds.pop().__name__}")
-    # Every value is measured: a short and a long one together would shift the rows between them.
+    # Each value is measured: a short and a long one together would shift the rows between them.
     wrong = set(map(len, blobs)) - {width}
     if wrong:
         raise CorruptStoreError(

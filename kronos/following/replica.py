@@ -152,11 +152,11 @@ class Replica:
         return self._index
 
     def _apply(self, index: VectorIndex, repository: Repository) -> None:
-        gone = repository.spaces.tombstones_since(self.space.id, self._applied)
+        gone = repository.vectors.tombstones_since(self.space.id, self._applied)
         self._check_sample(gone)
         self._snapshots.unsaved += len(gone)
         index.remove(gone)
-        for keys, rows in repository.spaces.vectors_since(self.space, self._applied):
+        for keys, rows in repository.vectors.since(self.space, self._applied):
             self._check_sample(keys)
             try:
                 index.upsert(keys, rows)
@@ -192,7 +192,7 @@ class Replica:
             )
             self._applied = header.seq
             self._apply(index, repository)
-            count = repository.spaces.vector_count(self.space.id)
+            count = repository.vectors.count(self.space.id)
             if len(index) != count:
                 raise SnapshotError(f"the index holds {len(index)} vectors, the database {count}")
         except SnapshotError as exc:

@@ -107,14 +107,8 @@ def wrong_schema(database: Database) -> Iterator[Problem]:
 
 
 def environment(database: Database, folder: Path) -> Iterator[Problem]:
-    """Check what the store depends on: SQLite's version, and free disk space."""
-    if dialect.may_lose_commits():
-        yield Problem(
-            "sqlite",
-            f"SQLite {dialect.version()} has the WAL-reset bug: two processes that write at the "
-            "same instant can, very rarely, damage the database. SQLite 3.51.3 fixes it: run "
-            "`pip install 'kronos-memory[sqlite]'`",
-        )
+    """Check what the store depends on: the database library, and free disk space."""
+    yield from database.dialect.advice()
     free, needed = shutil.disk_usage(folder).free, database.size_bytes() * _FREE_SHARE
     if free < needed:
         yield Problem(
@@ -171,13 +165,13 @@ def wrong_vectors(reading: Transaction, writing: Transaction | None) -> Iterator
             no repair. So also below.
     """
     with reading() as repository:
-        found = [(space, repository.spaces.misfits(space)) for space in repository.spaces.all()]
+        found = [(space, repository.vectors.misfits(space)) for space in repository.spaces.all()]
     for space, keys in found:
         if not keys.size:
             continue
         if writing is not None:
             with writing() as repository:
-                repository.spaces.make_pending(space, keys)
+                repository.vectors.make_pending(space, keys)
         yield Problem(
             "vectors",
             f"{len(keys)} vectors of space {space.id} ({space.model}) do not fit their text, have "
@@ -189,7 +183,7 @@ def wrong_vectors(reading: Transaction, writing: Transaction | None) -> Iterator
 def wrong_counts(reading: Transaction, writing: Transaction | None) -> Iterator[Problem]:
     """Find spaces whose stored number of vectors is wrong; a repair counts them again."""
     with reading() as repository:
-        wrong = repository.spaces.miscounted()
+        wrong = repository.vectors.miscounted()
     for space, counted in wrong.items():
         yield Problem(
             "vectors",
@@ -198,7 +192,7 @@ def wrong_counts(reading: Transaction, writing: Transaction | None) -> Iterator[
         )
     if wrong and writing is not None:
         with writing() as repository:
-            repository.spaces.recount()
+            repository.vectors.recount()
 
 
 def wrong_fulltext(database: Database, writing: Transaction | None) -> Iterator[Problem]:
@@ -252,7 +246,7 @@ def missing_field_indexes(reading: Transaction, writing: Transaction | None) -> 
 def pending_memories(repository: Repository) -> Iterator[Problem]:
     """Find memories that dense searches miss, because they have no vector in the active space."""
     space = repository.spaces.active()
-    pending = 0 if space is None else repository.spaces.pending_count(space.id)
+    pending = 0 if space is None else repository.pending.count(space.id)
     if space is not None and pending:
         yield Problem(
             "pending",
@@ -288,9 +282,9 @@ def _difference(current: CurrentIndex, space: Space) -> str | None:
     after = -1
     for _ in yielding_gil(itertools.count()):
         with current() as (index, repository):
-            keys, rows = repository.spaces.vectors_behind(space, after, _ROWS_AT_ONCE)
+            keys, rows = repository.vectors.behind(space, after, _ROWS_AT_ONCE)
             if not keys.size:
-                count = repository.spaces.vector_count(space.id)
+                count = repository.vectors.count(space.id)
                 return None if len(index) == count else _EXTRA_VECTORS
             if not index.contains(keys).all():
                 return "the index lacks vectors that the database holds"

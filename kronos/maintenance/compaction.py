@@ -156,7 +156,7 @@ class _Rows:
         """Delete the records of deletions, which an index at this seq does not need any more."""
         with self.reading() as repository:
             buried = {
-                space.id: repository.spaces.buried(space.id, seq)
+                space.id: repository.vectors.buried(space.id, seq)
                 for space in repository.spaces.all()
             }
         for space_id, keys in buried.items():
@@ -168,5 +168,5 @@ class _Rows:
 
     def _prune(self, space_id: int, seq: int, keys: Keys) -> int:
         with self._writing() as repository:
-            repository.spaces.prune(space_id, seq, keys.tolist())
+            repository.vectors.prune(space_id, seq, keys.tolist())
         return len(keys)

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 from kronos.embedding.checked import Embedded, embed_each
 from kronos.errors import KronosError
 from kronos.reindex.cleanup import drop_spaces
-from kronos.reindex.pending import is_complete
 from kronos.types import JobState
 
 if TYPE_CHECKING:
     from kronos.reindex.pacing import Pace
     from kronos.reindex.run import JobRun
     from kronos.repository.memories import Repository
-    from kronos.repository.spaces import PendingText
+    from kronos.repository.pending import PendingText
 
 _LAST_TEXTS = 16
 """Texts that may be embedded in the last transaction, at most."""
@@ -47,7 +46,7 @@ def finish(run: JobRun, pace: Pace) -> JobState:
         state = run.position(repository).state
         if state != "open" or repository.jobs.owners(run.job_id):
             return state
-        some = not is_complete(repository.spaces, run.space)
+        some = not repository.pending.is_complete(run.space.id)
     if some:
         run.embedder()  # loaded before the transaction: it may take long
     # Closed after the transaction: an embedding that is too slow ends outside it.
@@ -75,7 +74,7 @@ def _finish(run: JobRun, pace: Pace, aside: ThreadPoolExecutor) -> JobState:
             made = len(embedded.positions)
             advance = run.store(repository, last, embedded)
         # Checked again: very long texts may be pending and not among the last texts.
-        if is_complete(repository.spaces, run.space):
+        if repository.pending.is_complete(run.space.id):
             state = _end(run, repository)
         else:
             state = "open"
@@ -89,7 +88,7 @@ def _last_texts(run: JobRun, repository: Repository, pace: Pace) -> list[Pending
     """The pending texts, if they can be embedded while writers wait; otherwise none."""
     if not run.loaded:
         return []
-    texts = repository.spaces.pending_texts(run.space.id, limit=_LAST_TEXTS + 1)
+    texts = repository.pending.texts(run.space.id, limit=_LAST_TEXTS + 1)
     fits = len(texts) <= _LAST_TEXTS and pace.fits(len(texts), run.work.locked_s)
     return texts if fits else []
 
@@ -106,7 +105,7 @@ def _embed_in_time(run: JobRun, texts: Sequence[str], aside: ThreadPoolExecutor)
 def _end(run: JobRun, repository: Repository) -> JobState:
     spaces, wanted = repository.spaces, repository.jobs.options(run.job_id)
     space = spaces.get(run.space.id) or run.space  # its state may have changed
-    failed = spaces.failed_count(space.id)
+    failed = repository.pending.failed_count(space.id)
     state: JobState = "done"
     if space.state != "active":
         if not wanted["activate"]:

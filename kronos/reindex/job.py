@@ -120,14 +120,14 @@ class ReindexJob:
 
     def _report(self) -> ReindexReport:
         with self._run.reading() as repository:
-            spaces = repository.spaces
-            now = spaces.now(self.space)
+            pending = repository.pending
+            now = repository.spaces.now(self.space)
             return ReindexReport(
                 space=now or self.space,
                 state=self._run.position(repository).state,
                 embedded=self._run.embedded,
-                pending=0 if now is None else spaces.pending_count(now.id),
-                failed=0 if now is None else spaces.failed_count(now.id),
+                pending=0 if now is None else pending.count(now.id),
+                failed=0 if now is None else pending.failed_count(now.id),
                 activated=now is not None and now.state == "active" != self.space.state,
                 seconds=self._run.seconds,
             )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kronos.db.database import Database
     from kronos.embedding.patience import Patience
-    from kronos.repository.spaces import PendingText, Spaces
+    from kronos.repository.pending import Pending, PendingText
     from kronos.types import Embedder, ProgressCallback, Space
 
 
@@ -54,24 +54,18 @@ def catch_up(
     done = 0
     while True:
         with repository_over(database.read(), clock) as repository:
-            texts = repository.spaces.pending_texts(space.id, limit=batch_size)
+            texts = repository.pending.texts(space.id, limit=batch_size)
         if not texts:
             return
         embedded = embed_each(embedder, [text.content for text in texts], patience)
         with repository_over(database.write(wait=wait), clock) as repository:
-            done += store_embedded(repository.spaces, space, texts, embedded)
+            done += store_embedded(repository.pending, space, texts, embedded)
         if progress is not None:
             progress(Progress(done, None))
 
 
-def is_complete(spaces: Spaces, space: Space) -> bool:
-    """Whether nothing is pending in a space, except texts that cannot be embedded."""
-    # Counting is cheap, so the texts are read only if something is pending.
-    return not spaces.pending_count(space.id) or not spaces.pending_texts(space.id, limit=1)
-
-
 def store_embedded(
-    spaces: Spaces, space: Space, texts: Sequence[PendingText], embedded: Embedded
+    pending: Pending, space: Space, texts: Sequence[PendingText], embedded: Embedded
 ) -> int:
     """Store the vectors of texts, and record those that could not be embedded.
 
@@ -79,9 +73,9 @@ def store_embedded(
         How many memories got a vector.
     """
     errors = {texts[position].content_hash: why for position, why in embedded.errors.items()}
-    spaces.record_failures(space, errors)
+    pending.record_failures(space, errors)
     made = [texts[position] for position in embedded.positions]
-    return spaces.store_vectors(space, made, embedded.rows)
+    return pending.store(space, made, embedded.rows)
 
 
 @contextmanager

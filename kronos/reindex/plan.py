@@ -47,12 +47,13 @@ def estimate(
         StoppedError: the call was stopped.
     """
     with database.read() as connection:
-        spaces = Repository(connection, clock()).spaces
-        space = spaces.by_fingerprint(embedder.fingerprint)
+        repository = Repository(connection, clock())
+        pending = repository.pending
+        space = repository.spaces.by_fingerprint(embedder.fingerprint)
         space_id = 0 if space is None else space.id  # no vector is in space 0
-        memories = spaces.pending_count(space_id)
-        texts = spaces.pending_text_count(space_id)
-        sample = [t.content for t in spaces.pending_texts(space_id, limit=_SAMPLE_TEXTS)]
+        memories = pending.count(space_id)
+        texts = pending.text_count(space_id)
+        sample = [t.content for t in pending.texts(space_id, limit=_SAMPLE_TEXTS)]
         page_bytes = database.dialect.page_bytes()
     dim = int(embedder.dim)
     seconds, seen = _time_sample(embedder, sample, patience, steps)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kronos.embedding.checked import Embedded
     from kronos.embedding.patience import Patience
     from kronos.repository.memories import Repository
-    from kronos.repository.spaces import PendingText
+    from kronos.repository.pending import PendingText
     from kronos.settings import Settings
     from kronos.types import Embedder, ProgressCallback, Space
 
@@ -169,7 +169,7 @@ class JobRun:
         if self._has_note:
             self._has_note = False
             repository.jobs.note_error(self.job_id, None)
-        stored = store_embedded(repository.spaces, self.space, texts, embedded)
+        stored = store_embedded(repository.pending, self.space, texts, embedded)
         return repository.jobs.advance(self.job_id, done=stored, embedded=len(embedded.positions))
 
     def report(self, embedded: int, advance: Advance) -> None:

@@ -25,7 +25,7 @@ from kronos.repository.owners import new_owner
 if TYPE_CHECKING:
     from kronos.reindex.run import JobRun
     from kronos.repository.jobs import Advance, Position
-    from kronos.repository.spaces import PendingText
+    from kronos.repository.pending import PendingText
     from kronos.types import Embedder
 
 _FIRST_PAUSE_S = 0.01
@@ -165,7 +165,7 @@ class Worker:
             position = self._run.position(repository)
             if position.state != "open":
                 return None
-            texts = repository.spaces.pending_texts(
+            texts = repository.pending.texts(
                 self._run.space.id,
                 limit=self._pace.claim_size(position.remaining),
                 after=position.cursor,

@@ -1,8 +1,8 @@
-"""What memories were: kept when they change or go, and read as the store knew them at a moment.
+"""The past of the memories: kept when they change or go, and read as it was at a moment.
 
-`History` speaks over one open transaction, as `Repository` does. The versions of one memory follow
+`History` works over one open transaction, as `Repository` does. The versions of one memory follow
 each other without a gap: each holds from its `recorded_at` to the next one's, also where the clock
-was put back meanwhile. So at any moment a memory was exactly one thing, or was not there.
+was put back meanwhile. So at any moment a memory had exactly one version, or did not exist.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    func,
     insert,
     null,
     select,
@@ -30,18 +31,20 @@ from sqlalchemy import (
     update,
 )
 
-from kronos.db.dialect import Prepared, fetch, listed
-from kronos.db.fulltext import fts5 as words
-from kronos.db.fulltext.fts5 import VERSION_WORDS
+from kronos.db.fulltext.base import AddWords, text_of
 from kronos.db.numbers import read_numbers
+from kronos.db.sql import InsertMissing, list_parameter
+from kronos.db.statements import Prepared
 from kronos.db.tables import memories, past_vectors, store, vectors, versions
-from kronos.repository.spaces import Spaces, checked_blobs, next_seqs
+from kronos.repository.seqs import next_seqs
+from kronos.repository.spaces import Spaces
+from kronos.repository.vectors import checked_blobs
 
 if TYPE_CHECKING:
     from kronos.types import Keys, Space, Vectors
 
 PastVector: TypeAlias = tuple[int, bytes]
-"""What a vector of a past text is known by: its space and the text's hash."""
+"""The identity of a vector of a past text: its space and the text's hash."""
 
 _KEPT = (
     "id",
@@ -66,8 +69,8 @@ def later_of(now: Any, column: ColumnElement[int]) -> ColumnElement[int]:
 def rows_at(moment: int, among: SelectBase | None = None) -> Subquery:
     """The memories as the store knew them at a moment, expired ones included.
 
-    Where the clock was put back between a delete and another memory of the same id, both were
-    there at once by the clock: only the later one counts.
+    Where the clock was put back between a delete and another memory of the same id, both existed
+    at once by the clock: only the later one counts.
 
     Args:
         moment: microseconds since 1970 UTC.
@@ -117,14 +120,14 @@ class PastText:
 
 
 class History:
-    """What memories were, over one open transaction."""
+    """The past of the memories, over one open transaction."""
 
     def __init__(self, connection: Connection, now: int) -> None:
         self._connection = connection
         self._now = now
 
     def keep(self, keys: list[int], *, text_goes: bool) -> None:
-        """Keep what memories are, before they are changed or deleted.
+        """Keep memories as they are, before they are changed or deleted.
 
         Args:
             keys: the memories.
@@ -138,7 +141,7 @@ class History:
             _KEEP_VECTORS.run(self._connection, keys=keys)
 
     def of(self, id: str) -> Sequence[Row[Any]]:
-        """What the memories with an id were, and are: rows of `rows_at`, with `replaced_at`.
+        """All versions of the memories with an id: rows of `rows_at`, with `replaced_at`.
 
         Returns:
             The oldest first.
@@ -160,11 +163,11 @@ class History:
 
     def count(self) -> int:
         """How many earlier versions are kept."""
-        ((count,),) = fetch(self._connection, "SELECT count(*) FROM versions")
+        ((count,),) = _COUNT.fetch(self._connection)
         return int(count)
 
     def vectors(self, space: Space, keys: list[int]) -> dict[int, bytes]:
-        """The vectors of the texts of versions, by the versions' keys; of those that were made."""
+        """The vectors of the texts of versions, by the versions' keys, where they were made."""
         return dict(_VECTORS.fetch(self._connection, space=space.id, keys=keys))
 
     def texts(self, keys: list[int]) -> list[PastText]:
@@ -180,7 +183,7 @@ class History:
         Spaces(self._connection, self._now).require(space)
         blobs = checked_blobs(space, rows)
         self._connection.execute(
-            insert(past_vectors).prefix_with("OR IGNORE"),
+            InsertMissing(past_vectors),
             [
                 {"space_id": space.id, "content_hash": content_hash, "vector": blob}
                 for content_hash, blob in zip(hashes, blobs, strict=True)
@@ -188,7 +191,7 @@ class History:
         )
 
     def unwanted(self, *, before: int | None = None) -> Keys:
-        """Find what memories were that are gone, and what was before a moment; reads all versions.
+        """Find the versions of deleted memories, and those before a moment; reads all versions.
 
         Returns:
             (n,) int64 keys of versions.
@@ -199,11 +202,11 @@ class History:
         return read_numbers(self._connection, select(versions.c.key).where(unwanted))[:, 0]
 
     def forget(self, keys: list[int]) -> None:
-        """Forget versions."""
+        """Delete versions."""
         _FORGET.run(self._connection, keys=keys)
 
     def unused_vectors(self, after: PastVector, limit: int) -> list[PastVector]:
-        """Find the next vectors of texts that no version holds, behind one of them."""
+        """Find the next vectors of texts that no version holds, behind a given one."""
         place = tuple_(past_vectors.c.space_id, past_vectors.c.content_hash)
         unused = (
             select(past_vectors.c.space_id, past_vectors.c.content_hash)
@@ -214,7 +217,7 @@ class History:
         return [(space_id, hash) for space_id, hash in self._connection.execute(unused)]
 
     def forget_vectors(self, found: Sequence[PastVector]) -> None:
-        """Forget vectors of past texts, unless a version holds the text by now."""
+        """Delete vectors of past texts, unless a version holds the text by now."""
         for space_id, content_hash in found:
             self._connection.execute(
                 delete(past_vectors).where(
@@ -225,24 +228,27 @@ class History:
             )
 
     def begin_anew(self) -> None:
-        """Have whoever follows the rows begin anew, as something was forgotten."""
+        """Have every follower of the rows begin anew, as versions were deleted."""
         (seq,) = next_seqs(self._connection, 1)
         self._connection.execute(update(store).values(pruned_seq=seq))
 
 
+_COUNT = Prepared(select(func.count()).select_from(versions))
 _IN_USE = exists().where(versions.c.content_hash == past_vectors.c.content_hash)
-_FORGET = Prepared(delete(versions).where(versions.c.key.in_(listed("keys"))))
+_FORGET = Prepared(delete(versions).where(versions.c.key.in_(list_parameter("keys"))))
 _VECTORS = Prepared(
     select(versions.c.key, past_vectors.c.vector)
     .join(past_vectors, past_vectors.c.content_hash == versions.c.content_hash)
-    .where(past_vectors.c.space_id == bindparam("space"), versions.c.key.in_(listed("keys")))
+    .where(
+        past_vectors.c.space_id == bindparam("space"), versions.c.key.in_(list_parameter("keys"))
+    )
 )
 _TEXTS = Prepared(
     select(versions.c.key, versions.c.content_hash, versions.c.content).where(
-        versions.c.key.in_(listed("keys"))
+        versions.c.key.in_(list_parameter("keys"))
     )
 )
-_THESE = memories.c.key.in_(listed("keys"))
+_THESE = memories.c.key.in_(list_parameter("keys"))
 _KEEP = Prepared(
     insert(versions).from_select(
         ["key", "memory_key", *_KEPT, "folded", "replaced_at"],
@@ -255,17 +261,16 @@ _KEEP = Prepared(
         ).where(_THESE),
     )
 )
-_KEEP_WORDS = words.adding(
-    VERSION_WORDS,
-    select(memories.c.seq, words.text_of(memories)).where(_THESE).order_by(memories.c.seq),
+_KEEP_WORDS = Prepared(
+    AddWords(
+        select(memories.c.seq, text_of(memories)).where(_THESE).order_by(memories.c.seq), past=True
+    )
 )
 _KEEP_VECTORS = Prepared(
-    insert(past_vectors)
-    .prefix_with("OR IGNORE")  # equal texts have equal vectors
-    .from_select(
+    InsertMissing(past_vectors).from_select(  # equal texts have equal vectors
         ["space_id", "content_hash", "vector"],
         select(vectors.c.space_id, vectors.c.content_hash, vectors.c.vector).where(
-            vectors.c.memory_key.in_(listed("keys"))
+            vectors.c.memory_key.in_(list_parameter("keys"))
         ),
     )
 )
@@ -273,10 +278,7 @@ _KEEP_VECTORS = Prepared(
 
 def still_held(known: FromClause) -> ColumnElement[bool]:
     """Whether a row of `rows_at` has the text that its memory holds now."""
-    return known.c.version_key.is_(None) | _held(known)
-
-
-def _held(known: FromClause) -> ColumnElement[bool]:
-    return exists().where(
+    has_same_text = exists().where(
         memories.c.key == known.c.key, memories.c.content_hash == known.c.content_hash
     )
+    return known.c.version_key.is_(None) | has_same_text

@@ -1,8 +1,8 @@
-"""The rows of the reindex jobs: who works on which texts, how far each job has come.
+"""The rows of the reindex jobs: which worker has which texts, and how far each job has come.
 
-`Jobs` speaks over one open transaction, as `Repository` does. The texts of a job are handed out in
+`Jobs` works over one open transaction, as `Repository` does. The texts of a job are handed out in
 the order of their hashes: a claim moves the job's cursor by compare-and-set and leaves a lease, so
-no two workers hold one text, whatever threads, processes or hosts they live in. A lease that ran
+no two workers hold one text, in whichever threads, processes or hosts they run. A lease that ran
 out, or whose worker is gone, is dropped; its texts are still pending, and the next sweep finds
 them. There is no other coordinator.
 """
@@ -17,7 +17,9 @@ from sqlalchemy import Connection, case, delete, insert, select, update
 
 from kronos.db.tables import jobs, leases
 from kronos.repository.owners import is_gone
-from kronos.repository.spaces import UNFINISHED, Spaces, next_seqs
+from kronos.repository.pending import Pending
+from kronos.repository.seqs import next_seqs
+from kronos.repository.spaces import UNFINISHED, Spaces
 from kronos.types import Job, JobState, Space
 from kronos.validation import to_datetime
 
@@ -26,14 +28,14 @@ _FINISHED_JOBS_KEPT = 20
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What somebody wants of a job; None keeps what the job has, or takes the default."""
+    """The options of a job; None keeps what the job has, or takes the default."""
 
     activate: bool | None = None
     allow_failed: bool | None = None
     keep_old: bool | None = None
 
     def given(self) -> dict[str, bool]:
-        """The options that say something."""
+        """The options that are not None."""
         named = {
             "activate": self.activate,
             "allow_failed": self.allow_failed,
@@ -57,12 +59,12 @@ class Position:
 
 
 CANCELLED = Position("cancelled", 0, b"", 0)
-"""Of a job that is gone."""
+"""The position of a job that is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """How far a job has come."""
+    """How far a job has come, in memories."""
 
     state: JobState
     done: int
@@ -76,15 +78,16 @@ class Jobs:
         self._connection = connection
         self._now = now
         self._spaces = Spaces(connection, now)
+        self._pending = Pending(connection, now)
 
     # -- A job's life ---------------------------------------------------------------------------
 
     def open(self, space: Space, options: JobOptions) -> int:
         """Join a space's unfinished job, or begin one: its id.
 
-        An unfinished job that nobody works on begins a new attempt, in which texts that failed are
-        tried again. Of the jobs that are to activate their space the last one opened counts: the
-        others are cancelled.
+        An unfinished job without a live worker begins a new attempt, in which failed texts are
+        tried again. Of the jobs that are to activate their space only the last one that was opened
+        goes on: the others are cancelled.
         """
         found = self._connection.execute(
             select(jobs.c.id, jobs.c.state).where(
@@ -106,13 +109,13 @@ class Jobs:
 
     def _begin(self, space: Space, options: JobOptions) -> int:
         (job_id,) = next_seqs(self._connection, 1)
-        self._spaces.retry_failures(space.id)
+        self._pending.retry_failures(space.id)
         self._connection.execute(
             insert(jobs).values(
                 id=job_id,
                 space_id=space.id,
                 state="open",
-                total=self._spaces.pending_count(space.id),
+                total=self._pending.count(space.id),
                 done=0,
                 embedded=0,
                 done_before=0,
@@ -129,13 +132,13 @@ class Jobs:
         return job_id
 
     def _begin_again(self, job_id: int, space: Space) -> None:
-        self._spaces.retry_failures(space.id)
+        self._pending.retry_failures(space.id)
         self._connection.execute(
             update(jobs)
             .where(jobs.c.id == job_id)
             .values(
                 state="open",
-                total=jobs.c.done + self._spaces.pending_count(space.id),
+                total=jobs.c.done + self._pending.count(space.id),
                 done_before=jobs.c.done,
                 attempts=jobs.c.attempts + 1,
                 started_at=self._now,
@@ -160,14 +163,14 @@ class Jobs:
         return 0 if active is None else active.id
 
     def _prune(self) -> None:
-        """Forget old jobs that are over."""
+        """Delete old jobs that are over."""
         over = (
             select(jobs.c.id)
             .where(jobs.c.state.not_in(UNFINISHED))
             .order_by(jobs.c.id.desc())
             .offset(_FINISHED_JOBS_KEPT)
         )
-        # PostgreSQL takes an offset without a limit, SQLite does not.
+        # Not every database takes an offset without a limit.
         old = self._connection.execute(over.limit(1000)).scalars().all()
         self._connection.execute(delete(jobs).where(jobs.c.id.in_(old)))
 
@@ -178,7 +181,7 @@ class Jobs:
         self._set(job_id, state=state, finished_at=self._now, heartbeat_at=self._now, **values)
 
     def note_error(self, job_id: int, error: str | None) -> None:
-        """Remember what stopped a worker or what it waits for; the job stays open."""
+        """Note what stopped a worker, or what it waits for; the job stays open."""
         self._set(job_id, last_error=error, heartbeat_at=self._now)
 
     def _set(self, job_id: int, **values: Any) -> None:
@@ -219,14 +222,14 @@ class Jobs:
         return True
 
     def release(self, job_id: int, owner: str, last_hash: bytes | None = None) -> None:
-        """Give one lease back, or all that an owner holds."""
+        """Give back one lease of an owner, or all of them."""
         its = delete(leases).where(leases.c.job_id == job_id, leases.c.owner == owner)
         if last_hash is not None:
             its = its.where(leases.c.last_hash == last_hash)
         self._connection.execute(its)
 
     def renew(self, job_id: int, owner: str, lease_s: float) -> None:
-        """Say that an owner still works on what it holds."""
+        """Prolong the leases of an owner that still works on their texts."""
         self._connection.execute(
             update(leases)
             .where(leases.c.job_id == job_id, leases.c.owner == owner)
@@ -235,7 +238,7 @@ class Jobs:
         self._set(job_id, heartbeat_at=self._now)
 
     def live_leases(self, job_id: int) -> list[str]:
-        """The owners that hold a lease of a job; leases of the dead are dropped."""
+        """The owners that hold a lease of a job; leases of dead owners are dropped."""
         rows = self._connection.execute(
             select(leases.c.last_hash, leases.c.owner, leases.c.expires_at).where(
                 leases.c.job_id == job_id
@@ -248,18 +251,18 @@ class Jobs:
         return [row.owner for row in rows if row not in dead]
 
     def sweep_again(self, job_id: int) -> None:
-        """Put the cursor back to the beginning, for the texts that are pending still or anew."""
+        """Put the cursor back to the beginning, for texts that are still pending or again."""
         self._set(job_id, cursor=b"", sweep=jobs.c.sweep + 1)
 
     def advance(self, job_id: int, *, done: int, embedded: int) -> Advance:
-        """Count what a worker has stored."""
+        """Count the memories that got their vectors from a worker."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job_id)
             .values(
                 done=jobs.c.done + done,
                 embedded=jobs.c.embedded + embedded,
-                # More than was pending at the start: texts that came meanwhile.
+                # More than were pending at the start: texts were added meanwhile.
                 total=case(
                     (jobs.c.done + done > jobs.c.total, jobs.c.done + done), else_=jobs.c.total
                 ),
@@ -270,10 +273,10 @@ class Jobs:
         row = self._connection.execute(statement).one_or_none()
         return Advance("cancelled", 0, 0) if row is None else Advance(*row)
 
-    # -- Looking --------------------------------------------------------------------------------
+    # -- Reading --------------------------------------------------------------------------------
 
     def options(self, job_id: int) -> dict[str, bool]:
-        """What is wanted of a job; of one whose space is gone: nothing."""
+        """The options of a job; those of a job that is gone activate nothing."""
         row = self._connection.execute(
             select(jobs.c.activate, jobs.c.allow_failed, jobs.c.keep_old).where(jobs.c.id == job_id)
         ).one_or_none()
@@ -282,7 +285,7 @@ class Jobs:
         return dict(row._mapping)
 
     def all(self, *, unfinished: bool = False) -> list[Job]:
-        """All jobs, or those that are not finished, the newest first."""
+        """All jobs, or only unfinished ones, the newest first."""
         statement = select(jobs).order_by(jobs.c.id.desc())
         if unfinished:
             statement = statement.where(jobs.c.state.in_(UNFINISHED))
@@ -299,8 +302,8 @@ class Jobs:
             row[name] = None if row[name] is None else to_datetime(row[name])
         return Job(
             space=space,
-            pending=self._spaces.pending_count(space.id),
-            failed=self._spaces.failed_count(space.id),
+            pending=self._pending.count(space.id),
+            failed=self._pending.failed_count(space.id),
             workers=len(self.owners(row["id"])),
             rate=made / seconds if seconds > 0 else 0.0,
             **row,
@@ -316,5 +319,5 @@ class Jobs:
 
 
 def _in(seconds: float) -> int:
-    """So many seconds from now, in microseconds since 1970 UTC, by the machine's own clock."""
+    """A time `seconds` from now, in microseconds since 1970 UTC, by the machine's own clock."""
     return time.time_ns() // 1000 + int(seconds * 1e6)

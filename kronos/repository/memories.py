@@ -1,9 +1,8 @@
-"""The memories: how they are written, replaced and deleted, together with their vectors.
+"""Writing memories: how they are added, replaced and deleted, together with their vectors.
 
-A `Repository` speaks over one open transaction and never begins or ends it: who opened the
-transaction ends it. How memories are read is `Rows`, which it builds on. What is written whole (a
-batch, an edit, a delete) takes its seq here and leaves no vector of an older text in any space; the
-spaces are in `Repository.spaces`.
+A `Repository` works over one open transaction and never begins or ends it: the caller that opened
+the transaction ends it. Reading is `Rows`, which it extends. A change that is written whole (a
+batch, an edit, a delete) takes its seq here and leaves no vector of an older text in any space.
 """
 
 from __future__ import annotations
@@ -17,20 +16,26 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, delete, or_, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, literal_column, select, tuple_
 
 from kronos.db.database import FileId, file_of
-from kronos.db.dialect import Prepared, fetch, insert_rows, listed, savepoint, update_rows
 from kronos.db.numbers import read_numbers
-from kronos.db.tables import accesses, deletions, memories, store
+from kronos.db.sql import list_parameter, value_list
+from kronos.db.statements import Prepared, insert_rows, savepoint, update_rows
+from kronos.db.tables import accesses, deletions, memories, spaces, store
 from kronos.errors import DuplicateIdError, NotFoundError
+from kronos.repository.batches import GIVEN, Batch, Edit, Write, resolve, values_of
 from kronos.repository.fulltext import Fulltext
 from kronos.repository.history import History
 from kronos.repository.jobs import Jobs
 from kronos.repository.links import Links, Reached
-from kronos.repository.rows import COLUMNS, Condition, Rows, as_memory, these
-from kronos.repository.spaces import Spaces, checked_blobs, next_seqs
-from kronos.types import Memory, OnConflict, Space, Step, Version
+from kronos.repository.memory_rows import COLUMNS, Condition, as_memory, is_live
+from kronos.repository.pending import Pending
+from kronos.repository.rows import Rows
+from kronos.repository.seqs import next_seqs
+from kronos.repository.spaces import IS_ACTIVE, Spaces
+from kronos.repository.vectors import StoredVectors, checked_blobs
+from kronos.types import Memory, Space, Step, Version
 from kronos.validation import Record, to_datetime, to_microseconds
 
 if TYPE_CHECKING:
@@ -38,26 +43,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Batch:
-    """What one caller adds at once: it is written whole or not at all."""
-
-    records: list[Record]
-    ids: list[str]
-    """The ids of all that the caller handed in, also of records that need not be written."""
-    on_conflict: OnConflict
-    space: Space
-    """The space of `vectors`, and of the vectors that were handed in."""
-    vectors: Vectors | None = None
-    """(n, dim) float32 unit rows, one a record; None until the records were embedded."""
-    match_content: bool = False
-    """A record without an id of its caller's takes the place of a memory with its text."""
-
-
-@dataclass(slots=True)
 class Head:
     """What an open store compares to learn that something changed.
 
-    The id of a space alone says little: the first space of every store has the same one.
+    The id of a space alone does not identify it: the first space of every store has the same one.
     """
 
     seq: int
@@ -69,36 +58,15 @@ class Head:
     """The database file."""
 
 
-@dataclass(slots=True)
-class _Write:
-    """One record on its way into the rows; `key` is None for a new memory."""
-
-    record: Record
-    vector: bytes
-    key: int | None
-    same_text: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """What becomes of the row of a memory."""
-
-    key: int
-    values: Sequence[Any]
-    same_text: bool
-    made: tuple[bytes, bytes] | None
-    """The hash of its text and its vector; None leaves the vectors as they are."""
-
-
 class Repository(Rows):
     """The rows, over one open transaction.
 
     Args:
         connection: in a transaction.
         now: the time, UTC.
-        expired_by: what has expired until then is gone; None is `now`. It is later than `now` when
-            the clock was put back: what is gone must not come back.
-        keep_history: keep what memories were, when they are changed or deleted.
+        expired_by: memories that expired until then are gone; None is `now`. It is later than `now`
+            when the clock was put back: an expired memory must not come back.
+        keep_history: keep the past of memories that are changed or deleted.
     """
 
     def __init__(
@@ -123,26 +91,36 @@ class Repository(Rows):
         """The time of the transaction: microseconds since 1970 UTC."""
         return self._now
 
-    # What speaks of one subject each is made when it is asked for: a search needs little of it.
+    # Each subject has a class of its own, made when it is asked for: a search needs few of them.
 
     @property
     def spaces(self) -> Spaces:
-        """The spaces and their vectors."""
+        """The spaces."""
         return Spaces(self._connection, self._now)
 
     @property
+    def vectors(self) -> StoredVectors:
+        """The vectors and tombstones."""
+        return StoredVectors(self._connection, self._now)
+
+    @property
+    def pending(self) -> Pending:
+        """The memories that lack a vector."""
+        return Pending(self._connection, self._now)
+
+    @property
     def history(self) -> History:
-        """What memories were."""
+        """The past of the memories."""
         return History(self._connection, self._now)
 
     @property
     def fulltext(self) -> Fulltext:
-        """The index of words."""
+        """The full-text indexes."""
         return Fulltext(self._connection)
 
     @property
     def links(self) -> Links:
-        """What joins memories."""
+        """The links between memories."""
         return Links(self._connection, self._now, self._expired_by)
 
     @property
@@ -157,8 +135,8 @@ class Repository(Rows):
         return str(self._connection.execute(select(store.c.uuid)).scalar_one())
 
     def head(self) -> Head:
-        """The last seq, the active space, and whose they are."""
-        ((seq, store_id, active, fingerprint),) = fetch(self._connection, _HEAD)
+        """The last seq and the active space, with the identity of the store and the file."""
+        ((seq, store_id, active, fingerprint),) = _HEAD.fetch(self._connection)
         return Head(seq, store_id, active, fingerprint, file_of(self._connection))
 
     # -- Memories: reading ----------------------------------------------------------------------
@@ -168,7 +146,7 @@ class Repository(Rows):
         return Rows(self._connection, moment, moment, moment)
 
     def steps(self, reached: Sequence[Reached]) -> list[Step]:
-        """What a walk over links came to, with the memories."""
+        """The steps of a walk over links, with the memories that it reached."""
         found = self.by_keys(np.array([each.key for each in reached], np.int64))
         return [
             Step(found[each.key], each.depth, each.relation, each.from_id)
@@ -177,7 +155,7 @@ class Repository(Rows):
         ]
 
     def versions(self, id: str) -> list[Version]:
-        """What the memories with an id were, and are, the oldest first."""
+        """All versions of the memories with an id, the oldest first."""
         return [
             Version(
                 as_memory([row._mapping[name] for name in COLUMNS]),
@@ -188,7 +166,7 @@ class Repository(Rows):
         ]
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that a live memory has."""
+        """The ids, among these, of live memories."""
         rows = _BY_IDS.fetch(self._connection, ids=[*ids])
         return {id for _, id, _, expires_at in rows if not self._is_gone(expires_at)}
 
@@ -212,10 +190,9 @@ class Repository(Rows):
                 self._match_content(batch)
         taken = self._existing(batches)
         blobs = iter(self._blobs(batches, space))
-        writes: dict[str, _Write] = {}
+        writes: dict[str, Write] = {}
         outcomes = [
-            _resolve(batch, [*islice(blobs, len(batch.records))], taken, writes)
-            for batch in batches
+            resolve(batch, [*islice(blobs, len(batch.records))], taken, writes) for batch in batches
         ]
         self.fulltext.fold(write.record for write in writes.values())
         self._insert([write for write in writes.values() if write.key is None], space)
@@ -245,7 +222,7 @@ class Repository(Rows):
         batch.ids = [record.id for record in batch.records]
 
     def _existing(self, batches: Iterable[Batch]) -> dict[str, tuple[int, bytes]]:
-        """Key and content hash of the live memories whose ids are asked for; expired ones go."""
+        """Key and content hash of the live memories with the batches' ids; deletes expired ones."""
         ids = [r.id for batch in batches for r in batch.records if r.id_given]
         if not ids:
             return {}
@@ -259,17 +236,17 @@ class Repository(Rows):
         self._delete(expired)
         return found
 
-    def _insert(self, writes: Sequence[_Write], space: Space) -> None:
+    def _insert(self, writes: Sequence[Write], space: Space) -> None:
         if not writes:
             return
-        seqs = self.spaces.seqs_of_new(space, len(writes))
+        seqs = self.vectors.seqs_of_new(space, len(writes))
         rows = [
-            (seq, seq, self._now, *self._times(write.record), *_values(write.record))
+            (seq, seq, self._now, *self._times(write.record), *values_of(write.record))
             for seq, write in zip(seqs, writes, strict=True)
         ]
         insert_rows(self._connection, "memories", _NEW, rows)
         self.fulltext.add(seqs[0], seqs[-1])
-        self.spaces.insert_vectors(
+        self.vectors.insert(
             space,
             [
                 (seq, write.record.content_hash, write.vector, seq)
@@ -284,18 +261,18 @@ class Repository(Rows):
             updated = self._now if record.created_at is None else created
         return created, updated
 
-    def _replace(self, writes: Sequence[_Write], space: Space) -> None:
+    def _replace(self, writes: Sequence[Write], space: Space) -> None:
         edits = [
-            _Edit(
+            Edit(
                 write.key,
-                _values(write.record),
+                values_of(write.record),
                 write.same_text,
                 (write.record.content_hash, write.vector),
             )
             for write in writes
             if write.key is not None
         ]
-        self._edit(_GIVEN, edits, space)
+        self._edit(GIVEN, edits, space)
 
     def update(
         self,
@@ -329,15 +306,16 @@ class Repository(Rows):
         same_text = content_hash == known_hash
         if "content" in values:
             values = {**values, "folded": self.fulltext.folded(values["content"])}
-        self._edit([*values], [_Edit(key, [*values.values()], same_text, made)], space)
+        self._edit([*values], [Edit(key, [*values.values()], same_text, made)], space)
         changed = select(*(memories.c[name] for name in COLUMNS)).where(memories.c.key == key)
         return as_memory(self._connection.execute(changed).one())
 
-    def _edit(self, columns: Sequence[str], edits: Sequence[_Edit], space: Space | None) -> None:
-        """Change some columns of memories, whose values stand in the edits in this order."""
+    def _edit(self, columns: Sequence[str], edits: Sequence[Edit], space: Space | None) -> None:
+        """Change some columns of memories; the edits have their values in this order."""
         if not edits:
             return
-        edits = sorted(edits, key=operator.attrgetter("key"))  # as the words want them
+        # The full-text index takes them fastest in this order.
+        edits = sorted(edits, key=operator.attrgetter("key"))
         kept = [edit.key for edit in edits if edit.same_text]
         changed = [edit.key for edit in edits if not edit.same_text]
         if self._keep_history:
@@ -353,9 +331,9 @@ class Repository(Rows):
                 for seq, edit in zip(seqs, edits, strict=True)
             ],
         )
-        self.spaces.await_vectors(changed, seqs[-1])
+        self.vectors.await_new(changed, seqs[-1])
         if space is not None:
-            self.spaces.replace_vectors(
+            self.vectors.replace(
                 space,
                 [
                     (edit.key, *edit.made, seq)
@@ -365,12 +343,16 @@ class Repository(Rows):
             )
 
     def delete_ids(self, ids: Sequence[str]) -> int:
-        """Delete memories by id; unknown ids are passed over. Returns how many there were."""
+        """Delete memories by id; returns how many of the ids were known."""
         return self._delete([row[0] for row in _BY_IDS.fetch(self._connection, ids=[*ids])])
 
     def delete_keys(self, keys: Keys, scope: str | None, condition: Condition | None) -> int:
-        """Delete those of some memories that live in a scope and meet a condition; how many."""
-        return self._delete(self.keys(scope, condition, among=these(keys.tolist())).tolist())
+        """Delete the memories, among these, that are in a scope and meet a condition.
+
+        Returns:
+            How many.
+        """
+        return self._delete(self.keys(scope, condition, among=value_list(keys.tolist())).tolist())
 
     def expired(self) -> Keys:
         """The keys of the memories that have expired: (n,) int64, ascending."""
@@ -378,9 +360,9 @@ class Repository(Rows):
         return read_numbers(self._connection, gone)[:, 0]
 
     def delete_expired(self, keys: Keys) -> int:
-        """Delete those of some memories that have expired. Returns how many."""
+        """Delete the memories, among these, that have expired. Returns how many."""
         gone = select(memories.c.key).where(
-            memories.c.key.in_(these(keys.tolist())), memories.c.expires_at <= self._expired_by
+            memories.c.key.in_(value_list(keys.tolist())), memories.c.expires_at <= self._expired_by
         )
         return self._delete([*self._connection.execute(gone).scalars()])
 
@@ -390,7 +372,7 @@ class Repository(Rows):
         if self._keep_history:
             self.history.keep(keys, text_goes=True)
         (seq,) = next_seqs(self._connection, 1)
-        self.spaces.forget_vectors(keys, seq)
+        self.vectors.forget(keys, seq)
         insert_rows(
             self._connection, "deletions", ("seq", "memory_key"), [(seq, key) for key in keys]
         )
@@ -398,15 +380,15 @@ class Repository(Rows):
         return len(keys)
 
     def has_deletions(self) -> bool:
-        """Whether it is told which memories were deleted."""
-        return bool(fetch(self._connection, "SELECT 1 FROM deletions LIMIT 1"))
+        """Whether the store notes deletions that followers may still have to learn."""
+        return bool(_ANY_DELETION.fetch(self._connection))
 
     def forget_deletions(self, limit: int) -> int:
-        """Forget some of the deletions that nobody is told of any more. Returns how many."""
+        """Delete the notes of deletions that no follower reads any more. Returns how many."""
         return _FORGET_DELETIONS.run(self._connection, limit=limit)
 
     def touch(self, ids: Sequence[str]) -> int:
-        """Note that memories are made use of now. Returns how many live ones there were."""
+        """Note that memories are used now. Returns how many of the ids were live."""
         rows = _BY_IDS.fetch(self._connection, ids=[*ids])
         keys = [row[0] for row in rows if not self._is_gone(row[3])]
         _FORGET_ACCESSES.run(self._connection, keys=keys)
@@ -415,14 +397,14 @@ class Repository(Rows):
         return len(keys)
 
 
-# What every search asks, as text for the driver: through SQLAlchemy it takes three times as long.
-_HEAD = (
-    "SELECT seq, uuid, spaces.id, fingerprint"
-    " FROM store LEFT JOIN spaces ON spaces.state = 'active'"
+_HEAD = Prepared(
+    select(store.c.seq, store.c.uuid, spaces.c.id, spaces.c.fingerprint).select_from(
+        store.outerjoin(spaces, IS_ACTIVE)
+    )
 )
 _BY_IDS = Prepared(
     select(memories.c.key, memories.c.id, memories.c.content_hash, memories.c.expires_at).where(
-        memories.c.id.in_(listed("ids"))
+        memories.c.id.in_(list_parameter("ids"))
     )
 )
 _BY_TEXT = Prepared(
@@ -430,12 +412,13 @@ _BY_TEXT = Prepared(
     .where(
         memories.c.content_hash == bindparam("content_hash"),
         memories.c.namespace == bindparam("namespace"),
-        or_(memories.c.expires_at.is_(None), memories.c.expires_at > bindparam("expired_by")),
+        is_live(memories, bindparam("expired_by")),
     )
     .order_by(memories.c.key)
     .limit(1)
 )
-_DELETE = Prepared(delete(memories).where(memories.c.key.in_(listed("keys"))))
+_DELETE = Prepared(delete(memories).where(memories.c.key.in_(list_parameter("keys"))))
+_ANY_DELETION = Prepared(select(literal_column("1")).select_from(deletions).limit(1))
 _ONE_DELETION = tuple_(deletions.c.seq, deletions.c.memory_key)
 _FORGET_DELETIONS = Prepared(
     delete(deletions).where(
@@ -446,49 +429,11 @@ _FORGET_DELETIONS = Prepared(
         )
     )
 )
-_FORGET_ACCESSES = Prepared(delete(accesses).where(accesses.c.memory_key.in_(listed("keys"))))
-_GIVEN = (
-    "id",
-    "namespace",
-    "content",
-    "content_hash",
-    "folded",
-    "metadata",
-    "importance",
-    "parent_id",
-    "expires_at",
+_FORGET_ACCESSES = Prepared(
+    delete(accesses).where(accesses.c.memory_key.in_(list_parameter("keys")))
 )
-"""Columns that hold what the caller gave, or what was made of it."""
-_NEW = ("key", "seq", "recorded_at", "created_at", "updated_at", *_GIVEN)
-_values = operator.attrgetter(*_GIVEN)
-
-
-def _columns(record: Record) -> dict[str, Any]:
-    return dict(zip(_GIVEN, _values(record), strict=True))
+_NEW = ("key", "seq", "recorded_at", "created_at", "updated_at", *GIVEN)
 
 
 def _not_found(id: str) -> NotFoundError:
     return NotFoundError(f"no memory has the id {id!r}")
-
-
-def _resolve(
-    batch: Batch,
-    blobs: Sequence[bytes],
-    taken: dict[str, tuple[int, bytes]],
-    writes: dict[str, _Write],
-) -> list[str] | DuplicateIdError:
-    """Decide what becomes of a batch's records; `writes` gains them all or stays as it was."""
-    mine: dict[str, _Write] = {}
-    for record, blob in zip(batch.records, blobs, strict=True):
-        known = record.id in taken or record.id in writes or record.id in mine
-        if known and batch.on_conflict == "error":
-            return DuplicateIdError(
-                f"a memory with the id {record.id!r} exists; pass on_conflict='replace' or "
-                "'ignore' to allow it"
-            )
-        if known and batch.on_conflict == "ignore":
-            continue
-        key, content_hash = taken.get(record.id, (None, None))
-        mine[record.id] = _Write(record, blob, key, content_hash == record.content_hash)
-    writes.update(mine)
-    return batch.ids

@@ -1,7 +1,7 @@
-"""Who holds a lease: a worker, told from every other one, and whether it is certainly gone.
+"""The owner of a lease: the identity of a worker, and whether its process is certainly gone.
 
-A lease ends by its time. On Linux a worker of the same machine need not wait for that: a process
-that is gone holds nothing.
+A lease ends by its time. On Linux another worker of the same machine need not wait for that: a
+process that is gone holds nothing.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ def new_owner() -> str:
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process of an owner certainly lives no longer; False when nobody can tell."""
+    """Whether the process of an owner certainly lives no longer; False where that is unknown."""
     machine, pid, start, _ = owner.split("/")
     if not machine or machine != _machine():
         return False
     found = _start_of(int(pid))
     if not found and _is_hidden(int(pid)):
         return False
-    # A number that was given to another process has another start.
+    # If the number belongs to another process now, its start differs.
     return found != start
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process lives that /proc does not show, as those of other users may be."""
+    """Whether a process lives that /proc does not show, as it may hide other users' processes."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -43,22 +43,22 @@ def _is_hidden(pid: int) -> bool:
 
 
 def _machine() -> str:
-    """This boot of this machine, as its processes see each other; empty where nobody can tell."""
+    """This boot and process namespace of this machine; empty where they are unknown."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        # Two containers have processes with the same number.
+        # Processes of two containers may have the same number.
         return f"{boot}:{(_PROC / 'self/ns/pid').stat().st_ino}"
     except OSError:
         return ""
 
 
 def _start_of(pid: int) -> str:
-    """When a process began, in ticks since the boot; empty when there is none."""
+    """When a process began, in ticks since the boot; empty when it does not exist."""
     try:
         line = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return ""
-    # The name before it may hold anything, brackets and blanks too.
+    # The process's name before these fields may hold any character, also brackets and blanks.
     fields = line.rpartition(")")[2].split()
-    # A process that was killed and whose parent has not asked for it yet does nothing any more.
+    # A killed process that its parent has not reaped yet does nothing any more.
     return "" if fields[0] in "ZX" else fields[19]

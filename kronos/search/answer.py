@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kronos.db.fulltext.folding import has_letters
+from kronos.db.fulltext.characters import has_letters
 from kronos.errors import FilterError
 from kronos.index.base import find_positions, top_k
-from kronos.repository.rows import as_memory
+from kronos.repository.memory_rows import as_memory
 from kronos.search.filters.paths import parse_path
 from kronos.search.fusion import Fusion
 from kronos.search.lexical import names_something

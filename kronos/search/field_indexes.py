@@ -17,14 +17,14 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    column,
     delete,
     insert,
     select,
-    table,
 )
 from sqlalchemy.schema import CreateIndex, DropIndex
 
+from kronos.db.sql import IndexNames
+from kronos.db.statements import Prepared
 from kronos.db.tables import fields, memories
 from kronos.errors import FilterError, InputError
 from kronos.search.filters.compiler import field_expression
@@ -33,7 +33,8 @@ from kronos.search.filters.paths import METADATA, RECORD_FIELDS, full_name, pars
 if TYPE_CHECKING:
     from kronos.repository.memories import Repository
 
-_PARTS_OF_SCHEMA = table("sqlite_master", column("type"), column("name"))
+_PREFIX = "metadata."
+_INDEX_NAMES = Prepared(IndexNames())
 
 
 class FieldIndexes:
@@ -117,8 +118,7 @@ class FieldIndexes:
         found = [(number, path) for number, path in rows]
         if not found:
             return []
-        names = select(_PARTS_OF_SCHEMA.c.name).where(_PARTS_OF_SCHEMA.c.type == "index")
-        present = set(self._connection.execute(names).scalars())
+        present = {name for (name,) in _INDEX_NAMES.fetch(self._connection)}
         return [(number, path) for number, path in found if _name(number) not in present]
 
     def _number_of(self, path: str) -> int | None:

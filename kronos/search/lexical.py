@@ -61,7 +61,7 @@ class Term:
     """What is looked for: a word, or two words side by side."""
 
     expression: str
-    """As FTS5 reads it."""
+    """As the full-text index reads it."""
     weight: float
     is_frequent: bool = False
     """So many memories hold it that it is only asked whether they do."""
@@ -129,7 +129,7 @@ def _asked(question: str, tokenizer: Tokenizer) -> list[Word]:
 
 
 def _by_words(*words: Word) -> str:
-    """A word, or words side by side, as FTS5 reads it; a letter stands for pairs it begins."""
+    """A word, or words side by side, as an expression; a letter stands for pairs it begins."""
     phrase = " ".join(word.text for word in words)
     return f'"{phrase}" *' if words[-1].kind == "letter" else f'"{phrase}"'
 

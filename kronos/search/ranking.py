@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos.errors import InputError
-from kronos.repository.rows import Signals
+from kronos.repository.memory_rows import Signals
 from kronos.search.times import from_iso
 from kronos.types import Vectors
 from kronos.validation import check_limit, check_namespace, check_number, check_time

@@ -23,7 +23,8 @@ from kronos.errors import (
 from kronos.serving.serving import Serving
 
 if TYPE_CHECKING:
-    from kronos.repository.memories import Batch, Repository
+    from kronos.repository.batches import Batch
+    from kronos.repository.memories import Repository
 
 MOST_ROWS = 1000
 """Memories in one group, at most: a small write never waits for more."""

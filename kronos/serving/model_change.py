@@ -90,11 +90,11 @@ class ModelChange:
     def failures(self) -> list[Failure]:
         """The first texts of each space that cannot be embedded."""
         with self.resolver.database.read() as connection:
-            spaces = Repository(connection, self.resolver.clock()).spaces
+            repository = Repository(connection, self.resolver.clock())
             return [
                 failure
-                for space in spaces.all()
-                for failure in spaces.failures(space.id, limit=_FAILURES_SHOWN)
+                for space in repository.spaces.all()
+                for failure in repository.pending.failures(space.id, limit=_FAILURES_SHOWN)
             ]
 
     def _unfinished(self) -> Job:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kronos.embedding.registry import DEFAULT_MODEL
 from kronos.errors import ConfigurationError
-from kronos.settings import Location, Settings
+from kronos.settings import Place, Settings
 from kronos.validation import check_limit, check_namespace
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class OpenOptions:
     settings: Settings
     migrate: bool = False
     clock: Callable[[], datetime] = utc_now
-    location: Location = field(init=False)
+    location: Place = field(init=False)
 
     def __post_init__(self) -> None:
         if self.on_model_change not in MODEL_CHANGES:
@@ -53,6 +53,6 @@ class OpenOptions:
                 f"{self.on_model_change!r}",
                 field="on_model_change",
             )
-        self.location = Location.of(self.storage_path)
+        self.location = Place.of(self.storage_path)
         self.namespace = check_namespace(self.namespace)
         self.embedding_dim = check_limit(self.embedding_dim, field="embedding_dim")

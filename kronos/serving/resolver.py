@@ -139,13 +139,11 @@ class ServingResolver:
     def _look(self, embedder: Embedder | None) -> tuple[Space | None, bool]:
         """The active space, and whether nothing is pending in it that could be embedded."""
         with self.database.read() as connection:
-            spaces = Repository(connection, self.clock()).spaces
-            active = spaces.active()
+            repository = Repository(connection, self.clock())
+            active = repository.spaces.active()
             if active is None or embedder is None:
                 return active, False
-            complete = not spaces.pending_count(active.id) or not spaces.pending_texts(
-                active.id, limit=1
-            )
+            complete = repository.pending.is_complete(active.id)
         return active, complete
 
     def _begin(self, embedder: Embedder | None, alias: str | None) -> None:
@@ -382,7 +380,7 @@ class ServingResolver:
                     gpu_half=self.settings.gpu_storage == "float16",
                 ),
             )
-            if not repository.spaces.pending_count(space.id):
+            if not repository.pending.count(space.id):
                 replica.complete_seq = head.seq
         if newest is not None and newest > head.seq:
             replica.discard_beyond(head.seq)

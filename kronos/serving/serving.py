@@ -22,7 +22,8 @@ from kronos.errors import (
     NoEmbedderError,
 )
 from kronos.following.replica import Replica
-from kronos.repository.memories import Batch, Head, Repository
+from kronos.repository.batches import Batch
+from kronos.repository.memories import Head, Repository
 from kronos.validation import Record, check_embeddings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kronos.errors import InputError, SpaceChangedError, naming_stored
-from kronos.repository.memories import Batch
+from kronos.repository.batches import Batch
 from kronos.serving.group_commit import Addition
 from kronos.settings import Settings
 from kronos.types import Metadata, NewMemory, OnConflict, Progress, ProgressCallback, Space, Vectors
@@ -216,7 +216,7 @@ class Adding:
         """The vectors of texts that the store has seen: they are not made again."""
         hashes = {r.content_hash for batch in batches for r in batch.records if r.embedding is None}
         with self._session.reader() as repository:
-            return repository.spaces.made_before(serving.space, [*hashes])
+            return repository.vectors.made_before(serving.space, [*hashes])
 
     def _drop_known(self, batch: Batch) -> None:
         """Do not embed what the store holds already; a delete that comes now counts as later."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.progress import Steps
-from kronos.db import backup
+from kronos.db import backup, recovery
 from kronos.errors import InputError, SpaceChangedError, StorageError, StoreClosedError
 from kronos.files import expanded
 from kronos.index.snapshot import discard_other_snapshots
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 _THINGS_TO_CHECK = 5
-"""SQLite's file, texts, vectors, words, the index."""
+"""The database's file, texts, vectors, words, the index."""
 
 
 class Maintenance:
@@ -228,7 +228,7 @@ class Maintenance:
             CorruptStoreError: nothing can be read of it: restore a backup.
         """
         session = self._session
-        report = backup.recover(session.location, session.settings)
+        report = recovery.recover(session.location, session.settings)
         discard_other_snapshots(session.location.index, ())
         return report
 

@@ -134,7 +134,7 @@ class Models:
     def spaces(self) -> list[SpaceStats]:
         """The spaces, the oldest first, and how far each has come."""
         with self._session.reader() as repository:
-            return repository.spaces.stats()
+            return repository.pending.stats()
 
     @property
     def _change(self) -> ModelChange:

@@ -40,7 +40,7 @@ class Statistics:
                 degraded=serving.degraded,
                 dim=serving.space.dim,
                 max_tokens=getattr(serving.embedder, "max_tokens", None),
-                spaces=tuple(repository.spaces.stats()),
+                spaces=tuple(repository.pending.stats()),
                 jobs=tuple(repository.jobs.all(unfinished=True)),
                 index_size=indexed,
                 index_kind=index.kind,

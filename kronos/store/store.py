@@ -17,7 +17,7 @@ from kronos.embedding.registry import DEFAULT_MODEL
 from kronos.errors import StoreCopyError
 from kronos.serving.options import OpenOptions, utc_now
 from kronos.serving.session import Session
-from kronos.settings import Location, Settings
+from kronos.settings import Place, Settings
 from kronos.store.adding import Adding
 from kronos.store.browsing import Browsing
 from kronos.store.changing import Changing
@@ -135,7 +135,7 @@ class MemoryStore:
     import_from = verb("_transferring", Transferring.import_from)
 
     @property
-    def location(self) -> Location:
+    def location(self) -> Place:
         """Where the store's files are."""
         return self._session.location
 

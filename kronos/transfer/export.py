@@ -41,7 +41,7 @@ from kronos.types import NewMemory
 
 if TYPE_CHECKING:
     from kronos.repository.memories import Repository
-    from kronos.repository.rows import Condition
+    from kronos.repository.memory_rows import Condition
     from kronos.types import Memory, Space
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
@@ -102,7 +102,7 @@ def export_rows(
     """
     for page in repository.walk(scope, condition, _ROWS_AT_ONCE):
         keys = [key for key, _ in page]
-        blobs = {} if space is None else repository.spaces.blobs(space.id, keys)
+        blobs = {} if space is None else repository.vectors.blobs(space.id, keys)
         for key, memory in page:
             yield ExportRow(memory, blobs.get(key))
 

@@ -22,7 +22,7 @@ _Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Create the tables, and the one row that makes the database a store of its own."""
+    """Create the tables, and the one row that gives the store its identity."""
     _create_store()
     _create_memories()
     _create_spaces()

@@ -1,7 +1,7 @@
 """Reindex jobs, their leases, texts that cannot be embedded; where a space's model came from.
 
 Why: a model change is a job that any number of workers share, and that survives them.
-Cost: one index over the texts' hashes; it reads every row of `memories` once.
+Cost: one index over the texts' hashes, which reads every row of `memories` once.
 Older code: cannot open it; a downgrade drops the jobs and keeps every memory and vector.
 """
 
@@ -22,7 +22,7 @@ def upgrade() -> None:
         spaces.add_column(sa.Column("revision", sa.Text(), nullable=True))
         spaces.add_column(sa.Column("activated_seq", sa.BigInteger(), nullable=True))
     op.execute("UPDATE spaces SET activated_seq = 0 WHERE state <> 'building'")
-    # From now on a space's id is a seq: none may be handed out that a space has already.
+    # From now on a space's id is a seq: the next seq must be above every id that a space has.
     op.execute(
         "UPDATE store SET seq = (SELECT max(id) FROM spaces)"
         " WHERE seq < (SELECT max(id) FROM spaces)"
@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them; a job that was under way begins anew with what is pending then."""
+    """Drop them; a job that was running begins anew with the texts that are pending then."""
     for table in ("leases", "jobs", "failures"):
         op.drop_table(table)
     op.drop_index("ix_memories_content_hash", "memories")

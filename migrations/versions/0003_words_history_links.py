@@ -1,7 +1,7 @@
-"""The words of every text, what memories were before, links between them, fields with an index.
+"""The words of every text, the past of the memories, links between them, fields with an index.
 
-Why: memories are found by their words too, the past can be asked for, and memories lead to others.
-Cost: writes `memories` anew once and indexes every text: about a second for 20,000 short ones.
+Why: memories are found by their words too, their past can be read, and they lead to others.
+Cost: rewrites `memories` once and indexes the words of every text.
 Older code: cannot open it; a downgrade drops the past and the links, and keeps every memory and
 vector.
 """
@@ -17,9 +17,9 @@ branch_labels = None
 depends_on = None
 
 _Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# What the words of a table are kept by, but for new rows, whose words are added by whoever adds the
-# rows. A later migration that writes `memories` or `versions` anew
-# drops the triggers with the old table, and must make them again.
+# The triggers keep the words of rows that change; the words of new rows are added with the rows. A
+# later migration that rewrites `memories` or `versions` drops the triggers with the old table, and
+# must make them again.
 _WORDS = (
     """CREATE VIRTUAL TABLE {words} USING fts5(
     content, content='{table}', content_rowid='key',
@@ -43,7 +43,7 @@ def upgrade() -> None:
         memories.add_column(
             sa.Column("recorded_at", sa.BigInteger(), nullable=False, server_default=sa.text("0"))
         )
-    # Nobody knows what a memory was before it was last changed.
+    # The state of a memory before its last change is unknown.
     op.execute("UPDATE memories SET recorded_at = updated_at")
     op.create_index("ix_memories_seq", "memories", ["seq"])
     op.create_index("ix_memories_parent_id", "memories", ["parent_id"])

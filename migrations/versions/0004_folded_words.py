@@ -1,10 +1,9 @@
-"""Texts as the word index reads them, where that is not how they were written; expired memories.
+"""Texts as the full-text index reads them, where that is not how they were written; expiry.
 
 Why: a text's words are found however they were typed and in every script: a question is folded in
-the same way.
-Cost: indexes the words of every text anew, about a second for 200,000 short ones. The texts
-themselves are folded afterwards, in batches, by whoever opens the store: see
-`kronos.db.fulltext.fts5`.
+the same way. Expired memories are found by an index.
+Cost: indexes the words of every text anew. The texts themselves are folded later, in batches, when
+the store is opened: see `kronos.db.fulltext.base`.
 Older code: cannot open it; a downgrade keeps every text, and indexes them as they were written.
 """
 
@@ -22,8 +21,8 @@ depends_on = None
 
 _VIEW = """CREATE VIEW {texts} AS
     SELECT key, coalesce(folded, content) AS content FROM {table}"""
-# A later migration that writes `memories` or `versions` anew drops the triggers with the old table,
-# and must make them again.
+# A later migration that rewrites `memories` or `versions` drops the triggers with the old table: it
+# must make them again.
 _WORDS = (
     """CREATE VIRTUAL TABLE {words} USING fts5(
     content, content='{texts}', content_rowid='key',

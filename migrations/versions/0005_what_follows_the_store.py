@@ -1,9 +1,9 @@
-"""What was deleted and when, what was changed and when, and how many vectors a space has.
+"""Deletions and changes by seq and by time, and how many vectors a space has.
 
-Why: whoever keeps which memories meet a filter, or what the store held at a moment, follows the
-changes alone; how many memories are pending is known without counting vectors.
+Why: the kept matches of a filter, and the kept state at a moment, follow only the changes; the
+number of pending memories is known without counting vectors.
 Cost: two indexes; reads every memory, version and vector once.
-Older code: cannot open it; a downgrade drops all of it, and what is kept is made anew when needed.
+Older code: cannot open it; a downgrade drops all of it, and kept matches are found anew.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def upgrade() -> None:
         store.add_column(
             sa.Column("pruned_seq", sa.BigInteger(), nullable=False, server_default=sa.text("0"))
         )
-    # What was deleted before is not told: whoever followed until now begins anew.
+    # Earlier deletions are unknown: every follower begins anew.
     op.execute("UPDATE store SET pruned_seq = seq")
     with op.batch_alter_table("spaces", recreate="always") as spaces:
         spaces.add_column(

@@ -330,7 +330,7 @@ def test_a_reindex_without_a_model_embeds_what_is_pending_as_a_job(
         store._session.writer() as repository,
     ):
         (space,) = repository.spaces.all()
-        repository.spaces.make_pending(space, repository.keys(None, None))
+        repository.vectors.make_pending(space, repository.keys(None, None))
     done = kronos.run("reindex", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
@@ -443,7 +443,7 @@ def test_near_loads_no_model(inside: Inside, monkeypatch: pytest.MonkeyPatch) ->
     with store, store._session.writer() as repository:
         entry = repository.entry("ketch")
         assert entry is not None
-        repository.spaces.make_pending(store._session.serving.space, np.array([entry.key]))
+        repository.vectors.make_pending(store._session.serving.space, np.array([entry.key]))
     asked.clear()
     assert ids(inside.json("search", "--near", "ketch", "-l", "1")) == ["again"]
     assert asked[-1] == "keep"

@@ -140,7 +140,7 @@ def test_commands_without_the_stores_embedder_warn_and_continue(tmp_path: Path) 
             assert space is not None
             entry = repository.entry("more")
             assert entry is not None
-            row = repository.spaces.vector_of(space, entry.key)
+            row = repository.vectors.of(space, entry.key)
         assert row is not None
         assert np.allclose(row, own.one("more bees"), atol=1e-6)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronos.concurrency import large_values
-from kronos.db import dialect
+from kronos.db import sqlite_sql
 from kronos.db.fulltext import folding
 from kronos.embedding import hashing
 from kronos.embedding.hashing import HashEmbedder
@@ -131,7 +131,7 @@ VALUES = st.recursive(
     lambda inside: st.lists(inside, max_size=6) | st.dictionaries(st.text(max_size=6), inside),
     max_leaves=40,
 )
-ENCODERS = [metadata._JSON, dialect._JSON, export._JSON, expression._JSON]
+ENCODERS = [metadata._JSON, sqlite_sql._JSON, export._JSON, expression._JSON]
 
 
 @settings(max_examples=400, deadline=None)

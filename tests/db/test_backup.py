@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kronos import MemoryStore, Settings
-from kronos.db import dialect
+from kronos.db.sqlite_driver import may_lose_commits
 from kronos.errors import (
     ConfigurationError,
     CorruptStoreError,
@@ -235,4 +235,4 @@ def test_nothing_can_be_recovered_of_what_is_no_store(tmp_path: Path) -> None:
 def test_the_releases_with_the_wal_reset_bug_are_known(
     version: tuple[int, int, int], affected: bool
 ) -> None:
-    assert dialect.may_lose_commits(version) is affected
+    assert may_lose_commits(version) is affected

@@ -11,9 +11,10 @@ from unicodedata import normalize
 import pytest
 from hypothesis import given, settings
 
-from kronos.db import dialect
-from kronos.db.fulltext.folding import Word, fold, has_letters, read
+from kronos.db.fulltext.characters import has_letters
+from kronos.db.fulltext.folding import Word, fold, read
 from kronos.db.fulltext.fts5 import TOKENIZERS
+from kronos.db.sqlite_driver import driver
 from tests.texts import EMOJI, FRAGMENTS, every_character, texts, words_of
 
 BY_WORDS: Any = "unicode61"
@@ -23,7 +24,7 @@ NIGHTLY = settings.get_current_profile_name() == "nightly"
 def read_by_sqlite(written: Sequence[str]) -> list[list[str]]:
     """The tokens of the folds of texts, as SQLite cuts them, in their order."""
     found: list[list[str]] = [[] for _ in written]
-    connection: sqlite3.Connection = dialect.driver.connect(":memory:")
+    connection: sqlite3.Connection = driver.connect(":memory:")
     connection.execute(f"CREATE VIRTUAL TABLE f USING fts5(x, tokenize='{TOKENIZERS[BY_WORDS]}')")
     connection.execute("CREATE VIRTUAL TABLE v USING fts5vocab(f, instance)")
     folds = [(row, fold(text, BY_WORDS) or text) for row, text in enumerate(written)]

@@ -23,8 +23,9 @@ from sqlalchemy import Connection, create_engine, insert, select, text
 
 from kronos.db import schema, tables
 from kronos.db.database import Database
-from kronos.db.fulltext import fts5 as words
-from kronos.db.fulltext.fts5 import is_word_table
+from kronos.db.fulltext import fts5
+from kronos.db.fulltext.base import AddWords
+from kronos.db.statements import Prepared
 from kronos.settings import Settings
 from kronos.store.store import MemoryStore
 from tests.db.conftest import AFTER_NEXT, HEAD, NEXT, Plant
@@ -182,12 +183,12 @@ def test_a_fresh_store_has_an_identity_of_its_own(tmp_path: Path) -> None:
 
 
 def _is_ours(name: str | None, type_: str, _: object) -> bool:
-    return type_ != "table" or not is_word_table(name or "")
+    return type_ != "table" or not fts5.is_index_table(name or "")
 
 
 def _with_the_word(database: Database, word: str) -> list[int]:
     with database.write() as connection:
-        assert words.problems(connection) == []
+        assert fts5.problems(connection) == []
         found = text("SELECT rowid FROM memory_words WHERE memory_words MATCH :word ORDER BY rowid")
         return list(connection.execute(found, {"word": word}).scalars())
 
@@ -208,12 +209,8 @@ def _write_something_new(database: Database) -> None:
     vector: dict[str, Any] = {**ROWS["vectors"][2], "memory_key": 10, "seq": 10}
     with database.write() as connection:
         connection.execute(insert(tables.memories), [memory])
-        words.adding(
-            words.MEMORY_WORDS,
-            select(tables.memories.c.key, tables.memories.c.content).where(
-                tables.memories.c.key == 10
-            ),
-        ).run(connection)
+        key, content = tables.memories.c.key, tables.memories.c.content
+        Prepared(AddWords(select(key, content).where(key == 10), past=False)).run(connection)
         connection.execute(insert(tables.vectors), [vector])
 
 

@@ -58,7 +58,7 @@ def assert_right(store: MemoryStore, embedder: Named) -> None:
         assert space.fingerprint == embedder.fingerprint
         for page in repository.walk(None, None, 500):
             for key, memory in page:
-                row = repository.spaces.vector_of(space, key)
+                row = repository.vectors.of(space, key)
                 assert row is not None
                 assert np.allclose(row, embedder.one(memory.content), atol=1e-6)
 
@@ -86,7 +86,7 @@ def test_a_backup_of_another_store_restored_under_an_open_one_mixes_no_spaces(
     with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
-        assert repository.spaces.vector_count(space.id) == 0, "no vector of A's stands in B's space"
+        assert repository.vectors.count(space.id) == 0, "no vector of A's stands in B's space"
     assert store.maintenance.check().ok is False  # pending in B's space, and said so
     store.close()
     with MemoryStore.open(tmp_path / "a", embedder=B) as again:

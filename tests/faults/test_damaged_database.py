@@ -135,7 +135,7 @@ def test_a_text_that_another_program_altered_is_found(tmp_path: Path, whole: byt
     with MemoryStore.open(tmp_path, **OPTIONS) as store:
         problem, words = store.maintenance.check().problems
         assert (problem.kind, problem.repaired) == ("texts", False)
-        assert (words.kind, words.repaired) == ("words", False)
+        assert (words.kind, words.repaired) == ("fulltext", False)
         assert "m123" in problem.detail
         assert not store.maintenance.check(repair=True).ok, "no text is ever repaired"
     assert MemoryStore(tmp_path).maintenance.recover().damaged == ("m123",)

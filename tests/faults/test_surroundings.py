@@ -66,7 +66,7 @@ def test_a_store_that_can_only_be_read_opens_with_texts_that_wait(open_folder: P
             space = repository.spaces.active()
             assert space is not None
             keys = repository.keys(None, None)
-            repository.spaces.make_pending(space, keys[:1])
+            repository.vectors.make_pending(space, keys[:1])
     with unwritable(folder):
         with pytest.warns(KronosWarning, match="have no vector yet"):
             store = MemoryStore.open(folder, **OPTIONS)

@@ -25,7 +25,7 @@ import numpy as np
 
 import kronos.index.faiss.flat  # noqa: F401  loaded once, here
 from kronos import MemoryStore, Settings
-from kronos.db import dialect
+from kronos.db import sqlite
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import KronosError, StorageError
 
@@ -179,7 +179,7 @@ UNOPENED: dict[str, Callable[[str], None]] = {
 def record(order: dict[str, Any]) -> dict[str, Any]:
     """Everything that writes, into a log; a mark in it says that a call has returned."""
     # So few that checkpoints come between other calls too, and SQLite's log is begun anew.
-    dialect._PAGES_A_CHECKPOINT = _PAGES_A_CHECKPOINT
+    sqlite._PAGES_A_CHECKPOINT = _PAGES_A_CHECKPOINT
     shim = ctypes.CDLL(None)
     folder = order["folder"]
     shim.fault_record(os.path.dirname(folder).encode(), order["log"].encode())

@@ -51,7 +51,7 @@ def exact(store: MemoryStore, query: Rows) -> list[str]:
     with store._session.reader() as repository:
         space = repository.spaces.active()
         assert space is not None
-        for keys, vectors in repository.spaces.vectors_since(space, 0):
+        for keys, vectors in repository.vectors.since(space, 0):
             memories = repository.by_keys(keys)
             scores = (vectors @ query).tolist()
             found += [(s, memories[k].id) for s, k in zip(scores, keys.tolist(), strict=True)]
@@ -330,7 +330,7 @@ def test_an_index_older_than_the_pruned_tombstones_is_replayed(
     one.delete(ids[::2])
     one.maintenance.compact()
     with one._session.reader() as repository:
-        assert not len(repository.spaces.tombstones_since(one._session.serving.space.id, 0))
+        assert not len(repository.vectors.tombstones_since(one._session.serving.space.id, 0))
     fill(one, 10, seed=5)
     assert_right(two)
     assert len(two._session.serving.replica) == COUNT // 2 + 10
@@ -505,7 +505,7 @@ def test_an_index_compacted_during_a_build_keeps_nothing_of_the_old_one(
     assert begun.wait(60)
     with store._session.reader() as repository:
         space = store._session.serving.space
-        (old,) = [vectors for _, vectors in repository.spaces.vectors_since(space, 0)]
+        (old,) = [vectors for _, vectors in repository.vectors.since(space, 0)]
     store.delete(ids[::2])
     store.maintenance.compact()
     go_on.set()

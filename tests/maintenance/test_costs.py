@@ -22,10 +22,11 @@ import pytest
 
 from benchmarks.costs import Filled, Verb, verbs
 from kronos import F, MemoryStore, NewMemory, Settings
-from kronos.db.dialect import SQLite, driver
+from kronos.db.sqlite import SQLite
+from kronos.db.sqlite_driver import driver
 from kronos.errors import StoreBusyError
 from kronos.index.snapshot import write_snapshot
-from kronos.repository.spaces import Spaces
+from kronos.repository.pending import Pending
 from tests.conftest import Clock, Opener
 
 _LARGE = "memories|versions|vectors|past_vectors|tombstones|links|deletions"
@@ -311,8 +312,8 @@ def worked(verb: Verb, wire: Wire) -> int:
 def test_pending_counts_read_no_text(filled: MemoryStore, wire: Wire) -> None:
     with filled._session.reader() as repository, wire.hearing() as said:
         space = filled._session.serving.space.id
-        assert repository.spaces.pending_texts(space, limit=1) == []
-        assert repository.spaces.pending_text_count(space) == 0
+        assert repository.pending.texts(space, limit=1) == []
+        assert repository.pending.text_count(space) == 0
     assert not any(
         "content_hash" in statement for statement, *_ in said if "failures" not in statement
     )
@@ -358,14 +359,14 @@ def test_searches_continue_while_stats_counts(
     filled: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.search("bees")
-    stats = Spaces.stats
+    stats = Pending.stats
     asked: list[int] = []
 
-    def slow(self: Spaces) -> Any:
+    def slow(self: Pending) -> Any:
         asked.append(len(in_time(lambda: filled.search("bees"))))
         return stats(self)
 
-    monkeypatch.setattr(Spaces, "stats", slow)
+    monkeypatch.setattr(Pending, "stats", slow)
     assert filled.stats().memories == filled.count(namespace="*")
     assert asked == [10]
 

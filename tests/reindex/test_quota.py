@@ -219,7 +219,7 @@ def test_a_store_opens_with_pending_texts_while_its_embedder_is_unreachable(
         with store._session.writer() as repository:
             space = repository.spaces.active()
             assert space is not None
-            repository.spaces.make_pending(space, repository.keys(None, None)[:5])
+            repository.vectors.make_pending(space, repository.keys(None, None)[:5])
     embedder.works.clear()
     with pytest.warns(KronosWarning, match=r"no vector yet.*temporarily unavailable"):
         store = open_store(embedder=embedder, settings=SHORT)

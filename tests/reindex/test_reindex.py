@@ -46,7 +46,7 @@ def vectors_by_content(store: MemoryStore) -> dict[str, Any]:
         space = repository.spaces.active()
         assert space is not None
         found: dict[str, Any] = {}
-        for keys, rows in repository.spaces.vectors_since(space, 0):
+        for keys, rows in repository.vectors.since(space, 0):
             memories = repository.by_keys(keys)
             found.update(
                 (memories[key].id, (memories[key].content, row))
@@ -232,13 +232,13 @@ def test_a_stale_vector_is_never_stored_under_an_edited_text(open_store: Opener)
             fingerprint="other", model="other", alias=None, dim=64
         )
     with store._session.reader() as repository:
-        pending = repository.spaces.pending_texts(space.id, limit=10)
+        pending = repository.pending.texts(space.id, limit=10)
     store.update(id, content="the new text")
     rows = np.eye(1, 64, dtype=np.float32)
     with store._session.database.write() as connection:
         repository = Repository(connection, store._session.clock())
-        assert repository.spaces.store_vectors(space, pending, rows) == 0
-        assert repository.spaces.pending_count(space.id) == 1
+        assert repository.pending.store(space, pending, rows) == 0
+        assert repository.pending.count(space.id) == 1
 
 
 MISSING = "no-such/model"

@@ -249,7 +249,7 @@ def test_a_lease_of_another_machine_is_respected_until_it_runs_out(open_store: O
         resolver = store._session.resolver
         job = resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
         with job._run.writing() as repository:
-            texts = repository.spaces.pending_texts(job.space.id, limit=10)
+            texts = repository.pending.texts(job.space.id, limit=10)
             claimed = repository.jobs.claim(
                 job.id,
                 repository.jobs.position(job.id),
@@ -271,7 +271,7 @@ def test_a_claim_moves_the_cursor_by_compare_and_set(open_store: Opener) -> None
     job = store._session.resolver.job(HashEmbedder(48), alias="hash", options=JobOptions())
     with job._run.reading() as repository:
         seen = repository.jobs.position(job.id)
-        last = repository.spaces.pending_texts(job.space.id, limit=10)[-1].content_hash
+        last = repository.pending.texts(job.space.id, limit=10)[-1].content_hash
     outcomes = []
     for owner in (new_owner(), new_owner()):
         with job._run.writing() as repository:

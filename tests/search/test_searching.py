@@ -193,7 +193,7 @@ def test_near_without_an_embedder_takes_the_vectors_that_are_there(
     with store._session.writer() as repository:
         entry = repository.entry("m1")
         assert entry is not None
-        repository.spaces.make_pending(store._session.serving.space, np.array([entry.key]))
+        repository.vectors.make_pending(store._session.serving.space, np.array([entry.key]))
     with pytest.raises(NoEmbedderError, match="'m1' has no vector"):
         store.search(near="m1")
     assert store.search(near="m1", mode="lexical")

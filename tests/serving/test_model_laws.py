@@ -256,7 +256,7 @@ class ModelMachine(RuleBasedStateMachine):
             for space in repository.spaces.all():
                 embedder = embedder_of(space.model, space.dim)
                 assert embedder.fingerprint == space.fingerprint
-                for keys, rows in repository.spaces.vectors_since(space, 0):
+                for keys, rows in repository.vectors.since(space, 0):
                     held = repository.by_keys(keys)
                     contents = [held[key].content for key in keys.tolist()]
                     np.testing.assert_allclose(rows, embedder.embed_documents(contents), atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 
 from kronos import MemoryStore
 from kronos.errors import ConfigurationError
-from kronos.settings import Location
+from kronos.settings import Place
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +65,11 @@ def test_other_names_are_taken_as_they_are(tmp_path: Path, name: str, database: 
     assert (tmp_path / database).is_file()
     with MemoryStore.open(name, embedding_model="hash") as store:
         assert store.get("x").content == "kept"
-    assert Location.of(f"sqlite:///{tmp_path}/x.db").database == tmp_path / "x.db"
+    assert Place.of(f"sqlite:///{tmp_path}/x.db").database == tmp_path / "x.db"
 
 
 def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert Location.of("~/store").folder == tmp_path / "home/store"
-    assert Location.of("sqlite:///~/x.db").database == tmp_path / "home/x.db"
-    assert Location.of(os.fspath(tmp_path)).folder == tmp_path
+    assert Place.of("~/store").folder == tmp_path / "home/store"
+    assert Place.of("sqlite:///~/x.db").database == tmp_path / "home/x.db"
+    assert Place.of(os.fspath(tmp_path)).folder == tmp_path

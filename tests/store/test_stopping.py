@@ -17,7 +17,7 @@ import pytest
 from kronos import KronosMemory, MemoryStore, Progress
 from kronos.aio.calls import Stop
 from kronos.concurrency.progress import Steps
-from kronos.db import dialect
+from kronos.db import sqlite, sqlite_files
 from kronos.errors import NotFoundError, StoppedError, StorageError, StoreClosedError
 from kronos.search import duplicates
 from kronos.settings import Settings
@@ -87,7 +87,7 @@ class StopsAfter:
 def test_progress_goes_up_to_the_total(
     store: MemoryStore, folder: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "_PAGES_A_COPY", 16)
+    monkeypatch.setattr(sqlite_files, "_PAGES_A_COPY", 16)
     seen: list[Progress] = []
     LONG[verb](store, folder, progress=seen.append)
     done = [progress.done for progress in seen]
@@ -126,7 +126,7 @@ def test_a_call_that_is_stopped_before_it_begins_does_nothing(
 def test_a_call_that_is_stopped_amid_leaves_nothing_half_done(
     store: MemoryStore, folder: Path, verb: str, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "_PAGES_A_COPY", 16)
+    monkeypatch.setattr(sqlite_files, "_PAGES_A_COPY", 16)
     monkeypatch.setattr(duplicates, "near_duplicates", _in_small_tiles(duplicates.near_duplicates))
     monkeypatch.setattr("kronos.store.comparing.near_duplicates", duplicates.near_duplicates)
     stopping = StopsAfter(times)
@@ -171,7 +171,7 @@ def test_a_job_that_is_stopped_reports_how_far_it_came(folder: Path, verb: str) 
 
 
 def test_a_long_statement_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialect, "_INSTRUCTIONS_A_LOOK", 1000)
+    monkeypatch.setattr(sqlite, "_INSTRUCTIONS_A_LOOK", 1000)
     with MemoryStore.open(tmp_path, **HASH) as store:
         store.add_many(TEXTS)
         database = store._session.database
@@ -203,7 +203,7 @@ def test_a_long_statement_is_interrupted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_was_stopped_once_stops_nobody_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "_INSTRUCTIONS_A_LOOK", 1)
+    monkeypatch.setattr(sqlite, "_INSTRUCTIONS_A_LOOK", 1)
     stop = threading.Event()
     with MemoryStore.open(tmp_path, **HASH) as store:
         store.add_many(TEXTS)
@@ -224,7 +224,7 @@ def test_what_was_stopped_once_stops_nobody_later(
 
 
 def test_rebuilding_words_is_stopped_amid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialect, "_INSTRUCTIONS_A_LOOK", 1)
+    monkeypatch.setattr(sqlite, "_INSTRUCTIONS_A_LOOK", 1)
     looks = iter(range(10**9))
 
     class SetAfterAWhile(threading.Event):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kronos import F, MemoryStore, NewMemory
-from kronos.db.dialect import fetch
+from kronos.db.statements import driver_of
 from kronos.errors import (
     ConfigurationError,
     DuplicateIdError,
@@ -23,7 +23,7 @@ from kronos.errors import (
     NotFoundError,
     StoreClosedError,
 )
-from kronos.repository.spaces import _made_before
+from kronos.repository.vectors import _made_before
 from kronos.settings import Settings
 from tests.conftest import Clock, Opener
 
@@ -437,7 +437,7 @@ def test_a_text_that_was_embedded_before_is_not_embedded_again(
     with store._session.reader() as repository:
         space = store._session.serving.space
         vectors = {
-            id: repository.spaces.vector_of(space, repository.entry(id).key)  # type: ignore[union-attr]
+            id: repository.vectors.of(space, repository.entry(id).key)  # type: ignore[union-attr]
             for id in (first, second, third, fourth)
         }
     # Bit by bit the same: of the memory that holds it, and of the one that held it once.
@@ -457,11 +457,11 @@ def test_the_vectors_of_texts_that_were_seen_are_looked_up(open_store: Opener) -
     store = open_store()
     store.add("a text")
     with store._session.reader() as repository:
-        plans = [
-            fetch(repository.connection, f"EXPLAIN QUERY PLAN {statement}", (1, b"x", b"y"))
-            for statement in _made_before(2)
-        ]
-    steps = [row[3] for plan in plans for row in plan]
+        run, dialect = driver_of(repository.connection).execute, repository.connection.dialect
+        texts = [statement._compile(dialect).text for statement in _made_before(2)]
+        values = {"space": 1, "hash_0": b"x", "hash_1": b"y"}
+        plans = [run(f"EXPLAIN QUERY PLAN {text}", values).fetchall() for text in texts]
+    steps = [row[3] for plan in plans for row in plan if "SUBQUERY" not in row[3]]
     assert len(steps) == 3
     assert all(step.startswith("SEARCH") and step.count("=?") for step in steps)
     assert not any(step.endswith("(space_id=?)") for step in steps)

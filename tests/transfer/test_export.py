@@ -52,7 +52,7 @@ def all_vectors(store: MemoryStore) -> dict[str, bytes]:
         assert space is not None
         found: dict[str, bytes] = {}
         for page in repository.walk(None, None, 1000):
-            blobs = repository.spaces.blobs(space.id, [key for key, _ in page])
+            blobs = repository.vectors.blobs(space.id, [key for key, _ in page])
             found |= {memory.id: blobs[key] for key, memory in page}
         return found
 

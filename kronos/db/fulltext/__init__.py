@@ -1,1 +1,1 @@
-"""The full-text indexes of SQLite (FTS5), and how texts are folded for them."""
+"""The full-text indexes, and how texts are folded for them."""

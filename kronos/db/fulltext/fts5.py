@@ -1,51 +1,49 @@
-"""The word indexes: SQLite FTS5 over the texts of `memories` and of their past `versions`.
+"""The full-text indexes of SQLite: FTS5 over the texts of `memories` and `versions`.
 
-An index holds no text of its own. It reads each text as `kronos.db.fulltext.folding` folded it,
-from the row's column `folded`, or the content itself where that is null: the views `memory_texts`
-and `version_texts`. Its words are written in the transaction that writes the row, so no reader ever
-sees one without the other: for a row that is changed or deleted by triggers, for new rows by
-`adding`, all at once (a trigger would make FTS5 flush its words after each row, which takes three
-times as long). How texts are cut into words is a property of the database, chosen when the store is
-new and changed by `rebuild`. All of it is derived from the rows.
+The module is one of the `FulltextIndexes` of `kronos.db.fulltext.base`, which says what its
+functions promise. FTS5 reads the texts through the views `memory_texts` and `version_texts`. For a
+row that is changed or deleted, triggers write the words; those of new rows are added together, by
+`AddWords` (a trigger would make FTS5 flush its words after each row, which takes several times as
+long).
 
-A store whose rows an older Kronos wrote is folded by and by: `store.words_cursor` is the key up to
-which that is done, and null where nothing is left to do.
+Scores are BM25 as FTS5 computes it (k1 = 1.2, b = 0.75;
+https://sqlite.org/fts5.html#the_bm25_function), negated so that higher is better.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    FromClause,
-    Select,
-    column,
-    event,
-    func,
-    insert,
-    table,
-)
+import numpy as np
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
-from kronos.db.dialect import Prepared, define, fetch, is_damage
+from kronos.db.fulltext.base import DEFAULT_TOKENIZER, AddWords, inverse_frequency, weight_of
 from kronos.db.fulltext.folding import fold
+from kronos.db.sqlite_driver import define, is_damage
+from kronos.db.statements import fetch
 from kronos.db.tables import metadata
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kronos.settings import Tokenizer
+    from kronos.types import Keys
 
 MEMORY_WORDS, VERSION_WORDS = "memory_words", "version_words"
+# FTS5 takes this as the weight of a term where the weight is not above 0.
+_LEAST_WEIGHT = 1e-6
 _TABLES = {MEMORY_WORDS: "memories", VERSION_WORDS: "versions"}
 TOKENIZERS: dict[Tokenizer, str] = {
     "porter": "porter unicode61 remove_diacritics 2",
     "unicode61": "unicode61 remove_diacritics 2",
     "trigram": "trigram",
 }
-DEFAULT_TOKENIZER: Tokenizer = "porter"
 
 _VIEW = """CREATE VIEW {texts} AS
     SELECT key, coalesce(folded, content) AS content FROM {table}"""
@@ -65,17 +63,22 @@ WHEN coalesce(old.folded, old.content) IS NOT coalesce(new.folded, new.content) 
     INSERT INTO {words} (rowid, content) VALUES (new.key, coalesce(new.folded, new.content));
 END""",
 }
+# Of 4 kB: a step takes some hundredths of a second.
 _PAGES_A_STEP = 100
-"""Of 4 kB: a step takes some hundredths of a second."""
 _CONTENT = re.compile(r"content='([^']+)'")
 _PARTS = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name GLOB ?"
 _TOKENIZE = re.compile(r"tokenize='([^']*)'")
 _ROWS_A_BATCH = 1000
 _LAST_KEY = 2**63 - 1
-# S608: names of our own.
+# S608 below: the tables' names are our own.
+_COUNT = "SELECT count(*) FROM {0} WHERE {0} MATCH ?"
+_HOLDERS = "SELECT rowid FROM {0} WHERE {0} MATCH ?"
+_RANKED = "SELECT rowid, rank FROM {0} WHERE {0} MATCH ?"
+# The table of lengths has a narrow row for each text: counting them costs a few page reads.
+_SIZE = "SELECT count(*) FROM {0}_docsize"
 # As bytes, so that a damaged text is no error.
 _FOLDED = "kronos_fold(CAST(content AS BLOB), ?)"
-# What is folded so already stays as it is. MATERIALIZED: each text is folded once.
+# A row that is folded already is not written. MATERIALIZED: each text is folded once.
 _REFOLD = (
     "WITH made AS MATERIALIZED"  # noqa: S608
     f" (SELECT key, {_FOLDED} AS folded FROM {{0}} WHERE key > ? AND key <= ?)"
@@ -87,19 +90,62 @@ _SET_CURSOR = "UPDATE store SET words_cursor = ?"
 _END_OF_BATCH = "SELECT key FROM {} WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?"
 
 
-def is_word_table(name: str) -> bool:
-    """Whether a table is a word index, or one of those in which SQLite keeps it."""
+def is_index_table(name: str) -> bool:
+    """Whether a table is an index, or one of those in which FTS5 keeps it."""
     return name.startswith(tuple(_TABLES))
 
 
+# -- Reading ------------------------------------------------------------------------------------
+
+
+def _table(past: bool) -> str:
+    return VERSION_WORDS if past else MEMORY_WORDS
+
+
+def count(connection: Connection, term: str, *, past: bool) -> int:
+    """How many texts hold a term."""
+    ((found,),) = fetch(connection, _COUNT.format(_table(past)), (term,))
+    return int(found)
+
+
+def size(connection: Connection, *, past: bool) -> int:
+    """How many texts there are."""
+    ((found,),) = fetch(connection, _SIZE.format(_table(past)))
+    return int(found)
+
+
+def holders(connection: Connection, term: str, *, past: bool) -> Keys:
+    """The keys of the texts that hold a term: (n,) int64, ascending."""
+    rows = fetch(connection, _HOLDERS.format(_table(past)), (term,))
+    return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+
+def ranked(connection: Connection, term: str, *, past: bool) -> tuple[Keys, NDArray[np.float64]]:
+    """The same with their BM25 scores: (n,) float64, higher is better."""
+    rows = fetch(connection, _RANKED.format(_table(past)), (term,))
+    keys = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+    scores = np.fromiter((-row[1] for row in rows), np.float64, len(rows))
+    if rows:
+        texts = size(connection, past=past)
+        found = max(inverse_frequency(texts, len(rows)), _LEAST_WEIGHT)
+        scores *= weight_of(texts, len(rows)) / found
+    return keys, scores
+
+
+# -- The indexes --------------------------------------------------------------------------------
+
+
 def create(connection: Connection) -> None:
-    """Make the indexes of a database that has none: as the migrations do."""
+    """Create the indexes of a database that has none: as the migrations do."""
     for words, name in _TABLES.items():
         connection.exec_driver_sql(_VIEW.format(texts=_texts(words), table=name))
         _create_index(connection, words, DEFAULT_TOKENIZER)
 
 
-event.listen(metadata, "after_create", lambda _, connection, **__: create(connection))
+@event.listens_for(metadata, "after_create")
+def _after_create(_: object, connection: Connection, **__: object) -> None:
+    if connection.dialect.name == "sqlite":
+        create(connection)
 
 
 def _texts(words: str) -> str:
@@ -113,22 +159,38 @@ def _create_index(connection: Connection, words: str, tokenizer: Tokenizer) -> N
         connection.exec_driver_sql(trigger.format(**names))
 
 
+@compiles(AddWords, "sqlite")
+def _add_words(element: AddWords, compiler: SQLCompiler, **options: Any) -> str:
+    # FTS5 writes the words that it has collected whenever a key comes that is no higher than the
+    # one before: hence rows in the order of the keys.
+    rows = compiler.process(element.rows, **options)
+    return f"INSERT INTO {_table(element.past)} (rowid, content) {rows}"
+
+
 def tokenizer(connection: Connection) -> Tokenizer:
     """How texts are cut into words."""
     ((sql,),) = fetch(connection, "SELECT sql FROM sqlite_master WHERE name = ?", (MEMORY_WORDS,))
-    return tokenizer_in(sql)
+    return _tokenizer_in(sql)
+
+
+def salvaged_tokenizer(salvage: Callable[[str], Iterator[dict[str, Any]]]) -> Tokenizer:
+    """The same of a damaged database; the default where that is lost."""
+    for row in salvage("sqlite_master"):
+        if row.get("name") == MEMORY_WORDS and isinstance(row.get("sql"), str):
+            return _tokenizer_in(row["sql"])
+    return DEFAULT_TOKENIZER
 
 
 @functools.lru_cache(maxsize=16)
-def tokenizer_in(sql: str) -> Tokenizer:
-    """The same, read from the statement that made an index."""
+def _tokenizer_in(sql: str) -> Tokenizer:
+    """The tokenizer that the statement which made an index names."""
     found = _TOKENIZE.search(sql)
     known = {tokenize: name for name, tokenize in TOKENIZERS.items()}
     return known[found[1]] if found and found[1] in known else DEFAULT_TOKENIZER
 
 
 def rebuild(connection: Connection, tokenizer: Tokenizer) -> None:
-    """Fold all texts anew, and make the indexes of them; in a write transaction.
+    """Fold all texts anew and index them anew; in a write transaction.
 
     The tables are dropped and not emptied: nothing of a damaged one is read.
     """
@@ -145,12 +207,11 @@ def rebuild(connection: Connection, tokenizer: Tokenizer) -> None:
     connection.exec_driver_sql(_SET_CURSOR, (None,))
 
 
-def refold_some(connection: Connection) -> bool:
-    """Fold some texts that an older Kronos wrote; in a write transaction.
+# -- Folding ------------------------------------------------------------------------------------
 
-    Returns:
-        Whether some may be left.
-    """
+
+def refold_some(connection: Connection) -> bool:
+    """Fold a batch of the texts that an older Kronos wrote; returns whether some may be left."""
     after = cursor(connection)
     if after is None:
         return False
@@ -160,7 +221,7 @@ def refold_some(connection: Connection) -> bool:
 
 
 def _refold(connection: Connection, tokenizer: Tokenizer, after: int) -> int | None:
-    """Fold a batch of texts: those with keys above one and up to another, which is returned.
+    """Fold the texts with keys above one and up to another one, which is returned.
 
     None stands for the last key of all.
     """
@@ -191,33 +252,11 @@ def misread(connection: Connection) -> int:
     return sum(count for ((count,),) in counts)
 
 
-def adding(words: str, rows: Select[Any]) -> Prepared:
-    """What adds the words of rows that were written in the same transaction.
-
-    Args:
-        words: `MEMORY_WORDS` or `VERSION_WORDS`.
-        rows: selects key and text, as `text_of` gives it, in the order of the keys: FTS5 writes
-            what it has in hand whenever a key comes that is no higher than the one before.
-    """
-    index = table(words, column("rowid"), column("content"))
-    return Prepared(insert(index).from_select(["rowid", "content"], rows))
-
-
-def text_of(table: FromClause) -> ColumnElement[str]:
-    """What the words of a row of `memories` or `versions` are read from."""
-    return func.coalesce(table.c.folded, table.c.content)
+# -- Upkeep -------------------------------------------------------------------------------------
 
 
 def merge(connection: Connection, *, begins: bool) -> bool:
-    """Do a step of a merge of the indexes: after the last no word of a text that is gone is left.
-
-    Args:
-        connection: in a write transaction.
-        begins: with the first step, which says that all is to be merged.
-
-    Returns:
-        Whether there was something to do.
-    """
+    """Do a step of a merge of the indexes; returns whether there was something to do."""
     pages = -_PAGES_A_STEP if begins else _PAGES_A_STEP
     before = _changes(connection)
     for words in _TABLES:
@@ -234,11 +273,8 @@ def _changes(connection: Connection) -> int:
 def copy_aside(connection: Connection) -> None:
     """Let the indexes' names mean copies, in SQLite's temporary database.
 
-    To compare an index with its texts is a write to FTS5: to a copy it takes no lock that another
+    Comparing an index with its texts is a write to FTS5: to a copy it takes no lock that another
     connection needs. The texts are not copied.
-
-    Args:
-        connection: one that is closed afterwards, in a transaction that reads.
     """
     run = connection.exec_driver_sql
     for words in _TABLES:
@@ -253,10 +289,7 @@ def copy_aside(connection: Connection) -> None:
 
 
 def problems(connection: Connection) -> list[str]:
-    """What is wrong with the indexes, compared with the rows; in a write transaction.
-
-    So that no other writer waits, it may be asked of copies: see `copy_aside`.
-    """
+    """Where the indexes disagree with the rows; in a write transaction, or of copies."""
     found = []
     for words, name in _TABLES.items():
         try:

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from sqlalchemy import FromClause, and_, case, false, func, not_, or_
 from sqlalchemy.sql.elements import Grouping
 
-from kronos.db.dialect import has_element, holds_text, json_list, json_type, json_value
+from kronos.db.sql import (
+    has_element,
+    holds_text,
+    json_type,
+    json_value,
+    matches_pattern,
+    value_list,
+)
 from kronos.db.tables import memories
 from kronos.search.filters.expression import And, Comparison, Filter, Not, members_of
 from kronos.search.filters.parser import Where, parse
@@ -128,7 +135,7 @@ def _over_record(comparison: Comparison, name: str, rows: FromClause) -> Conditi
     if name == "$eq":
         return column.is_not_distinct_from(value)
     if name == "$in":
-        some = column.in_(json_list([each for each in value if each is not None]))
+        some = column.in_(value_list([each for each in value if each is not None]))
         return or_(column.is_(None), some) if None in value else and_(column.is_not(None), some)
     return and_(column.is_not(None), _compared(column, name, value))
 
@@ -165,7 +172,7 @@ def _compared(found: ColumnElement[Any], name: str, value: Any) -> Condition:
     if name == "$contains":
         return holds_text(found, value)
     if name == "$like":
-        return found.like(value, escape="\\")
+        return matches_pattern(found, value)
     compared: Condition = _ORDERINGS[name](found, value)
     return compared
 
@@ -183,7 +190,7 @@ def _one_of(
     kinds = {name for each in others for name in _kinds(each)}
     # One list of numbers and texts, so that one index lookup serves it: in SQL no number equals a
     # text.
-    equal = [and_(found.in_(json_list(others)), kind.in_(sorted(kinds)))] if others else []
+    equal = [and_(found.in_(value_list(others)), kind.in_(sorted(kinds)))] if others else []
     same = [kind.in_(sorted(constants))] if constants else []
     return or_(false(), *equal, *same)
 

@@ -173,7 +173,7 @@ class Answering:
         replica = serving.replica
         if replica.complete_seq >= head.seq or serving.embedder is None:
             return
-        pending = repository.spaces.pending_since(
+        pending = repository.pending.since(
             serving.space.id, replica.complete_seq, limit=_TEXTS_IN_A_SEARCH + 1
         )
         if pending:

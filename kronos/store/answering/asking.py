@@ -122,7 +122,7 @@ class Asking:
                 raise NotFoundError(f"no memory has the id {near!r}{then}")
             made = {}
             if mode == "dense":
-                made = repository.spaces.made_before(serving.space, [found.content_hash])
+                made = repository.vectors.made_before(serving.space, [found.content_hash])
         vector = made.get(found.content_hash)
         if mode == "dense" and vector is None:
             if serving.embedder is None:

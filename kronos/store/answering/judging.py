@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kronos.concurrency.threads import check_may_wait_for_embedder
-from kronos.repository.rows import these
+from kronos.db.sql import value_list
 from kronos.search import answer
 from kronos.types import Hit
 
@@ -91,7 +91,7 @@ class Judging:
         selection, most = wanted.request.selection, _FIRST_EXPANDED
         while True:
             joined = repository.links.neighbours(keys, wanted.expand, limit=most)
-            among = these([each.key for each in joined])
+            among = value_list([each.key for each in joined])
             if wanted.expand_outside:
                 allowed: Keys = rows.keys(None, None, among=among)
             else:
