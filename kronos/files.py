@@ -226,7 +226,7 @@ def _discard(part: Path) -> None:
 
 
 def _parts(folder: Path, prefix: str) -> list[Path]:
-    """All parts, also those of which only SQLite's files next to them are left."""
+    """All parts, also those of which only a database's files next to them are left."""
     try:
         names = os.listdir(folder)
     except OSError:

@@ -377,7 +377,7 @@ BUGS = [
     ),
     Bug(
         "a backup goes on when it is stopped",
-        "kronos/db/dialect.py",
+        "kronos/db/sqlite_files.py",
         "            steps.report(total - remaining, total)\n",
         "            pass\n",
         "tests/store/test_stopping.py",
@@ -627,7 +627,7 @@ BUGS = [
     Bug(
         "a job is done while long texts are pending",
         "kronos/reindex/finishing.py",
-        "        if is_complete(repository.spaces, run.space):\n            state",
+        "        if repository.pending.is_complete(run.space.id):\n            state",
         "        if True:\n            state",
         "tests/reindex/test_quota.py",
     ),
@@ -699,7 +699,7 @@ BUGS = [
     Bug(
         "the full-text index is compared under the write lock",
         "kronos/maintenance/check.py",
-        "            fts5.copy_aside(connection)\n",
+        "            indexes.copy_aside(connection)\n",
         "",
         "tests/maintenance/test_costs.py",
     ),

@@ -1,8 +1,8 @@
 """The checks: they compare everything that must agree, and repair what can be derived.
 
 The rows are the truth. Everything derived from them can be made anew: an index is replayed, a wrong
-vector becomes pending, and SQLite's own indexes are rebuilt after a backup. A repair never changes
-texts or metadata.
+vector becomes pending, and the database's own indexes are rebuilt after a backup. A repair never
+changes texts or metadata.
 
 Each check yields the problems that it finds.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from kronos.concurrency.pacing import yielding_gil
 from kronos.db import dialect, schema
-from kronos.db.fulltext import fts5
+from kronos.db.choice import fulltext_of
 from kronos.errors import CorruptStoreError
 from kronos.files import abandoned_parts, behind_links, discard_parts
 from kronos.index.snapshot import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     CurrentIndex: TypeAlias = Callable[[], AbstractContextManager[tuple[VectorIndex, Repository]]]
     """Yields the index and the rows of one moment; searches wait meanwhile."""
 
-_REPAIR_INDEXES = "Only SQLite's indexes are damaged: `kronos doctor --repair` rebuilds them"
+_REPAIR_INDEXES = "Only the database's indexes are damaged: `kronos doctor --repair` rebuilds them"
 _SHOWN_IDS = 20
 _ROWS_AT_ONCE = 200
 """Vectors that are compared while searches wait."""
@@ -64,7 +64,7 @@ def damaged_database(
     Args:
         database: the file.
         backup: makes a backup before a repair.
-        repair: rebuild SQLite's indexes if nothing else is damaged.
+        repair: rebuild the database's indexes if nothing else is damaged.
     """
     found = database.problems()
     in_indexes = [problem for problem in found if " index " in problem.detail]
@@ -73,7 +73,7 @@ def damaged_database(
         with database.write() as connection:
             database.dialect.rebuild_indexes(connection)
         left = database.problems()
-        detail = f"{found[0].detail}; SQLite's indexes were rebuilt, a backup is in {kept}"
+        detail = f"{found[0].detail}; the database's indexes were rebuilt, a backup is in {kept}"
         found = left or [Problem("database", detail, repaired=True)]
     elif found:
         in_indexes_alone = len(in_indexes) == len(found)
@@ -198,12 +198,13 @@ def wrong_counts(reading: Transaction, writing: Transaction | None) -> Iterator[
 def wrong_fulltext(database: Database, writing: Transaction | None) -> Iterator[Problem]:
     """Find full-text indexes that do not match the texts; a repair rebuilds them.
 
-    For SQLite the comparison is a write. It is made on a copy, so no other writer waits.
+    The comparison may be a write. It is made on a copy, so no other writer waits.
     """
     try:
         with database.scratch() as connection:
-            fts5.copy_aside(connection)
-            found = fts5.problems(connection)
+            indexes = fulltext_of(connection)
+            indexes.copy_aside(connection)
+            found = indexes.problems(connection)
     except CorruptStoreError as exc:
         found = [str(exc)]
     if found and writing is not None:

@@ -75,7 +75,7 @@ class Session:
         """The database file that the key sets are of."""
         self._is_closed = False
         """`close` was called: no call waits any longer for an embedder."""
-        # The writers of one process queue here, which is fairer than SQLite's own waiting.
+        # The writers of one process queue here, which is fairer than the database's own waiting.
         self._writing = Lock()
         self.write_all: Coalescer[Write, list[Any]] = Coalescer(
             self._write_together, max_size=MOST_ROWS, for_all=FOR_ALL

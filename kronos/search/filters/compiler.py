@@ -1,8 +1,8 @@
 """Compiles filters to SQL conditions.
 
-All values reach SQL as bound parameters. Metadata paths are quoted literals instead: SQLite uses an
-index on an expression only where a query has that very expression. `paths` restricts the characters
-of keys for this reason. `$eq`, `$in` and the orderings use an index on `field_expression(path)`.
+All values reach SQL as bound parameters. Metadata paths are quoted literals instead: a database
+uses an index on an expression only where a query has that very expression. `paths` restricts the
+characters of keys for this reason. `$eq`, `$in` and the orderings use an index on `field_expression(path)`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _ORDERINGS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _OPPOSITES = {"$ne": "$eq", "$nin": "$in"}
 
-# An expression may be 1,000 levels deep in SQLite, and `a AND b AND c` is as deep as it is long.
-# SQLite's parser stack holds at most 100 symbols (before 3.46), and the symbols before an open
+# An expression may be 1,000 levels deep, and `a AND b AND c` is as deep as it is long.
+# A database's parser may hold as few as 100 symbols, and the symbols before an open
 # parenthesis stay on the stack until it closes. So the members of a connective become a tree of
 # pairs, in which the member that needs most of the stack joins last and comes first. `bool_op`,
 # because SQLAlchemy flattens pairs of and_ or or_ into one row again.
 _HELD_BEFORE_FIRST, _HELD_BEFORE_SECOND = 1, 3
 _SHALLOW = 12
-"""Members that need at most this many symbols keep the caller's order, which SQLite follows."""
+"""Members that need at most this many symbols keep the caller's order."""
 
 
 class _Part(NamedTuple):
