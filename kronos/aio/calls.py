@@ -33,7 +33,7 @@ from kronos.concurrency.threads import (
     spawn,
     wait_until_settled,
 )
-from kronos.embedding.awaited import AwaitedEmbedder
+from kronos.embedding.async_adapter import AsyncEmbedderAdapter
 from kronos.errors import StoppedError, StoreClosedError, TransientEmbeddingError
 from kronos.serving.group_commit import FOR_ALL, MOST_ROWS
 from kronos.serving.serving import MOST_TEXTS, Serving, sees_texts_alone
@@ -271,7 +271,7 @@ class _Asking:
 
 def _shared_by(embedder: Embedder | None, context: CallContext) -> Hashable:
     """What calls must have in common for a program's own embedder to embed them together."""
-    is_async = isinstance(embedder, AwaitedEmbedder) and embedder.is_async
+    is_async = isinstance(embedder, AsyncEmbedderAdapter) and embedder.is_async
     return context.key, context.caller.loop if is_async else None
 
 

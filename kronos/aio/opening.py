@@ -18,7 +18,7 @@ from kronos.aio.calls import Calls
 from kronos.concurrency.call_context import CallContext
 from kronos.concurrency.forking import notify_of_forks
 from kronos.concurrency.threads import SHUTDOWN_TIMEOUT_S, Outcome, spawn, wait_until_settled
-from kronos.embedding.awaited import AwaitedEmbedder
+from kronos.embedding.async_adapter import AsyncEmbedderAdapter
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import StoreClosedError
@@ -57,7 +57,7 @@ class AsyncOpening:
         embedder: a program's own embedder, in the form that threads call; None where it has none.
     """
 
-    def __init__(self, store: MemoryStore, embedder: AwaitedEmbedder | None) -> None:
+    def __init__(self, store: MemoryStore, embedder: AsyncEmbedderAdapter | None) -> None:
         self._store = store
         self._awaited = embedder
         self._calls: Calls | None = None
@@ -190,9 +190,9 @@ class AsyncOpening:
         return calls
 
 
-def awaited(embedder: Embedder | AsyncEmbedder | None) -> AwaitedEmbedder | None:
+def awaited(embedder: Embedder | AsyncEmbedder | None) -> AsyncEmbedderAdapter | None:
     """A program's own embedder as one that threads can call; None for any other one."""
     methods = (getattr(embedder, "embed_documents", None), getattr(embedder, "embed_queries", None))
     if isinstance(embedder, EmbeddingService | HashEmbedder) or not all(map(callable, methods)):
         return None
-    return AwaitedEmbedder(embedder)  # type: ignore[arg-type]
+    return AsyncEmbedderAdapter(embedder)  # type: ignore[arg-type]

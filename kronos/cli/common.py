@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kronos.embedding.registry import KEPT_MODEL, absolute
+from kronos.embedding.registry import KEPT_MODEL, absolute_model
 from kronos.errors import ConfigurationError, InputError
 from kronos.settings import DEFAULT_STORE, Place, default_store
 
@@ -87,7 +87,7 @@ def open_store(
     exists = Place.of(path).database.exists()
     if not exists and not create:
         raise _no_store(path)
-    if model is None or (exists and absolute(model) == _model_of(path)):
+    if model is None or (exists and absolute_model(model) == _model_of(path)):
         model = KEPT_MODEL
     with MemoryStore.open(
         path,

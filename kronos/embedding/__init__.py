@@ -1,1 +1,1 @@
-"""Everything that turns texts into vectors, and what tells two such things apart."""
+"""Everything that turns texts into vectors, and fingerprints that tell models apart."""

@@ -1,10 +1,10 @@
-"""What tells two loaded models apart when their vectors cannot be compared.
+"""Fingerprints: equal only for models whose vectors can be compared.
 
-A fingerprint is a sha256 over what shapes a vector: the weights, the configs and the tokenizer of
-every module of the model's folder, how the model was told to read (prompts, maximum length), and
-that vectors are scaled to unit length. Where the folder lies, the device, the batch size and the
-number of threads are no part of it. A cosmetic change of a file that counts may give another
-fingerprint, which costs a re-embedding; a change that moves vectors never keeps it.
+A fingerprint is a sha256 over everything that shapes a vector: the weights, configs and tokenizers
+of all modules in the model's folder, how the model reads (prompts, maximum length), and scaling to
+unit length. The folder's path, the device, the batch size and the number of threads do not count.
+A cosmetic change of a file that counts may change the fingerprint, which costs a re-embedding. But
+a change that moves vectors always changes it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PROMPTS = "config_sentence_transformers.json"
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab*", "merges.txt", "*.model", "bpe.codes", "dict.txt")
-# modules.json is taken apart, and what config_sentence_transformers.json says (prompts, width) is
-# asked of the loaded model: beside that, the two name versions and paths that move no vector.
+# modules.json is parsed, and the settings in config_sentence_transformers.json (prompts, width) are
+# read from the loaded model. Besides, the two hold only versions and paths, which move no vector.
 _CONFIGS = ("config.json", "*_config.json", "special_tokens_map.json", "added_tokens.json")
 _TEMPLATES = ("chat_template*",)
 _NOT_READ = frozenset({"data_config.json", "generation_config.json"})
 _OTHER_BACKENDS = frozenset({"onnx", "openvino"})
-# Keys that say where a file came from and who wrote it.
+# Keys that tell where a file came from and which version wrote it.
 _COSMETIC_KEYS = frozenset(
     {
         "__version__",
@@ -51,7 +51,7 @@ def model_fingerprint(folder: Path, reading: Mapping[str, Any]) -> str:
 
     Args:
         folder: the folder that it was loaded from.
-        reading: what is in force beside the files, as JSON values: maximum length, prompts ...
+        reading: the settings beyond the files, as JSON values: maximum length, prompts ...
 
     Returns:
         A sha256 in hex.
@@ -66,27 +66,29 @@ def model_fingerprint(folder: Path, reading: Mapping[str, Any]) -> str:
 
 
 def contents_digest(folder: Path) -> str | None:
-    """What tells a folder's files from others before a model is loaded; None: they are no model's.
+    """A digest of a folder's model files, for a model that is not loaded yet.
 
-    A sha256 in hex over all that a fingerprint and the reading of a loaded model depend on.
+    Returns:
+        A sha256 in hex over all files that a loaded model's fingerprint and reading depend on; None
+        if the folder holds no model.
     """
     try:
         return model_fingerprint(folder, {"prompts": prompts_sha256(folder)})
-    except (OSError, ValueError, KeyError, TypeError):  # whoever loads it is told why
+    except (OSError, ValueError, KeyError, TypeError):  # loading the model reports why
         return None
 
 
 def prompts_sha256(folder: Path) -> str:
-    """The sha256 of the file that names the prompts; "" where there is none.
+    """The sha256 of the file that holds the prompts; "" if there is none.
 
-    Prompts count in the fingerprint by what the loaded model says of them.
+    In the fingerprint itself prompts count as the loaded model reports them.
     """
     path = folder / _PROMPTS
     return file_sha256(path) if path.is_file() else ""
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file in hex; remembered until the file changes."""
+    """The sha256 of a file in hex; cached until the file changes."""
     stat = path.stat()
     return _sha256(os.fspath(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
@@ -101,7 +103,7 @@ def _sha256(path: str, _inode: int, _size: int, _mtime_ns: int) -> str:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    # Without a modules.json the library loads the folder as a transformer and averages its tokens.
+    # Without a modules.json the library loads a transformer and averages its token vectors.
     try:
         text = (folder / "modules.json").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -111,10 +113,10 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _module_facts(folder: Path, module: Mapping[str, Any]) -> dict[str, Any]:
-    # The library moved its classes between versions; their names stayed.
+    # The library moved its classes between versions, but kept their names.
     kind = str(module["type"]).rpartition(".")[2]
     root = folder / str(module["path"])
-    # A transformer's files lie in one folder, which it may share with the folders of others.
+    # A transformer's files are directly in its folder, which may also hold other modules' folders.
     paths = root.glob("*") if kind == "Transformer" else root.rglob("*")
     files = {path.relative_to(root).as_posix(): _digest(path) for path in _counted(paths, root)}
     return {"type": kind, "kwargs": module.get("kwargs", []), "files": files}
@@ -130,10 +132,10 @@ def _counted(paths: Iterator[Path], root: Path) -> Iterator[Path]:
 def _counts(path: Path) -> bool:
     name = path.name
     if _matches(name, _WEIGHTS):
-        # Where there are safetensors, the library reads no pytorch_model.bin.
+        # If there are safetensors, the library ignores pytorch_model.bin.
         return name.endswith(".safetensors") or not any(path.parent.glob("*.safetensors"))
     if _matches(name, _VOCABULARIES):
-        # A tokenizer.json holds the whole vocabulary, and then the library reads it alone.
+        # A tokenizer.json holds the whole vocabulary, and the library then reads only that file.
         return name == "tokenizer.json" or not (path.parent / "tokenizer.json").is_file()
     return _matches(name, _CONFIGS + _TEMPLATES) and name not in _NOT_READ
 

@@ -1,13 +1,13 @@
-"""HashEmbedder: vectors from the letters of a text alone, for when there is no model.
+"""`HashEmbedder`: vectors from the letters of a text, for use without a model.
 
-Lexical: texts that share words, or parts of words, are near each other; meaning it does not know. A
-vector is a pure function of text and width: the same bytes in every process and on every platform
-(ordinary text; which rare characters are letters follows Python's Unicode tables). It keeps no
-state and draws no random numbers.
+It is lexical: texts that share words, or parts of words, are near each other. It does not know
+meaning. A vector is a pure function of text and width: the same bytes in every process and on every
+platform. (Which rare characters are letters depends on Python's Unicode tables.) It has no state
+and draws no random numbers.
 
-The recipe is signed feature hashing (Weinberger et al., 2009) of light-stemmed words and of the
-3-letter pieces of words. All weights are dyadic fractions, so sums are exact in any order. At the
-end large values are damped, so that no single word, and no collision, outweighs the rest.
+The method is signed feature hashing (Weinberger et al., 2009) of lightly stemmed words and of their
+character trigrams. All weights are dyadic fractions, so sums are exact in any order. At the end
+large values are damped, so that no single word, and no collision, outweighs the rest.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from kronos.types import Vectors
 
 _VERSION = "v1"
-"""Part of the fingerprint: whatever changes a vector must change it."""
+"""Part of the fingerprint: any change that moves a vector must change it."""
 _MIN_DIM = 8
 _WORD_SLOTS = 3
 _WORD_VALUE = 1.0
-_PIECE_VALUE = 0.875
+_TRIGRAM_VALUE = 0.875
 _COMMON_WEIGHT = 0.625
 _FUNCTION_WEIGHT = 0.0625
 _DAMPING = 2.0
-"""In units of a vector's root mean square: about where damping sets in."""
-_CHARACTERS_AT_ONCE = 2**20
-"""Texts are worked on together up to so many characters, which bounds the memory."""
-_TEXTS_AT_ONCE = 2048
+"""About where damping sets in, in units of a vector's root mean square."""
+_CHARACTERS_PER_BATCH = 2**20
+"""Texts are embedded in batches of about this many characters, which bounds the memory."""
+_TEXTS_PER_BATCH = 2048
 _WORDS_AT_ONCE = 2**16
 
-# Underscores part words, as code wants it; an ideograph is a word of its own. Longer runs are cut:
-# a text may be one word of 10 MB.
+# Underscores separate words, as in code; each ideograph is a word. Longer words are split, since a
+# text may be one word of 10 MB.
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORDS = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]{{1,40}}")
-# The same for ASCII text, in half the time.
+# The same for ASCII text, only faster.
 _ASCII_WORDS = re.compile("[a-z0-9]{1,40}")
 _MARKS = re.compile(r"\S{1,40}")
 
@@ -72,8 +72,8 @@ _COMMON_WORDS = frozenset(
     give take want need good lot example following include including part different per via
     etc""".split()
 )
-# Pieces of endings and beginnings that half the language shares say nothing about a word.
-_AFFIX_PIECES = frozenset(
+# Trigrams of common prefixes and suffixes tell nothing about a word.
+_AFFIX_TRIGRAMS = frozenset(
     """ed> es> er> ers al> ly> ing ng> ion on> tio ati ate te> ent nt> ity ty> ive ve> ous us> ble
     le> ful ess ss> nce ce> men ter ver est st> ist ism ry> or> ar> ic> <re <co <de <in <un <pr
     <ex <di <st <se <ma""".split()
@@ -93,16 +93,17 @@ class HashEmbedder:
     """An `Embedder` without a model.
 
     Args:
-        dim: the width of a vector; wider is better, up to about 1,024.
+        dim: the width of a vector, at least 8; wider is better, up to about 1,024.
 
     Raises:
-        ConfigurationError: the width is no whole number from 8 on.
+        ConfigurationError: the width is not a whole number of at least 8.
     """
 
     def __init__(self, dim: int = 384) -> None:
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < _MIN_DIM:
             raise ConfigurationError(
-                f"the width of hash vectors must be a whole number from {_MIN_DIM} on, not {dim!r}",
+                f"the width of hash vectors must be a whole number of at least {_MIN_DIM}, "
+                f"not {dim!r}",
                 field="embedding_dim",
             )
         self.dim = dim
@@ -110,28 +111,28 @@ class HashEmbedder:
         self.fingerprint = f"hash:{_VERSION}:dim={dim}"
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts: (n, dim) float32 unit rows. Each row depends on its own text alone."""
+        """Embed texts: (n, dim) float32 unit rows. Each row depends only on its own text."""
         rows = np.empty((len(texts), self.dim), np.float32)
         start = 0
-        for words in _together(texts):
+        for words in _batches(texts):
             end = start + len(words)
             rows[start:end] = _damp(_sums(words, self.dim))
             start = end
         return rows
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Embed questions: as texts, so a text finds itself with score 1."""
+        """Embed queries, in the same way as texts, so a text finds itself with score 1."""
         return self.embed_documents(texts)
 
 
-def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
-    """The words of the texts, in parts that are worked on together."""
+def _batches(texts: Sequence[str]) -> Iterator[list[list[str]]]:
+    """The words of the texts, in batches."""
     part: list[list[str]] = []
     characters = 0
     for text in texts:
         part.append(_words_of(text))
         characters += len(text)
-        if characters > _CHARACTERS_AT_ONCE or len(part) == _TEXTS_AT_ONCE:
+        if characters > _CHARACTERS_PER_BATCH or len(part) == _TEXTS_PER_BATCH:
             yield part
             part, characters = [], 0
     if part:
@@ -139,7 +140,7 @@ def _together(texts: Sequence[str]) -> Iterator[list[list[str]]]:
 
 
 def _words_of(text: str) -> list[str]:
-    """A text's words; of a text without letters the runs of its marks; at the least one word."""
+    """A text's words; without letters, its runs of other characters; always at least one word."""
     words = find_all(_ASCII_WORDS if text.isascii() else _WORDS, normalize(text))
     return words or find_all(_MARKS, text) or [""]
 
@@ -152,7 +153,7 @@ def _sums(texts: list[list[str]], dim: int) -> _Floats:
     row_of = np.repeat(np.arange(len(texts)), lengths)
     pairs, counts = np.unique(row_of * len(numbers) + flat, return_counts=True)
     rows, words = np.divmod(pairs, len(numbers))
-    # Rounded to a dyadic fraction: the last bit of a logarithm differs between platforms.
+    # Rounded to dyadic fractions, since the last bit of a logarithm differs between platforms.
     weights = np.round((1 + np.log(counts)) * 1024) / 1024
 
     features = _features(list(numbers), dim)
@@ -166,7 +167,7 @@ def _sums(texts: list[list[str]], dim: int) -> _Floats:
 
 
 def _numbers_of(words: Iterator[str], numbers: Mapping[str, int]) -> _Indices:
-    """The number of each word: (n,) int64; in parts, between which other threads get their turn."""
+    """The number of each word: (n,) int64; in parts, between which other threads get a turn."""
     parts = [np.empty(0, np.int64)]
     while part := [*itertools.islice(words, _WORDS_AT_ONCE)]:
         parts.append(np.fromiter(map(numbers.__getitem__, part), np.int64, len(part)))
@@ -175,7 +176,7 @@ def _numbers_of(words: Iterator[str], numbers: Mapping[str, int]) -> _Indices:
 
 def _damp(sums: _Floats) -> Vectors:
     """Scale to unit length after damping large values: (n, dim) float32."""
-    # Features may cancel each other out, in theory all of them: then one slot speaks for the text.
+    # Features may cancel each other out, in theory all of them: then one slot stands for the text.
     sums[~sums.any(axis=1), 0] = 1.0
     scaled = sums / np.sqrt(np.mean(sums * sums, axis=1, keepdims=True))
     damped = scaled / np.sqrt(1 + (scaled / _DAMPING) ** 2)
@@ -184,7 +185,7 @@ def _damp(sums: _Floats) -> Vectors:
 
 
 class _Features:
-    """The features of distinct words, those of a word side by side."""
+    """The features of distinct words; the features of one word are adjacent."""
 
     def __init__(self, owners: _Indices, slots: _Indices, values: _Floats, words: int) -> None:
         order = np.argsort(owners, kind="stable")
@@ -194,7 +195,7 @@ class _Features:
         self._starts = np.cumsum(self._counts) - self._counts
 
     def of(self, words: _Indices) -> tuple[_Indices, _Indices]:
-        """The places of the features of these words, and whose each is (a position in `words`)."""
+        """The places of these words' features, and the owner of each: a position in `words`."""
         counts = self._counts[words]
         owners = np.repeat(np.arange(len(words)), counts)
         first = np.cumsum(counts) - counts
@@ -211,27 +212,27 @@ def _features(words: list[str], dim: int) -> _Features:
         owners.append(numbers)
         hashes.append(_mix(stems + np.uint64(slot)))
         values.append(weights * _WORD_VALUE)
-    of_piece, pieces = _pieces(words)
-    owners.append(of_piece)
-    hashes.append(_mix(pieces))
-    values.append(weights[of_piece] * _PIECE_VALUE)
+    words_of, trigrams = _trigrams(words)
+    owners.append(words_of)
+    hashes.append(_mix(trigrams))
+    values.append(weights[words_of] * _TRIGRAM_VALUE)
     slots, signs = _slots(np.concatenate(hashes), dim)
     return _Features(np.concatenate(owners), slots, np.concatenate(values) * signs, len(words))
 
 
-def _pieces(words: list[str]) -> tuple[_Indices, _Hashes]:
-    """The 3-character pieces of `<word>`, as numbers, and whose each is."""
+def _trigrams(words: list[str]) -> tuple[_Indices, _Hashes]:
+    """The word of each trigram of `<word>`, for all words, and the trigrams as numbers."""
     codes = _codes("".join(f"<{word}>" for word in words))
     lengths = np.fromiter(map(len, words), np.int64, len(words)) + 2
     owners = np.repeat(np.arange(len(words)), lengths)
     whole = np.flatnonzero(owners[:-2] == owners[2:])
-    pieces = _numbered(codes, whole)
-    telling = ~np.isin(pieces, _AFFIXES)
-    return owners[whole[telling]], pieces[telling]
+    trigrams = _as_numbers(codes, whole)
+    telling = ~np.isin(trigrams, _AFFIXES)
+    return owners[whole[telling]], trigrams[telling]
 
 
-def _numbered(codes: _Hashes, at: _Indices) -> _Hashes:
-    """The three characters from each place on, as one number: a character has 21 bits."""
+def _as_numbers(codes: _Hashes, at: _Indices) -> _Hashes:
+    """The three characters from each place on as one number: a character has 21 bits."""
     numbers: _Hashes = codes[at] << np.uint64(42)
     numbers |= codes[at + 1] << np.uint64(21)
     numbers |= codes[at + 2]
@@ -242,7 +243,7 @@ def _codes(text: str) -> _Hashes:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
 
 
-_AFFIXES = _numbered(_codes("".join(_AFFIX_PIECES)), np.arange(0, 3 * len(_AFFIX_PIECES), 3))
+_AFFIXES = _as_numbers(_codes("".join(_AFFIX_TRIGRAMS)), np.arange(0, 3 * len(_AFFIX_TRIGRAMS), 3))
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -252,7 +253,7 @@ def _stem_hash(word: str) -> int:
 
 
 def _mix(numbers: _Hashes) -> _Hashes:
-    """Scatter numbers over 64 bits: the finaliser of splitmix64 (Steele et al., 2014)."""
+    """Scatter numbers over 64 bits: the finalizer of splitmix64 (Steele et al., 2014)."""
     mixed: _Hashes = numbers + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -268,7 +269,7 @@ def _slots(hashes: _Hashes, dim: int) -> tuple[_Indices, _Floats]:
 
 
 def _stem(word: str) -> str:
-    """Cut the commonest English endings: rough, but alike for the forms of a word."""
+    """Remove common English endings: rough, but the same for the forms of a word."""
     if len(word) < 4:
         return word
     if word.endswith("s") and not word.endswith(("ss", "us", "is")):
@@ -285,6 +286,6 @@ def _stem(word: str) -> str:
 
 
 def _single(word: str) -> str:
-    """`stopp` as `stop`; `fall`, `miss` and `buzz` as they are."""
+    """`stopp` becomes `stop`; `fall`, `miss` and `buzz` stay."""
     doubled = len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz"
     return word[:-1] if doubled else word

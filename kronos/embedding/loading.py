@@ -1,8 +1,8 @@
-"""From a model's name to an embedder that is fit for use, or one error that says why not.
+"""Loads a model by name: an embedder that was checked, or one error that gives all reasons.
 
-A folder that loads is not yet a model: without its tokenizer every text gets the same vector, and
-weights that lack a tensor are filled up with chance, all without an error. So what was loaded is
-checked before it is handed out. Nothing of a folder is run as code.
+A folder that loads is not always a working model. Without its tokenizer every text gets the same
+vector, and missing weights are filled with random numbers, both without an error. So a loaded model
+is checked before it is used. No code in a model's folder is ever run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
-from kronos.embedding.engines import (
-    Asked,
+from kronos.embedding.engine_choice import (
+    ModelRequest,
     export_places,
     load_with_some_engine,
     why_not_fast,
 )
 from kronos.embedding.fingerprint import contents_digest, model_fingerprint
-from kronos.embedding.hub import Source, find_sources, reason_of
-from kronos.embedding.onnx import import_ahead
+from kronos.embedding.foreign_errors import reason_of
+from kronos.embedding.model_cache import (
+    free_with_owner,
+    get_shared,
+    import_in_thread,
+    lock_of,
+)
+from kronos.embedding.model_sources import Source, find_sources
+from kronos.embedding.onnx_model import import_ahead
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.sentence import ENCODE_TOKENS, Reading, SentenceEmbedder
-from kronos.embedding.sharing import give_back_with, imported, shared, turn
 from kronos.errors import DeviceError, ModelLoadError
 from kronos.files import expanded
 
@@ -42,47 +48,47 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LIBRARIES = ("sentence_transformers", "transformers", "torch")
-# An accelerator is fed more at once than a CPU, whose caches are soon full.
-_ACCELERATOR_TOKENS = 32
+# An accelerator reads more tokens at once than a CPU, whose caches are soon full.
+_ACCELERATOR_FACTOR = 32
 _INSTALL = "run pip install 'kronos-memory[models]'"
-# As many words in the one as in the other: to a tokenizer that knows no word they are equal.
+# Two sentences of equally many words: a tokenizer that knows no word cannot tell them apart.
 _UNRELATED = ("The cat sleeps on warm stone.", "Interest rates rose twice in March.")
 _SAME = 0.999
-"""Cosine of the two from which on a model tells no texts apart; sound models without a sentence
-head score high too."""
-# A row of the table that transformers logs; poolers are no part of a sentence's vector.
+"""From this cosine of the two on, a model cannot tell texts apart. The limit is high, because sound
+models without a sentence head score high too."""
+# A row of the table that transformers logs. Poolers do not shape a sentence's vector.
 _MISSING_TENSOR = re.compile(r"^(?!pooler\.)(\S.*?) *\| *\S*MISSING", re.MULTILINE)
-# The library puts another activation in the place of one that the folder brings as code.
+# The library replaces an activation that the folder brings as code.
 _UNTRUSTED = re.compile(r"^.* is not trusted", re.MULTILINE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Loading sets what is global in transformers and torch, and quiet() what is global in logging.
+# Loading changes global state of transformers and torch, and _quiet() global state of logging.
 _LOADING = Lock()
 
 
 def check_device(device: str) -> None:
-    """Check that a device is well named and, if it was asked for by name, present.
+    """Check that a device's name is valid, and that a named device is present.
 
     Raises:
-        ConfigurationError: it is none of "auto", "cpu", "mps", "cuda", "cuda:N" and several of them
-            with commas.
-        DeviceError: it is not present; names those that are.
+        ConfigurationError: it is none of "auto", "cpu", "mps", "cuda" and "cuda:N", nor several of
+            them with commas.
+        DeviceError: it is not present; the message lists the devices that are.
     """
     asked = [name for name in split_devices(device) if name not in (AUTO, "cpu")]
     present = _accelerators() if asked else []
     for name in asked:
         if name not in present and not (name == "cuda" and "cuda:0" in present):
             raise DeviceError(
-                f"the device {name!r} was asked for and is not present; present are: "
-                f'{", ".join(["cpu", *present])}. Take one of them, or device="auto"'
+                f"the device {name!r} is not present; present are: "
+                f'{", ".join(["cpu", *present])}. Use one of them, or device="auto"'
             )
 
 
 def _accelerators() -> list[str]:
     try:
-        cuda = imported("torch", "cuda")
+        cuda = import_in_thread("torch", "cuda")
         count = cuda.device_count() if cuda.is_available() else 0
-        mps = ["mps"] if imported("torch", "backends").mps.is_available() else []
-    except Exception as exc:  # no torch, or a driver that fails: then there is none to use
+        mps = ["mps"] if import_in_thread("torch", "backends").mps.is_available() else []
+    except Exception as exc:  # no torch, or a broken driver: there is none to use
         logger.debug("no accelerator: %s", exc)
         return []
     return [*(f"cuda:{number}" for number in range(count)), *mps]
@@ -91,53 +97,53 @@ def _accelerators() -> list[str]:
 def load_model(
     model: str, *, device: str, cache_dir: Path | None, settings: Settings
 ) -> SentenceEmbedder:
-    """Find a model, load it and check that it is fit for use.
+    """Find a model, load it and check that it works.
 
     Args:
         model: a preset, a folder, or a name on the Hugging Face hub.
         device: checked by `check_device`.
         cache_dir: where downloads go, in the layout of the Hugging Face cache.
-        settings: how long to look for a network, and how many texts a model reads at once.
+        settings: how long to wait for the network, and how many texts a model reads at once.
 
     Raises:
-        ModelLoadError: it cannot be had, for any reason; all reasons are named, and what mends it.
+        ModelLoadError: it cannot be loaded; the message gives all reasons, and what to do.
     """
     reason = why_not_fast(device, settings, _accelerators)
 
     def load(folder: Path) -> SentenceEmbedder:
-        asked = Asked(
+        request = ModelRequest(
             folder, _name(model, folder), _revision(folder), settings, export_places(cache_dir)
         )
-        with turn((os.path.realpath(folder), device)):
-            return load_with_some_engine(asked, reason, lambda: load_reference(asked))
+        with lock_of((os.path.realpath(folder), device)):
+            return load_with_some_engine(request, reason, lambda: load_reference(request))
 
-    def load_reference(asked: Asked) -> SentenceEmbedder:
+    def load_reference(request: ModelRequest) -> SentenceEmbedder:
         _check_libraries()
-        return _load_shared(asked, "cpu" if reason is None else device)
+        return _load_shared(request, "cpu" if reason is None else device)
 
     if reason is None:
         import_ahead()
     if reason is None and not _has_libraries():
-        return _load_near(model, load, cache_dir, settings)
+        return _load_local(model, load, cache_dir, settings)
     return load_from_some_source(model, load, cache_dir=cache_dir, settings=settings)
 
 
 def load_from_some_source(
     model: str, load: Callable[[Path], T], *, cache_dir: Path | None, settings: Settings
 ) -> T:
-    """Find a model's folder and load what is in it: the nearest folder that can be loaded.
+    """Load a model from the nearest folder that can be loaded.
 
     Raises:
-        ModelLoadError: it cannot be had, for any reason; all reasons are named.
+        ModelLoadError: it cannot be loaded; the message gives all reasons.
     """
-    _check_libraries()  # before any search: without them a model that was found is of no use
+    _check_libraries()  # before any search: without them no folder can be loaded
     return _load_first(load, _sources(model, cache_dir, settings.network_timeout_s))
 
 
-def _load_near(
+def _load_local(
     model: str, load: Callable[[Path], T], cache_dir: Path | None, settings: Settings
 ) -> T:
-    """Without the libraries: what was exported can be loaded, and nothing that is not here yet."""
+    """Load a model without sentence-transformers: only local models with an export can be."""
     sources = _sources(model, cache_dir, settings.network_timeout_s)
     return _load_first(load, [*sources[: max(1, len(sources) - 1)], _check_libraries])
 
@@ -149,13 +155,13 @@ def _load_first(load: Callable[[Path], T], sources: Sequence[Source]) -> T:
         try:
             if (folder := source()) is not None:
                 return load(folder)
-        except Exception as exc:  # whatever a broken file makes of a library; see reason_of
+        except Exception as exc:  # with a broken file, a library may raise anything
             reasons.append(reason_of(exc))
             cause = exc
     try:
         raise ModelLoadError("; ".join(dict.fromkeys(reasons))) from cause
     finally:
-        # It knows this frame, and so what its callers have loaded: a cycle would keep all that.
+        # It references this frame: a cycle would keep alive all that the callers have loaded.
         del cause
 
 
@@ -164,7 +170,7 @@ def _sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[Sourc
         return find_sources(model, cache_dir, timeout_s)
     except ModelLoadError:
         raise
-    except Exception as exc:  # a name that can be no model's
+    except Exception as exc:  # a name that cannot be a model's
         raise ModelLoadError(f"{model!r} names no model ({reason_of(exc)})") from exc
 
 
@@ -181,7 +187,7 @@ def _has_libraries() -> bool:
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # blocked, or put in place by hand
+    except (ImportError, ValueError):  # blocked, or not installed as a package
         return False
 
 
@@ -191,9 +197,9 @@ def _name(model: str, folder: Path) -> str:
     return str(folder) if expanded(model).is_dir() else model
 
 
-def _load_shared(asked: Asked, device: str) -> SentenceEmbedder:
-    """The model as others in this process have it, on the same device; else it is loaded now."""
-    settings, contents = asked.settings, contents_digest(asked.folder)
+def _load_shared(request: ModelRequest, device: str) -> SentenceEmbedder:
+    """The model, shared with its other users in this process on the same device."""
+    settings, contents = request.settings, contents_digest(request.folder)
     key = (
         "sentence-transformers",
         contents,
@@ -204,15 +210,15 @@ def _load_shared(asked: Asked, device: str) -> SentenceEmbedder:
     )
 
     def load() -> SentenceEmbedder:
-        embedder = _load_on_some_device(asked.folder, asked.model_id, device, settings)
-        give_back_with(embedder, embedder.models)
+        embedder = _load_on_some_device(request.folder, request.model_id, device, settings)
+        free_with_owner(embedder, embedder.models)
         return embedder
 
-    return asked.named(shared(contents and key, load))
+    return request.named(get_shared(contents and key, load))
 
 
 def _resolved(device: str) -> tuple[str, ...]:
-    """The devices that a name stands for here, so that one device has one name."""
+    """The devices that a name stands for on this machine, so that each device has one name."""
     names = (_accelerators() or ["cpu"]) if device == AUTO else split_devices(device)
     return tuple("cuda:0" if name == "cuda" else name for name in names)
 
@@ -227,7 +233,7 @@ def _load_on_some_device(
             model_id,
             device,
             settings.encode_batch_size,
-            tokens=settings.encode_tokens * (1 if on_cpu else _ACCELERATOR_TOKENS),
+            tokens=settings.encode_tokens * (1 if on_cpu else _ACCELERATOR_FACTOR),
             precision=settings.precision,
         )
 
@@ -237,7 +243,7 @@ def _load_on_some_device(
     for accelerators in dict.fromkeys([",".join(present), *present[:1]]) if present else ():
         try:
             return load(accelerators)
-        except ModelLoadError as exc:  # too small, too old, in use: the CPU always is there
+        except ModelLoadError as exc:  # too small, too old or in use: the CPU always works
             logger.warning("%s cannot be used: %s", accelerators, exc)
     return load("cpu")
 
@@ -251,18 +257,18 @@ def load_folder(
     tokens: int = ENCODE_TOKENS,
     precision: Precision = "float32",
 ) -> SentenceEmbedder:
-    """Load a sentence-transformers model from its folder and check that it is fit for use.
+    """Load a sentence-transformers model from its folder and check that it works.
 
     Args:
-        folder: where it lies.
+        folder: the model's folder.
         model_id: its name, for people.
-        device: one, or several with commas: each gets a copy of the model.
-        batch_size: texts that it reads at once where their tokens cannot be counted.
+        device: one device, or several with commas: each gets a copy of the model.
+        batch_size: texts that it reads at once if their tokens cannot be counted.
         tokens: tokens that each copy reads at once.
-        precision: with what it computes.
+        precision: the number format that it computes with.
 
     Raises:
-        ModelLoadError: it cannot be loaded, or gives no vectors that mean anything.
+        ModelLoadError: it cannot be loaded, or its vectors are meaningless.
     """
     transformer = _import_library()
     try:
@@ -288,14 +294,14 @@ def load_folder(
     except Exception as exc:
         raise ModelLoadError(
             f"the model in {folder} cannot be used ({reason_of(exc)}): replace the folder by a "
-            "sound copy, or delete it so that it is downloaded anew"
+            "sound copy, or delete it so that it is downloaded again"
         ) from exc
     return embedder
 
 
 def _import_library() -> Any:
     try:
-        return imported("sentence_transformers", "SentenceTransformer")
+        return import_in_thread("sentence_transformers", "SentenceTransformer")
     except Exception as exc:  # a broken install raises ImportError, OSError, RuntimeError ...
         raise ModelLoadError(
             f"sentence-transformers cannot be imported ({reason_of(exc)}): {_INSTALL}"
@@ -304,7 +310,7 @@ def _import_library() -> Any:
 
 def _load(transformer: Any, folder: Path, device: str, precision: Precision) -> Any:
     if (folder / "adapter_config.json").exists():
-        raise ModelLoadError("it is an adapter whose base model lies elsewhere; merge the two")
+        raise ModelLoadError("it is an adapter without its base model; merge the two")
     with _quiet() as messages:
         model = transformer(
             str(folder),
@@ -315,7 +321,7 @@ def _load(transformer: Any, folder: Path, device: str, precision: Precision) -> 
         )
     for message in messages:
         if untrusted := _UNTRUSTED.search(message):
-            raise ModelLoadError(f"it needs code of its own, which is never run: {untrusted[0]}")
+            raise ModelLoadError(f"it needs its own code, which is never run: {untrusted[0]}")
     missing = [tensor for message in messages for tensor in _MISSING_TENSOR.findall(message)]
     if missing:
         raise ModelLoadError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
@@ -324,7 +330,7 @@ def _load(transformer: Any, folder: Path, device: str, precision: Precision) -> 
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Keep the libraries' progress bars and messages off the terminal; yields the messages."""
+    """Keep progress bars and messages of the libraries off the terminal; yields the messages."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging as bars
 
@@ -366,7 +372,7 @@ def _revision(folder: Path) -> str | None:
 
 
 def _check_tokenizer(model: Any) -> None:
-    # The library makes up a tokenizer of special tokens alone where its files are not there.
+    # If the tokenizer's files are missing, the library makes a tokenizer of special tokens only.
     tokenizer = getattr(model, "tokenizer", None)
     special = getattr(tokenizer, "all_special_tokens", None)
     if tokenizer is not None and special and len(tokenizer) <= len(special):
@@ -378,6 +384,6 @@ def _check_vectors(embedder: SentenceEmbedder) -> None:
     score = float(one @ other)
     if score > _SAME:
         raise ModelLoadError(
-            f"two unrelated sentences get the same vector (cosine {score:.4f}), so it tells no "
+            f"two unrelated sentences get the same vector (cosine {score:.4f}), so it cannot tell "
             "texts apart; are tokenizer files missing or weights damaged?"
         )

@@ -1,8 +1,8 @@
-"""The embedding models that Kronos knows by a short name.
+"""The embedding models that Kronos knows by a short name: the presets.
 
-Owns `EMBEDDING_MODELS`. What stands here is for people and for finding a model; the width of a
-vector is always asked of the loaded model, never of this table. Any other name is a model on the
-Hugging Face hub or a local folder.
+`EMBEDDING_MODELS` is for people, and for finding a model. The width of a vector is always read from
+the loaded model, never from this table. Any other name is a model on the Hugging Face hub, or a
+local folder.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import MappingProxyType
 from kronos.files import expanded
 
 HASH_MODEL = "hash"
-"""The name that asks for hash embeddings, which need no model at all."""
+"""The name of hash embeddings, which need no model."""
 DEFAULT_MODEL = "mini"
-"""What a new store gets when nobody names a model."""
+"""The model of a new store if none is named."""
 KEPT_MODEL = "keep"
-"""The name that asks for the model that a store has."""
+"""The name that keeps the model that a store has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class OfflinePackage:
     """A Python package that carries a model's folder."""
 
     distribution: str
-    """What to install."""
+    """The package to install."""
     module: str
-    """What it installs; never imported, only located."""
+    """The module that it installs; only located, never imported."""
     folder: str
     """The model's folder inside the module."""
     sha256: Mapping[str, str]
-    """The pinned checksums of the files that make the vectors, by name."""
+    """The pinned checksums of the files that shape the vectors, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class EmbeddingModel:
     name: str
     """Its name on the Hugging Face hub."""
     dim: int
-    """The width of its vectors, for people."""
+    """The width of its vectors, for people only."""
     speed: str
-    """Compared with the other presets."""
+    """Its speed, compared with the other presets."""
     quality: str
-    """Of search by meaning, compared with the other presets."""
+    """Its quality in semantic search, compared with the other presets."""
     size_mb: int
-    """Megabytes of its weights."""
+    """The size of its weights in megabytes."""
     offline: OfflinePackage | None = None
-    """The package that carries it, where there is one."""
+    """The package that carries it, if there is one."""
 
 
 EMBEDDING_MODELS: Mapping[str, EmbeddingModel] = MappingProxyType(
@@ -91,7 +91,7 @@ EMBEDDING_MODELS: Mapping[str, EmbeddingModel] = MappingProxyType(
             quality="better",
             size_mb=328,
         ),
-        # No sentence head: its token vectors are averaged.
+        # It has no sentence head: its token vectors are averaged.
         "code": EmbeddingModel(
             name="microsoft/codebert-base",
             dim=768,
@@ -103,8 +103,8 @@ EMBEDDING_MODELS: Mapping[str, EmbeddingModel] = MappingProxyType(
 )
 
 
-def absolute(model: str | None) -> str | None:
-    """A model as another process, in another folder, may ask for it."""
+def absolute_model(model: str | None) -> str | None:
+    """A model's name that means the same in every working directory."""
     if model is None or model in EMBEDDING_MODELS or not expanded(model).is_dir():
         return model
     return str(expanded(model).absolute())

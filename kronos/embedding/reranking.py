@@ -1,7 +1,7 @@
-"""Cross-encoders: models that read a question and a text together, and say how well they go.
+"""Cross-encoders: models that read a query and a text together, and score how well they match.
 
-They are slow and see more than two vectors can, so they judge a few candidates at the end. What
-they say is brought to 0..1.
+They are slower and more precise than comparing two vectors, so they score only the top candidates.
+Scores are mapped to 0..1.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
 from kronos.embedding.fingerprint import contents_digest
-from kronos.embedding.hub import reason_of
+from kronos.embedding.foreign_errors import reason_of
 from kronos.embedding.loading import load_from_some_source
-from kronos.embedding.sharing import give_back_with, imported, shared
+from kronos.embedding.model_cache import free_with_owner, get_shared, import_in_thread
 from kronos.errors import EmbeddingError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Reranker:
-    """A loaded cross-encoder. Threads may share it.
+    """A loaded cross-encoder. Thread-safe.
 
     Args:
         model: a CrossEncoder of sentence-transformers.
-        name: what it was asked for by.
+        name: the requested name.
         batch_size: pairs that it reads at once.
     """
 
@@ -40,15 +40,15 @@ class Reranker:
         self._batch_size = batch_size
         self._lock = Lock()
 
-    def judge(self, question: str, texts: Sequence[str]) -> Vectors:
-        """How well each of some texts answers a question: (n,) float32, 0..1.
+    def score(self, query: str, texts: Sequence[str]) -> Vectors:
+        """Score how well each text answers a query: (n,) float32, 0..1.
 
         Raises:
             EmbeddingError: the model failed.
         """
         if not texts:
             return np.empty(0, np.float32)
-        pairs = [(question, text) for text in texts]
+        pairs = [(query, text) for text in texts]
         try:
             with self._lock:
                 found = self._model.predict(
@@ -62,7 +62,7 @@ class Reranker:
         except Exception as exc:
             raise EmbeddingError(f"the reranker {self.name} failed: {reason_of(exc)}") from exc
         if not np.isfinite(logits).all():
-            raise EmbeddingError(f"the reranker {self.name} gave NaN or inf")
+            raise EmbeddingError(f"the reranker {self.name} returned NaN or inf")
         return (1 / (1 + np.exp(-np.clip(logits, -50, 50)))).astype(np.float32)
 
 
@@ -73,33 +73,33 @@ def load_reranker(
 
     Args:
         name: a folder, or a name on the Hugging Face hub.
-        device: checked by `check_device`; of several, the first is used.
+        device: checked by `check_device`; of several devices the first is used.
         cache_dir: where downloads go.
-        settings: how long to look for a network, and how many texts a model reads at once.
+        settings: how long to wait for the network, and how many texts a model reads at once.
 
     Raises:
-        ModelLoadError: it cannot be had, or is no cross-encoder.
+        ModelLoadError: it cannot be loaded, or is no cross-encoder.
     """
     on = None if device == AUTO else split_devices(device)[0]
 
     def load(folder: Path) -> Reranker:
         contents = contents_digest(folder)
         key = ("reranker", contents, on, name, settings.encode_batch_size)
-        return shared(contents and key, lambda: load_now(folder))
+        return get_shared(contents and key, lambda: load_now(folder))
 
     def load_now(folder: Path) -> Reranker:
-        encoder = imported("sentence_transformers", "CrossEncoder")
+        encoder = import_in_thread("sentence_transformers", "CrossEncoder")
         model = encoder(str(folder), device=on, local_files_only=True, trust_remote_code=False)
         reranker = Reranker(model, name, settings.encode_batch_size)
-        give_back_with(reranker, [model])
+        free_with_owner(reranker, [model])
         return reranker
 
     try:
         return load_from_some_source(name, load, cache_dir=cache_dir, settings=settings)
     except ModelLoadError as exc:
         raise ModelLoadError(
-            f"the reranker {name!r} cannot be used ({exc}): name a cross-encoder, or leave "
-            "ranking.rerank out"
+            f"the reranker {name!r} cannot be used ({exc}): name a cross-encoder, or omit "
+            "ranking.rerank"
         ) from exc
 
 

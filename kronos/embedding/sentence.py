@@ -1,8 +1,8 @@
-"""The embedder that stands on a loaded sentence-transformers model.
+"""`SentenceEmbedder`: embeds with a loaded sentence-transformers model.
 
-Rows that leave here are float32, finite, of unit length and as wide as the model made them.
-Loading a model and deciding whether it is fit for use is `kronos.embedding.loading`'s work;
-nothing here imports torch before a model is at hand.
+Returned rows are float32, finite, of unit length, and as wide as the model makes them.
+`kronos.embedding.loading` loads models and checks that they work. Nothing here imports torch before
+a model is loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.concurrency.forking import Lock
+from kronos.embedding.foreign_errors import is_out_of_memory
 from kronos.errors import EmbeddingError, KronosWarning, VectorError
 from kronos.validation import scale_to_unit
 
@@ -27,33 +28,32 @@ if TYPE_CHECKING:
     from kronos.types import Vectors
 
 CHARS_PER_TOKEN = 64
-"""Characters of a text that are looked at for each token that the model reads. English has about
-five; without a bound, the tokenizer would read 10 MB to use the first 256 tokens of it."""
+"""Characters of a text that its tokenizer reads for each token of the model's limit. English has
+about five. Without a bound the tokenizer would read 10 MB to use only the first tokens."""
 
 REFERENCE = "sentence-transformers"
 ENCODE_TOKENS = 512
-"""Tokens that a model reads at once on a CPU, padding included: more of them pad more."""
+"""Tokens that a model reads at once on a CPU, padding included; larger batches are padded more."""
 
 _NO_LIMIT = 2**31
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a loaded model reads a text: what shapes a vector beside the model's files."""
+    """How a loaded model reads a text: what shapes a vector besides the model's files."""
 
     max_tokens: int | None
     """Tokens of a text that it reads; it drops the rest. None: no limit."""
     max_chars: int | None
-    """Characters of a text that its tokenizer is shown."""
+    """Characters of a text that its tokenizer gets. None: all."""
     document_prompt: str
     query_prompt: str
     truncate_dim: int | None
-    """The width to which it cuts its vectors; None: it does not."""
+    """The width to which it truncates its vectors; None: it does not."""
 
     @classmethod
     def of(cls, model: Any) -> Reading:
-        """Ask a loaded SentenceTransformer."""
+        """How a loaded SentenceTransformer reads."""
         limit = model.max_seq_length
         max_tokens = int(limit) if limit is not None and limit < _NO_LIMIT else None
         return cls(
@@ -66,7 +66,7 @@ class Reading:
 
 
 def _prompt(model: Any, names: Sequence[str]) -> str:
-    # The library fills in "" for "query" and "document", and an empty prompt hides the others.
+    # The library sets "query" and "document" to "" by default: an empty prompt must not count.
     candidates = [*names, model.default_prompt_name]
     return next((text for name in candidates if (text := model.prompts.get(name))), "")
 
@@ -78,14 +78,14 @@ class SentenceEmbedder:
         model: the loaded SentenceTransformer.
         reading: how it reads.
         model_id: its name, for people.
-        fingerprint: what tells it from models whose vectors cannot be compared.
+        fingerprint: equal only for models whose vectors can be compared.
         dim: the width of its vectors.
-        revision: the commit of its repository; None where there is none.
-        batch_size: texts that it reads at once where their tokens cannot be counted.
-        tokens: tokens that it reads at once, padding included; both are halved as often as memory
-            asks for it.
-        copies: the same model on other devices. They share the batches of a call; texts whose
-            tokens cannot be counted are read by the first alone.
+        revision: the commit of its repository; None if there is none.
+        batch_size: texts that it reads at once if their tokens cannot be counted.
+        tokens: tokens that it reads at once, padding included. Both are halved as often as memory
+            runs out.
+        copies: the same model on other devices. They share the batches of a call. Texts whose
+            tokens cannot be counted are read by the first device only.
     """
 
     def __init__(
@@ -112,27 +112,27 @@ class SentenceEmbedder:
         self._tokens = tokens
         self._warned = False
         self._original: SentenceEmbedder | None = None
-        # Tokenizers keep their truncation and padding between calls.
+        # Tokenizers keep their truncation and padding settings between calls.
         self._lock = Lock()
 
     def named(self, model_id: str, revision: str | None) -> SentenceEmbedder:
-        """The same loaded model for somebody who knows it by another name."""
+        """An embedder with the same loaded model under another name."""
         twin = copy.copy(self)
         twin._model_id, twin._revision = model_id, revision
-        twin._original = self  # which lives as long as any that stands on its model
+        twin._original = self  # kept alive as long as any embedder uses its model
         return twin
 
     engine: str = REFERENCE
-    """What computes, for people; and why nothing faster does."""
+    """The engine that computes, for people, and why no faster one is used."""
 
     @property
     def model(self) -> Any:
-        """What it stands on."""
+        """The loaded model."""
         return self._model
 
     @property
     def models(self) -> Sequence[Any]:
-        """All copies of it, one a device."""
+        """All copies of the model, one per device."""
         return self._models
 
     @property
@@ -152,12 +152,12 @@ class SentenceEmbedder:
 
     @property
     def dim(self) -> int:
-        """The width of a vector, as the loaded model makes it."""
+        """The width of a vector, from the loaded model."""
         return self._dim
 
     @property
     def revision(self) -> str | None:
-        """The commit of the model's repository; None where there is none, e.g. for a folder."""
+        """The commit of the model's repository; None if there is none, as for a folder."""
         return self._revision
 
     @property
@@ -167,34 +167,34 @@ class SentenceEmbedder:
 
     @property
     def device(self) -> str:
-        """Where the model computes, e.g. "cpu" or "cuda:0"; of several, the first."""
+        """The device that computes, such as "cpu" or "cuda:0"; the first of several."""
         return str(self._model.device)
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts to be stored, behind the model's prompt for documents if it has one.
+        """Embed texts to be stored, after the model's prompt for documents if it has one.
 
         Returns:
             (n, dim) float32 unit rows, C-contiguous.
 
         Raises:
-            EmbeddingError: the model failed, ran out of memory on one text alone, or made a
-                vector that is not finite or of length 0; the text's position is named.
+            EmbeddingError: the model failed, ran out of memory on a single text, or made a vector
+                that is not finite or has length 0; the message names the text's position.
         """
         return self._embed("encode_document", texts, self._reading.document_prompt)
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Embed questions, behind the model's prompt for queries. Else as `embed_documents`."""
+        """Embed queries, after the model's prompt for queries; else as `embed_documents`."""
         return self._embed("encode_query", texts, self._reading.query_prompt)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """How many tokens of these documents the model reads, without what it drops."""
+        """How many tokens of these documents the model reads, without those it drops."""
         with self._reads():
             counts = self._count(self._shown(texts), self._reading.document_prompt)
         return sum(self._read_of(count) for count in counts or ())
 
     @contextmanager
     def _reads(self) -> Iterator[None]:
-        """Be alone with the model; it keeps nothing of what it read."""
+        """Use the model exclusively; at the end it drops what it kept of the texts."""
         with self._lock:
             try:
                 yield
@@ -205,7 +205,7 @@ class SentenceEmbedder:
         return [text[: self._reading.max_chars] for text in texts]
 
     def _count(self, shown: list[str], prompt: str) -> list[int] | None:
-        """The tokens of each text, the dropped ones too; None: the model has none."""
+        """The number of tokens of each text, dropped ones included; None if it has no tokens."""
         tokenizer = getattr(self._model, "tokenizer", None)
         if not callable(tokenizer) or not shown:
             return None
@@ -242,7 +242,7 @@ class SentenceEmbedder:
     def _encode_by_tokens(
         self, encode: str, texts: list[str], prompt: str, counts: list[int]
     ) -> Vectors:
-        """Read texts of about one length together; a text that occurs twice is read once."""
+        """Encode texts of similar length together; a text that occurs twice is encoded once."""
         first: dict[str, int] = {}
         for position, text in enumerate(texts):
             first.setdefault(text, position)
@@ -269,7 +269,7 @@ class SentenceEmbedder:
         return rows if len(first) == len(texts) else rows[[first[text] for text in texts]]
 
     def _share(self, work: Callable[[Any], None], batches: int) -> None:
-        """Let each device work, on a thread of its own where there are several."""
+        """Let each device work; several devices work on a thread each."""
         models = self._models[: max(batches, 1)]
         if len(models) == 1:
             work(models[0])
@@ -279,7 +279,7 @@ class SentenceEmbedder:
                 done.result()
 
     def _encode(self, encode: Callable[..., Any], texts: list[str], prompt: str) -> Vectors:
-        # The library reads the longest texts first: what does not fit shows in the first batch.
+        # The library reads the longest texts first, so a batch that does not fit fails first.
         batch_size = self._batch_size
         while batch_size > 1:
             try:
@@ -301,13 +301,13 @@ class SentenceEmbedder:
     def _too_long(self, texts: list[str], position: int) -> EmbeddingError:
         return EmbeddingError(
             f"{self._model_id} ran out of memory on text {position} alone "
-            f"({len(texts[position])} characters): cut it into passages, or take a smaller model"
+            f"({len(texts[position])} characters): split it into chunks, or use a smaller model"
         )
 
     def _call(
         self, encode: Callable[..., Any], texts: list[str], prompt: str, batch_size: int
     ) -> Vectors:
-        """Encode; whatever the library raises becomes a MemoryError or an EmbeddingError."""
+        """Encode; any error of the library becomes a MemoryError or an EmbeddingError."""
         try:
             rows = encode(texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False)
             return np.asarray(rows, np.float32)
@@ -332,7 +332,7 @@ class SentenceEmbedder:
         self._warned = True
         warnings.warn(
             f"{self._model_id} reads {self.max_tokens} tokens of a text and drops the rest; "
-            "cut long texts into passages",
+            "split long texts into chunks",
             KronosWarning,
             stacklevel=2,
         )
@@ -347,7 +347,7 @@ class SentenceEmbedder:
 
 
 class _Batches:
-    """The batches of a call, which its workers take one by one, the longest texts first."""
+    """The batches of a call, the longest texts first; its workers take them one by one."""
 
     def __init__(self, positions: Iterable[int], lengths: Sequence[int], budget: int) -> None:
         self._lengths = lengths
@@ -359,29 +359,29 @@ class _Batches:
         return len(self._todo)
 
     def take(self) -> list[int] | None:
-        """The next one; None when there is no more."""
+        """The next batch; None if there are no more."""
         with self._lock:
             return self._todo.pop(0) if self._todo else None
 
     def cut_smaller(self, batch: list[int]) -> None:
-        """Put one back for which the memory is too small, and cut it and all others smaller."""
+        """Return a batch that does not fit into memory, and split it and all others."""
         with self._lock:
             self._budget = min(self._budget, len(batch) * self._lengths[batch[0]]) // 2
             self._todo = cut_by_tokens(chain(batch, *self._todo), self._lengths, self._budget)
 
     def stop(self) -> None:
-        """Leave the rest."""
+        """Drop the remaining batches."""
         with self._lock:
             self._todo = []
 
 
 def cut_by_tokens(positions: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut texts into batches that hold at most so many tokens once they are padded.
+    """Group texts into batches of limited size.
 
     Args:
         positions: the texts, by their positions in `lengths`.
         lengths: the tokens that the model reads of each text.
-        budget: tokens of a batch, padding included; a longer text is a batch of its own.
+        budget: the most tokens of a batch, padding included; a longer text is a batch alone.
 
     Returns:
         The positions of each batch; the longest texts come first.
@@ -395,14 +395,3 @@ def cut_by_tokens(positions: Iterable[int], lengths: Sequence[int], budget: int)
         batches[-1].append(at)
         room -= 1
     return batches
-
-
-def is_out_of_memory(exc: BaseException | None) -> bool:
-    """Whether an error of torch or of Python says that memory ran out."""
-    # torch has an error of its own for CUDA; on a CPU and on MPS it is a bare RuntimeError.
-    if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
-        return True
-    if not isinstance(exc, RuntimeError):
-        return False
-    message = str(exc).lower()
-    return any(sign in message for sign in _MEMORY_SIGNS)

@@ -1,8 +1,8 @@
-"""EmbeddingService: one embedder behind one name, with an honest fallback.
+"""`EmbeddingService`: one embedder under one name, with a fallback that it reports.
 
-The service has a real model, or it has hash embeddings and says why; it decides once, at `load`,
-never per call. The two have different fingerprints, so their vectors cannot be taken for each
-other. It holds no vectors and knows no store.
+The service has a real model, or hash embeddings and the reason why. It decides once, at `load`,
+never per call. The two have different fingerprints, so their vectors are never confused. It holds
+no vectors and knows no store.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from kronos.concurrency.forking import Lock
 from kronos.devices import AUTO, split_devices
+from kronos.embedding.foreign_errors import forget_frames
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.loading import check_device, load_model
 from kronos.embedding.registry import EMBEDDING_MODELS, HASH_MODEL
 from kronos.embedding.sentence import SentenceEmbedder
-from kronos.embedding.sharing import forget_frames
 from kronos.errors import (
     ConfigurationError,
     ContentError,
@@ -42,20 +42,20 @@ else:  # torch takes seconds to import, and need not be installed
 class EmbeddingService:
     """Turns texts into unit vectors. Thread-safe once loaded.
 
-    Services, and stores, of the same model on the same device share one copy of it in a process; it
-    is given back when the last of them is closed.
-    It is an `Embedder` too: `KronosMemory(..., embedder=service)` works.
+    All services and stores of the same model on the same device share one copy of it in a process.
+    It is freed when the last of them is closed.
+    A service is an `Embedder` too: `KronosMemory(..., embedder=service)` works.
 
     Args:
         model: a preset of `EMBEDDING_MODELS`, a folder that holds a sentence-transformers model,
             the name of one on the Hugging Face hub, or "hash" for hash embeddings.
-        device: "auto" (all GPUs that there are), "cpu", "cuda", "cuda:N" or "mps", or several with
+        device: "auto" (all GPUs of the machine), "cpu", "cuda", "cuda:N" or "mps", or several with
             commas, such as "cuda:0,cuda:1": each has a copy of the model, and they share the texts.
         cache_dir: where downloaded models are kept, in the layout of the Hugging Face cache;
             None: the user's own cache.
-        embedding_dim: the width of hash embeddings; a real model has its own.
-        strict: raise ModelLoadError rather than fall back to hash embeddings.
-        settings: how long to look for a network, and how many texts a model reads at once.
+        embedding_dim: the width of hash embeddings; a real model has its own width.
+        strict: raise ModelLoadError instead of falling back to hash embeddings.
+        settings: how long to wait for the network, and how many texts a model reads at once.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class EmbeddingService:
         settings: Settings | None = None,
     ) -> None:
         self.model = model
-        """What was asked for."""
+        """The requested model."""
         self._device = device
         self._cache_dir = cache_dir
         self._hash_dim = embedding_dim
@@ -85,7 +85,7 @@ class EmbeddingService:
         try:
             await asyncio.get_running_loop().run_in_executor(executor, self.load)
         finally:
-            # A load that was cancelled runs on and is found by the next call.
+            # After a cancellation the load goes on, and the next call finds its model.
             executor.shutdown(wait=False)
 
     def load(self) -> None:
@@ -93,8 +93,8 @@ class EmbeddingService:
 
         Raises:
             ConfigurationError: the model's or the device's name is malformed.
-            DeviceError: the device asked for is not present.
-            ModelLoadError: the model cannot be had, and `strict` forbids the fallback.
+            DeviceError: the requested device is not present.
+            ModelLoadError: the model cannot be loaded, and `strict` is set.
         """
         with self._lock:
             if self._embedder is not None:
@@ -110,8 +110,8 @@ class EmbeddingService:
                 self._fallback_reason = str(exc)
                 forget_frames(exc)
                 warnings.warn(
-                    f"the embedding model {model!r} cannot be used, and hash embeddings take its "
-                    f"place, which find words but no meaning. The reason: {exc}",
+                    f"the embedding model {model!r} cannot be used; hash embeddings replace it, "
+                    f"which match words but not meaning. The reason: {exc}",
                     KronosWarning,
                     stacklevel=2,
                 )
@@ -123,28 +123,28 @@ class EmbeddingService:
         return load_model(model, device=self._device, cache_dir=cache_dir, settings=self._settings)
 
     def close(self) -> None:
-        """Let go of the model; a second call does nothing. `load` brings it back."""
+        """Release the model; a second call does nothing. `load` loads it again."""
         with self._lock:
             self._embedder = None
             self._fallback_reason = None
 
     def is_available(self) -> bool:
-        """Whether what was asked for is loaded: False before `initialize` and in a fallback."""
+        """Whether the requested model is loaded: False before `initialize` and in a fallback."""
         return self._embedder is not None and self._fallback_reason is None
 
     @property
     def fallback_reason(self) -> str | None:
-        """Why hash embeddings take the place of the model; None when they do not."""
+        """Why hash embeddings replace the model; None if they do not."""
         return self._fallback_reason
 
     @property
     def model_id(self) -> str:
-        """The name of what embeds, for people."""
+        """The name of the loaded embedder, for people."""
         return self._loaded().model_id
 
     @property
     def fingerprint(self) -> str:
-        """What tells its vectors from those that cannot be compared with them."""
+        """Equal only for embedders whose vectors can be compared."""
         return self._loaded().fingerprint
 
     @property
@@ -154,7 +154,7 @@ class EmbeddingService:
 
     @property
     def embedding_dim(self) -> int:
-        """The width of a vector: asked of the loaded model."""
+        """The width of a vector, from the loaded model."""
         return self.dim
 
     @property
@@ -165,7 +165,7 @@ class EmbeddingService:
 
     @property
     def revision(self) -> str | None:
-        """The commit of the model's repository; None where there is none, e.g. for a folder."""
+        """The commit of the model's repository; None if there is none, as for a folder."""
         embedder = self._loaded()
         return embedder.revision if isinstance(embedder, SentenceEmbedder) else None
 
@@ -176,7 +176,7 @@ class EmbeddingService:
 
     @property
     def engine(self) -> str:
-        """What computes the vectors, and why nothing faster does.
+        """The engine that computes the vectors, and why no faster one is used.
 
         "onnx", "hash", or "sentence-transformers: " and the reason.
         """
@@ -185,9 +185,9 @@ class EmbeddingService:
 
     @property
     def device(self) -> str:
-        """Where vectors are made, e.g. "cpu" or "cuda:0"; of several devices, the first.
+        """The device that computes, such as "cpu" or "cuda:0"; the first of several.
 
-        `embed` puts them there.
+        `embed` returns tensors on it.
         """
         embedder = self._loaded()
         if isinstance(embedder, SentenceEmbedder):
@@ -201,17 +201,17 @@ class EmbeddingService:
             (n, dim) float32 unit rows.
 
         Raises:
-            ContentError: a text is no str, or no Unicode.
+            ContentError: a text is not a str, or not valid Unicode.
             EmbeddingError: the service is not loaded, or the model failed on a text.
         """
         return self._loaded().embed_documents(_check_texts(texts))
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Embed questions: (n, dim) float32 unit rows. Raises as `embed_documents` does."""
+        """Embed queries: (n, dim) float32 unit rows. Raises as `embed_documents` does."""
         return self._loaded().embed_queries(_check_texts(texts))
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts as NumPy; the same as `embed_documents`, and needs no torch.
+        """Embed texts as NumPy rows, without torch; the same as `embed_documents`.
 
         Returns:
             (n, dim) float32 unit rows; (0, dim) for no texts.
@@ -225,8 +225,9 @@ class EmbeddingService:
             (dim,) float32 on the service's device.
 
         Raises:
-            MissingDependencyError: torch is not installed; `encode` needs none.
-            EmbeddingError: as `embed_documents` does; so does ContentError.
+            MissingDependencyError: torch is not installed; `encode` does not need it.
+            EmbeddingError: as `embed_documents`.
+            ContentError: as `embed_documents`.
         """
         return (await self.embed_batch([text]))[0]
 
@@ -240,7 +241,7 @@ class EmbeddingService:
         except ImportError as exc:
             raise MissingDependencyError(
                 "embed and embed_batch return torch tensors, and torch is not installed: call "
-                "encode, which returns NumPy, or run pip install 'kronos-memory[models]'"
+                "encode, which returns NumPy arrays, or run pip install 'kronos-memory[models]'"
             ) from exc
         return torch.from_numpy(self.encode(texts)).to(self.device)
 
@@ -263,7 +264,7 @@ async def create_embedding_service(
     strict: bool = False,
     settings: Settings | None = None,
 ) -> EmbeddingService:
-    """Make an `EmbeddingService` and initialize it; arguments and errors are its own."""
+    """Create an `EmbeddingService` and initialize it; same arguments and errors."""
     service = EmbeddingService(
         model,
         device=device,
@@ -307,7 +308,7 @@ def _check_unicode(text: str, position: int) -> None:
         text.encode()
     except UnicodeEncodeError as exc:
         raise ContentError(
-            f"texts[{position}] holds a lone surrogate at character {exc.start}, which is no "
-            'Unicode text: encode it with errors="replace" first',
+            f"texts[{position}] has a lone surrogate at character {exc.start}, which is not "
+            'valid Unicode: encode it with errors="replace" first',
             field=f"texts[{position}]",
         ) from None

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING
 
-from kronos.embedding.checked import Embedded, embed_each
+from kronos.embedding.embedder_calls import Embedded, embed_each
 from kronos.errors import KronosError
 from kronos.reindex.cleanup import drop_spaces
 from kronos.types import JobState

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.database import Database
-    from kronos.embedding.patience import Patience
+    from kronos.embedding.retry import RetryPolicy
     from kronos.types import Embedder, ProgressCallback, Space
 
 
@@ -46,7 +46,7 @@ class ReindexJob:
         embedder: returns the space's embedder; called when there is something to embed.
         work: how to work.
         clock: the time, UTC.
-        patience: with an embedder that fails temporarily.
+        retry: with an embedder that fails temporarily.
         stop: set it to stop the job soon; the job can be resumed.
     """
 
@@ -59,13 +59,13 @@ class ReindexJob:
         work: Work,
         *,
         clock: Callable[[], datetime],
-        patience: Patience,
+        retry: RetryPolicy,
         stop: threading.Event | None = None,
     ) -> None:
         self.id = job_id
         self.space = space
         self._run = JobRun(
-            database, job_id, space, embedder, work, clock=clock, patience=patience, stop=stop
+            database, job_id, space, embedder, work, clock=clock, retry=retry, stop=stop
         )
 
     @property

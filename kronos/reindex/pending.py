@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kronos.embedding.checked import Embedded, embed_each
+from kronos.embedding.embedder_calls import Embedded, embed_each
 from kronos.repository.memories import Repository
 from kronos.types import Progress
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.database import Database
-    from kronos.embedding.patience import Patience
+    from kronos.embedding.retry import RetryPolicy
     from kronos.repository.pending import Pending, PendingText
     from kronos.types import Embedder, ProgressCallback, Space
 
@@ -26,7 +26,7 @@ def catch_up(
     *,
     batch_size: int,
     clock: Callable[[], datetime],
-    patience: Patience,
+    retry: RetryPolicy,
     progress: ProgressCallback | None = None,
     wait: bool = True,
 ) -> None:
@@ -41,7 +41,7 @@ def catch_up(
         embedder: its embedder.
         batch_size: texts per transaction.
         clock: the time, UTC.
-        patience: with an embedder that fails temporarily.
+        retry: with an embedder that fails temporarily.
         progress: called after each transaction.
         wait: False raises StoreBusyError at once if another process writes.
 
@@ -57,7 +57,7 @@ def catch_up(
             texts = repository.pending.texts(space.id, limit=batch_size)
         if not texts:
             return
-        embedded = embed_each(embedder, [text.content for text in texts], patience)
+        embedded = embed_each(embedder, [text.content for text in texts], retry)
         with repository_over(database.write(wait=wait), clock) as repository:
             done += store_embedded(repository.pending, space, texts, embedded)
         if progress is not None:

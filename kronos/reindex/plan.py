@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.progress import Steps
-from kronos.embedding.checked import embed_each
+from kronos.embedding.embedder_calls import embed_each
 from kronos.repository.memories import Repository
 from kronos.types import ReindexPlan
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.database import Database
-    from kronos.embedding.patience import Patience
+    from kronos.embedding.retry import RetryPolicy
     from kronos.types import Embedder
 
 _SAMPLE_TEXTS = 256
@@ -27,7 +27,7 @@ def estimate(
     embedder: Embedder,
     *,
     clock: Callable[[], datetime],
-    patience: Patience,
+    retry: RetryPolicy,
     steps: Steps,
 ) -> ReindexPlan:
     """Estimate a reindex. It embeds a sample and writes nothing.
@@ -36,7 +36,7 @@ def estimate(
         database: the store's database.
         embedder: the embedder to change to.
         clock: the time, UTC.
-        patience: with an embedder that fails temporarily.
+        retry: with an embedder that fails temporarily.
         steps: progress, and whether to stop.
 
     Returns:
@@ -56,7 +56,7 @@ def estimate(
         sample = [t.content for t in pending.texts(space_id, limit=_SAMPLE_TEXTS)]
         page_bytes = database.dialect.page_bytes()
     dim = int(embedder.dim)
-    seconds, seen = _time_sample(embedder, sample, patience, steps)
+    seconds, seen = _time_sample(embedder, sample, retry, steps)
     count = getattr(embedder, "count_tokens", None)
     tokens = count(sample) if callable(count) else None
     return ReindexPlan(
@@ -71,7 +71,7 @@ def estimate(
 
 
 def _time_sample(
-    embedder: Embedder, sample: Sequence[str], patience: Patience, steps: Steps
+    embedder: Embedder, sample: Sequence[str], retry: RetryPolicy, steps: Steps
 ) -> tuple[float, int]:
     """Embed a sample in growing parts, for a few seconds at most.
 
@@ -81,11 +81,11 @@ def _time_sample(
     started, seen = time.perf_counter(), 0
     if sample:
         steps.check_stopped()
-        embed_each(embedder, sample[:1], patience)  # a model's first call is slow, so not measured
+        embed_each(embedder, sample[:1], retry)  # a model's first call is slow, so not measured
         started = time.perf_counter()
     part = 8
     while seen < len(sample) and time.perf_counter() - started < _SAMPLE_SECONDS:
-        embed_each(embedder, sample[seen : seen + part], patience)
+        embed_each(embedder, sample[seen : seen + part], retry)
         seen, part = min(seen + part, len(sample)), 2 * part
         steps.report(seen, len(sample))
     return time.perf_counter() - started, seen

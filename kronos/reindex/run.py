@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kronos.db.database import Database
-    from kronos.embedding.checked import Embedded
-    from kronos.embedding.patience import Patience
+    from kronos.embedding.embedder_calls import Embedded
+    from kronos.embedding.retry import RetryPolicy
     from kronos.repository.memories import Repository
     from kronos.repository.pending import PendingText
     from kronos.settings import Settings
@@ -78,7 +78,7 @@ class JobRun:
         work: Work,
         *,
         clock: Callable[[], datetime],
-        patience: Patience,
+        retry: RetryPolicy,
         stop: threading.Event | None,
     ) -> None:
         self.database = database
@@ -94,7 +94,7 @@ class JobRun:
         self.limiter = RateLimiter(work.rate, lambda: self.stopping, self.sleep)
         self._source = embedder
         self._loading = threading.Lock()
-        self._patience = patience
+        self._retry = retry
         self._has_note = False
         """The job's row holds an error or a wait that is over with the next stored batch."""
         self._stop = stop or threading.Event()
@@ -133,10 +133,10 @@ class JobRun:
                 self.loaded.append(self._source())
             return self.loaded[0]
 
-    def patience(self) -> tuple[Patience, StoppableSleep]:
+    def retry_policy(self) -> tuple[RetryPolicy, StoppableSleep]:
         """How to wait for an embedder that fails temporarily; the job's row says so meanwhile."""
-        sleep = StoppableSleep(lambda: self.stopping, self._patience.sleep)
-        return self._patience.waiting_by(sleep, self.note), sleep
+        sleep = StoppableSleep(lambda: self.stopping, self._retry.sleep)
+        return self._retry.with_sleep(sleep, self.note), sleep
 
     # -- The job's rows -------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kronos.embedding.checked import Embedded, embed_each
+from kronos.embedding.embedder_calls import Embedded, embed_each
 from kronos.errors import KronosError, StorageError
 from kronos.reindex.finishing import drop_retired, finish
 from kronos.reindex.pacing import LONGEST_PAUSE_S, JobStopped, Pace, retry_while_busy
@@ -195,11 +195,11 @@ class Worker:
     def _embed(self, part: _Part) -> _EmbeddedPart | None:
         """Embed a part; None if the job stops while the worker waits for the embedder."""
         self._run.limiter.wait_for(len(part.texts))
-        patience, sleep = self._run.patience()
+        retry, sleep = self._run.retry_policy()
         texts = [text.content for text in part.texts]
         started = time.perf_counter()
         try:
-            embedded = embed_each(self._run.embedder(), texts, patience)
+            embedded = embed_each(self._run.embedder(), texts, retry)
         except JobStopped:
             return None
         seconds = time.perf_counter() - started - sleep.seconds

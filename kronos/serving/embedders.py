@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.forking import Lock
-from kronos.embedding.checked import check_embedder
-from kronos.embedding.registry import DEFAULT_MODEL, KEPT_MODEL, absolute
+from kronos.embedding.embedder_calls import check_embedder
+from kronos.embedding.registry import DEFAULT_MODEL, KEPT_MODEL, absolute_model
 from kronos.embedding.reranking import Reranker, load_reranker
 from kronos.embedding.service import EmbeddingService
 
@@ -38,10 +38,10 @@ class Embedders:
         """The name by which another process gets the same embedder; None where it has none."""
         embedder, model = self._options.embedder, self._options.embedding_model
         if isinstance(embedder, EmbeddingService):
-            return absolute(os.fspath(embedder.model))
+            return absolute_model(os.fspath(embedder.model))
         if embedder is not None:
             return None
-        return absolute(DEFAULT_MODEL if model == KEPT_MODEL else model)
+        return absolute_model(DEFAULT_MODEL if model == KEPT_MODEL else model)
 
     def asked_for(self) -> Embedder | None:
         """The embedder that was asked for, loaded; None where vectors are handed in.

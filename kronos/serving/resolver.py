@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.coalescing import Coalescer
-from kronos.embedding.checked import embed_queries
+from kronos.embedding.embedder_calls import embed_queries
 from kronos.embedding.hashing import HashEmbedder
-from kronos.embedding.patience import Patience
 from kronos.embedding.registry import HASH_MODEL
+from kronos.embedding.retry import RetryPolicy
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
     EmbedderMismatchError,
@@ -78,9 +78,9 @@ class ServingResolver:
     """The width of hash vectors, and of a new store without an embedder."""
     strict: bool
     """Raise where a fallback would take over."""
-    for_texts: Patience
+    for_texts: RetryPolicy
     """How to retry an embedder while texts are stored, and in jobs."""
-    for_questions: Patience
+    for_questions: RetryPolicy
     """How to retry an embedder while a caller waits for an answer."""
 
     def resolve(
@@ -215,7 +215,7 @@ class ServingResolver:
                     embedder,
                     batch_size=self.settings.batch_size,
                     clock=self.clock,
-                    patience=self.for_texts,
+                    retry=self.for_texts,
                     progress=progress,
                 )
             except SpaceChangedError:  # a `compact` of another process dropped it meanwhile
@@ -287,7 +287,7 @@ class ServingResolver:
             embedder,
             work or Work.of(self.settings),
             clock=self.clock,
-            patience=self.for_texts,
+            retry=self.for_texts,
             stop=stop,
         )
 
@@ -398,7 +398,7 @@ class ServingResolver:
 
     def _ask(self, embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
         """A function that embeds questions, in shared batches where the embedder permits."""
-        ask = functools.partial(embed_queries, embedder, patience=self.for_questions)
+        ask = functools.partial(embed_queries, embedder, retry=self.for_questions)
         if not sees_texts_alone(embedder):
             return ask
         # Who shared a batch has waited: each alone would wait as long again.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.concurrency.threads import check_may_wait_for_embedder
-from kronos.embedding.checked import embed_documents
+from kronos.embedding.embedder_calls import embed_documents
 from kronos.embedding.hashing import HashEmbedder
-from kronos.embedding.patience import ONCE, Patience
 from kronos.embedding.registry import HASH_MODEL
+from kronos.embedding.retry import NO_RETRY, RetryPolicy
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import (
     EmbedderMismatchError,
@@ -64,9 +64,9 @@ class Serving:
     """Why a fallback serves instead of the model that was asked for."""
     ask: Callable[[Sequence[str]], Vectors] | None = None
     """What embeds questions; None when nothing does."""
-    for_texts: Patience = ONCE
+    for_texts: RetryPolicy = NO_RETRY
     """How to retry the embedder while texts are stored."""
-    for_questions: Patience = ONCE
+    for_questions: RetryPolicy = NO_RETRY
     """How to retry it while a caller waits for an answer."""
 
     @property
@@ -122,8 +122,8 @@ class Serving:
         if not texts:
             return np.empty((0, self.space.dim), np.float32)
         embedder = self.require_embedder("add items with an `embedding`")
-        patience = self.for_questions if in_search else self.for_texts
-        return embed_documents(embedder, texts, patience)
+        retry = self.for_questions if in_search else self.for_texts
+        return embed_documents(embedder, texts, retry)
 
     def query_vectors(self, texts: Sequence[str]) -> Vectors:
         """Questions as vectors: (n, dim) float32 unit rows.

@@ -20,7 +20,7 @@ from kronos.concurrency.forking import Lock
 from kronos.concurrency.threads import SHUTDOWN_TIMEOUT_S, check_may_wait_for_embedder
 from kronos.db import schema
 from kronos.db.database import Database, FileId, file_of
-from kronos.embedding.patience import Patience
+from kronos.embedding.retry import RetryPolicy
 from kronos.errors import SpaceChangedError, StorageError, StoreBusyError, StoreClosedError
 from kronos.maintenance import check as checks
 from kronos.repository.memories import Repository
@@ -64,7 +64,7 @@ class Session:
         self.key_sets = KeySets()
         # Two: when storing texts has used up a quota, questions still try for themselves.
         self.for_texts, self.for_questions = (
-            Patience(getattr(self.settings, name), name, sleep=self._wait)
+            RetryPolicy(getattr(self.settings, name), name, sleep=self._wait)
             for name in ("embed_retry_s", "search_retry_s")
         )
         self._database: Database | None = None

@@ -56,7 +56,7 @@ class Models:
                 self._session.database,
                 embedder,
                 clock=self._session.clock,
-                patience=self._session.for_texts,
+                retry=self._session.for_texts,
                 steps=steps,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from kronos.embedding.registry import absolute
+from kronos.embedding.registry import absolute_model
 from kronos.errors import InputError, ModelLoadError
 from kronos.reindex.job import ReindexJob
 from kronos.reindex.run import Work
@@ -108,7 +108,7 @@ class Reindexing:
         """The embedder of a model, or the store's own, and the name it is had by."""
         serving = self._session.serving
         if model is not None:
-            return self._session.embedders.load(model, strict=True), absolute(model)
+            return self._session.embedders.load(model, strict=True), absolute_model(model)
         if serving.is_fallback:  # a fallback's space never becomes the active one
             raise _lost(serving.degraded)
         if serving.embedder is None and serving.space.alias is not None:

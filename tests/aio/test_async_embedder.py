@@ -20,7 +20,7 @@ import pytest
 from kronos import AsyncEmbedder, KronosMemory, MemoryStore
 from kronos.aio import calls
 from kronos.concurrency import background
-from kronos.embedding import awaited
+from kronos.embedding import async_adapter
 from kronos.embedding.hashing import HashEmbedder
 from kronos.errors import (
     ConfigurationError,
@@ -419,7 +419,7 @@ def test_a_stuck_job_in_the_background_is_cancelled_by_close(tmp_path: Path) -> 
 def test_a_loop_that_ends_amid_an_embedding_costs_the_others_nothing(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(awaited, "_LONGEST_STANDSTILL_S", 0.3)
+    monkeypatch.setattr(async_adapter, "_LONGEST_STANDSTILL_S", 0.3)
     stuck = Stuck()
     memory = KronosMemory(tmp_path, embedder=stuck)
     asyncio.run(memory.connect())

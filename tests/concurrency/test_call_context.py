@@ -25,7 +25,7 @@ REQUEST: ContextVar[object] = ContextVar("request")
 
 
 class OfTenant(HashEmbedder):
-    """Embeds with the key of the tenant that the context names; a text begins with its own."""
+    """Embeds for the tenant that the context names; each text begins with its own tenant."""
 
     def __init__(self, seconds: float = 0.005, see: Callable[[], str] = TENANT.get) -> None:
         super().__init__(dim=16)
@@ -43,7 +43,7 @@ class OfTenant(HashEmbedder):
 
 
 def calls_of(memory: KronosMemory, tenant: str) -> list[Coroutine[Any, Any, Any]]:
-    """Calls that embed, of one tenant."""
+    """Calls of one tenant that embed."""
     return [
         *(memory.add(f"{tenant}: text {i}") for i in range(8)),
         *(memory.search(f"{tenant}: question {i}") for i in range(8)),
@@ -77,7 +77,7 @@ def test_no_text_is_embedded_in_the_context_of_another_task(tmp_path: Path) -> N
 
 
 class Odd:
-    """A value that says it equals everything, and has no hash."""
+    """A value that equals everything, and has no hash."""
 
     __hash__ = None  # type: ignore[assignment]
 

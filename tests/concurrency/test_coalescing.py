@@ -82,7 +82,7 @@ def test_a_text_that_fails_costs_the_others_nothing() -> None:
 
 def test_an_error_for_the_whole_group_is_not_retried() -> None:
     class Closed(Exception):
-        """Of the whole group."""
+        """An error for the whole group."""
 
     slow = Slow()
     asked: list[int] = []
@@ -102,7 +102,7 @@ def test_an_error_for_the_whole_group_is_not_retried() -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT interrupts: a job in the background of a shell begins with it ignored."""
+    """Let SIGINT interrupt: a shell starts background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

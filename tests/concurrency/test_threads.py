@@ -80,7 +80,7 @@ def test_the_threads_of_a_dropped_pool_end() -> None:
 
 def test_a_pool_keeps_no_reference_to_what_it_ran() -> None:
     class Thing:
-        """What a call holds."""
+        """An object that a call holds."""
 
     pool, thing = Pool("test-kept", 1), Thing()
     held = weakref.ref(thing)
@@ -149,10 +149,10 @@ def test_an_outcome_is_settled_once_and_notifies_all_that_wait() -> None:
     for _ in range(200):
         outcome: Outcome[int] = Outcome()
         with ThreadPoolExecutor(6) as pool:
-            told = [pool.submit(outcome.wait, 10) for _ in range(3)]
+            settled = [pool.submit(outcome.wait, 10) for _ in range(3)]
             for number in range(3):
                 pool.submit(outcome.settle, number)
-            assert all(each.result() for each in told)
+            assert all(each.result() for each in settled)
         assert outcome.result in (0, 1, 2)
 
 

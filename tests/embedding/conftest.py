@@ -1,4 +1,4 @@
-"""Models for the tests: the real MiniLM from its package, and a tiny one made of chance.
+"""Models for the tests: the real MiniLM from its package, and a tiny one with random weights.
 
 No test here asks a network, but for the one that makes a hub of its own.
 """
@@ -63,14 +63,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cross_encoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a cross-encoder that was never trained."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = tmp_path_factory.mktemp("judge")
+    folder = tmp_path_factory.mktemp("cross-encoder")
     tokenizer = BertTokenizer.from_pretrained(tiny)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -92,7 +92,7 @@ def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy_tiny(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Make a copy of the tiny model, to be changed at will."""
+    """Copy the tiny model; tests may change the copy."""
 
     def copy(name: str = "copy") -> Path:
         return Path(shutil.copytree(tiny, tmp_path / name))
@@ -102,7 +102,7 @@ def copy_tiny(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def no_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hide the models that this machine's user may have downloaded, and the exports of others."""
+    """Hide the user's downloaded models, and the exports of other tests."""
     from huggingface_hub import constants
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-exports"))
@@ -112,7 +112,7 @@ def no_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Refuse every connection; collects what was asked for."""
+    """Refuse every connection; collects the requested addresses."""
     import socket
 
     asked: list[object] = []

@@ -1,4 +1,4 @@
-"""Failures as hosted APIs and the ways to them raise them, without their libraries."""
+"""Failures like those of hosted APIs and of the network, without their libraries."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from kronos.errors import TransientEmbeddingError
 
 
 def foreign(*names: str, message: str = "it failed", **attributes: Any) -> Exception:
-    """An exception of a library: the names of its class and of those above it, the last one first
-    below Exception."""
+    """A library's exception.
+
+    Args:
+        names: of its class and then of the base classes, the last one directly below Exception.
+    """
     kind: type[Exception] = Exception
     for name in reversed(names):
         kind = type(name, (kind,), {})
@@ -67,7 +70,7 @@ def during(error: Exception, context: BaseException) -> Exception:
     return error
 
 
-PASSING: dict[str, Callable[[], Exception]] = {
+TRANSIENT: dict[str, Callable[[], Exception]] = {
     "declared": lambda: TransientEmbeddingError("come back later"),
     "reset": lambda: ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
     "refused": ConnectionRefusedError,
@@ -125,7 +128,7 @@ PASSING: dict[str, Callable[[], Exception]] = {
         RuntimeError("no vectors"), caused(KeyError("data"), http_error(429))
     ),
 }
-"""Failures that pass, by a name for people."""
+"""Transient failures, by a name for people."""
 
 LASTING: dict[str, Callable[[], Exception]] = {
     "value": lambda: ValueError("cannot read this"),
@@ -163,7 +166,7 @@ LASTING: dict[str, Callable[[], Exception]] = {
     "refused after a timeout": lambda: during(http_error(400), TimeoutError()),
     "not its cause": lambda: suppressed(ValueError("cannot read this"), TimeoutError()),
 }
-"""Failures that come again, by a name for people."""
+"""Lasting failures, by a name for people."""
 
 
 def suppressed(error: Exception, context: BaseException) -> Exception:

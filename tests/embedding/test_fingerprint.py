@@ -86,11 +86,11 @@ def test_a_changed_tokenizer_changes_the_fingerprint(folder: Path, tiny: Path) -
         {"truncate_dim": 16},
     ],
 )
-def test_another_way_to_read_changes_the_fingerprint(tiny: Path, changes: dict[str, Any]) -> None:
+def test_other_reading_settings_change_the_fingerprint(tiny: Path, changes: dict[str, Any]) -> None:
     assert model_fingerprint(tiny, {**READING, **changes}) != model_fingerprint(tiny, READING)
 
 
-def test_what_moves_no_vector_keeps_the_fingerprint(folder: Path, tiny: Path) -> None:
+def test_changes_that_move_no_vector_keep_the_fingerprint(folder: Path, tiny: Path) -> None:
     (folder / "README.md").write_text("about")
     (folder / ".gitattributes").write_text("*.bin filter=lfs")
     for name in ("data_config.json", "eval_results.json", "requirements.txt", "training_args.bin"):
@@ -122,9 +122,7 @@ def test_a_class_that_moved_inside_the_library_keeps_the_fingerprint(
     assert not changed(folder, tiny)
 
 
-def test_a_vocabulary_counts_where_there_is_no_tokenizer_json(
-    folder: Path, copy_tiny: Copy
-) -> None:
+def test_a_vocabulary_counts_if_there_is_no_tokenizer_json(folder: Path, copy_tiny: Copy) -> None:
     other = copy_tiny("other")
     for each, word in ((folder, "one"), (other, "two")):
         (each / "tokenizer.json").unlink()
@@ -132,7 +130,7 @@ def test_a_vocabulary_counts_where_there_is_no_tokenizer_json(
     assert changed(folder, other)
 
 
-def test_weights_that_are_no_safetensors_count(folder: Path, copy_tiny: Copy) -> None:
+def test_weights_other_than_safetensors_count(folder: Path, copy_tiny: Copy) -> None:
     other = copy_tiny("other")
     for each, weights in ((folder, b"one"), (other, b"two")):
         (each / "model.safetensors").unlink()
@@ -140,7 +138,7 @@ def test_weights_that_are_no_safetensors_count(folder: Path, copy_tiny: Copy) ->
     assert changed(folder, other)
 
 
-def test_the_parts_of_a_module_that_holds_others_count(folder: Path, copy_tiny: Copy) -> None:
+def test_the_files_of_nested_modules_count(folder: Path, copy_tiny: Copy) -> None:
     other = copy_tiny("other")
     for each, weights in ((folder, b"one"), (other, b"two")):
         router = {"idx": 0, "name": "0", "path": "", "type": "x.Router"}
@@ -157,7 +155,7 @@ def test_the_same_weights_as_a_bare_transformer_have_another_fingerprint(
     assert changed(folder, tiny)
 
 
-def test_the_fingerprint_is_what_it_always_was(tmp_path: Path) -> None:
+def test_the_fingerprint_equals_the_recorded_one(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "config.json").write_text('{"hidden_size": 32, "transformers_version": "5"}')
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -166,7 +164,7 @@ def test_the_fingerprint_is_what_it_always_was(tmp_path: Path) -> None:
     assert model_fingerprint(tmp_path, READING) == expected
 
 
-def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+def test_a_replaced_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     first = file_sha256(path)
@@ -176,7 +174,7 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     assert first != file_sha256(path)
 
 
-def test_a_file_that_stayed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     first = file_sha256(path)

@@ -1,4 +1,4 @@
-"""The hash embedder: the same bytes everywhere, and near where words are shared."""
+"""The hash embedder: the same bytes everywhere, and near vectors for shared words."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ FIRST_SLOTS = {193: 0.277, 34: -0.256, 55: 0.256, 69: 0.256}
 
 
 def digest(rows: Any) -> str:
-    """Of the values in steps of 1/4096: the last bit of a square root may differ somewhere."""
+    """A digest of the values rounded to 1/4096, since the last bit of a square root may differ."""
     steps = np.round(rows.astype(np.float64) * 4096).astype("<i4")
     return hashlib.sha256(steps.tobytes()).hexdigest()
 
 
-def test_vectors_are_those_written_down() -> None:
+def test_vectors_equal_the_recorded_ones() -> None:
     rows = HashEmbedder(384).embed_documents(TEXTS)
     assert digest(rows) == DIGEST
     largest = np.argsort(-np.abs(rows[0]), kind="stable")[:4]
@@ -57,7 +57,7 @@ def test_another_process_makes_the_same_bytes() -> None:
     assert made == HashEmbedder(384).embed_documents(TEXTS).tobytes()
 
 
-def test_a_vector_depends_on_its_own_text_alone() -> None:
+def test_a_vector_depends_only_on_its_own_text() -> None:
     embedder = HashEmbedder(128)
     together = embedder.embed_documents(TEXTS * 700)
     alone = np.concatenate([embedder.embed_documents([text]) for text in TEXTS])
@@ -65,7 +65,7 @@ def test_a_vector_depends_on_its_own_text_alone() -> None:
     assert embedder.embed_queries(TEXTS).tobytes() == alone.tobytes()
 
 
-def test_global_random_state_is_left_alone() -> None:
+def test_global_random_state_is_not_changed() -> None:
     before = random.getstate(), repr(np.random.get_state())  # noqa: NPY002
     HashEmbedder(64).embed_documents(TEXTS)
     assert (random.getstate(), repr(np.random.get_state())) == before  # noqa: NPY002
@@ -84,7 +84,7 @@ def test_any_text_has_a_finite_unit_vector(texts: list[str], dim: int) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=127)))
-def test_the_short_way_for_ascii_finds_the_same_words(text: str) -> None:
+def test_the_ascii_pattern_finds_the_same_words(text: str) -> None:
     assert hashing._ASCII_WORDS.findall(text.lower()) == hashing._WORDS.findall(text.lower())
 
 
@@ -113,7 +113,7 @@ def test_accents_are_the_same_however_they_were_typed() -> None:
     assert similarity("caf\u00e9 cr\u00e8me", "cafe\u0301 cre\u0300me") == pytest.approx(1)
 
 
-def test_what_two_texts_share_by_chance_is_little() -> None:
+def test_unrelated_texts_score_low() -> None:
     assert similarity("what is the name of this and that", "who was it that did so") < 0.35
     assert abs(similarity("glacier harbour", "violin quantum")) < 0.2
 
@@ -161,7 +161,7 @@ def test_ten_megabytes_need_bounded_memory(text: str) -> None:
 
 
 @pytest.mark.parametrize("dim", [7, 0, -1, True, 3.5, "384"])
-def test_a_width_that_is_none_is_refused(dim: Any) -> None:
+def test_an_invalid_width_is_refused(dim: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         HashEmbedder(dim)
     assert caught.value.field == "embedding_dim"

@@ -1,4 +1,4 @@
-"""A model's folder is data: whatever stands in it, nothing of it is run."""
+"""A model's folder is data: no code in it is ever run."""
 
 from __future__ import annotations
 
@@ -145,12 +145,12 @@ HARMLESS = {
     tokenizer_of_its_own,
     configuration_of_its_own,
 }
-"""What the library does not even look at: the model loads, and is the one that it would be."""
+"""Files that the library ignores: the model loads and is the same as without them."""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.__name__)
-def test_nothing_of_a_folder_is_run(
+def test_no_code_in_a_folder_is_run(
     copy_tiny: Copy,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -172,7 +172,7 @@ def test_nothing_of_a_folder_is_run(
     assert refused == (trap not in HARMLESS)
 
 
-def test_the_traps_would_spring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traps_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = tmp_path / "it ran"
     pickle.loads(pickle.dumps(Trap(marker)))
     assert marker.exists()

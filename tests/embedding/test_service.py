@@ -90,7 +90,7 @@ def test_no_texts_give_no_rows(mini: EmbeddingService) -> None:
         (["a", "b", "\ud800"], r"texts\[2\]"),
     ],
 )
-def test_what_is_no_text_is_refused_by_position(
+def test_a_value_that_is_not_text_is_refused_by_position(
     mini: EmbeddingService, texts: Any, field: str
 ) -> None:
     for method in (mini.encode, mini.embed_queries):
@@ -100,7 +100,7 @@ def test_what_is_no_text_is_refused_by_position(
         asyncio.run(mini.embed_batch(texts))
 
 
-def test_any_iterable_of_texts_is_read(mini: EmbeddingService) -> None:
+def test_any_iterable_of_texts_is_accepted(mini: EmbeddingService) -> None:
     texts = ["one", "two"]
     rows = mini.encode(texts)
     iterables: list[Any] = [tuple(texts), iter(texts), np.array(texts)]
@@ -123,7 +123,7 @@ def test_use_before_load_names_initialize() -> None:
     assert service.fallback_reason is None
 
 
-def test_hash_asked_for_is_no_fallback() -> None:
+def test_requested_hash_embeddings_are_no_fallback() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         service = asyncio.run(create_embedding_service("hash", embedding_dim=64, strict=True))
@@ -165,7 +165,7 @@ def test_an_unknown_name_falls_back_with_one_warning(no_caches: None, tmp_path: 
 
 
 @pytest.mark.parametrize("model", ["bad name!!", "/no/such/folder", "x" * 300, "a/../b", "nul\0"])
-def test_a_name_that_can_be_no_model_falls_back(model: str) -> None:
+def test_an_impossible_name_falls_back(model: str) -> None:
     service, message = load_degraded(model)
     check_hash(service)
     assert repr(model) in message
@@ -190,7 +190,7 @@ def test_a_damaged_folder_falls_back_and_strict_raises(
 def test_a_damaged_package_falls_back_and_says_so(
     monkeypatch: pytest.MonkeyPatch, no_caches: None
 ) -> None:
-    monkeypatch.setattr("kronos.embedding.hub.file_sha256", lambda path: "another sum")
+    monkeypatch.setattr("kronos.embedding.model_sources.file_sha256", lambda path: "another sum")
     service, message = load_degraded("mini")
     check_hash(service)
     assert "model.safetensors is damaged" in message
@@ -210,18 +210,18 @@ def test_a_damaged_copy_does_not_hide_a_sound_one(
     assert service.model_id == "someone/tiny"
 
 
-def test_all_places_that_failed_are_named(
+def test_the_error_names_all_places_that_failed(
     copy_tiny: Callable[[str], Path], no_caches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = copy_tiny("damaged")
     (damaged / "model.safetensors").write_bytes(b"")
-    monkeypatch.setattr("kronos.embedding.hub._in_package", lambda _package: damaged)
+    monkeypatch.setattr("kronos.embedding.model_sources._in_package", lambda _package: damaged)
     _, message = load_degraded("mini")
     assert f"the model in {damaged} cannot be used (SafetensorError" in message
-    assert "HF_HUB_OFFLINE forbids to download it" in message
+    assert "HF_HUB_OFFLINE forbids downloading it" in message
 
 
-def test_loading_in_many_threads_loads_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_load_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
     def load(model: str, **options: Any) -> Any:
@@ -296,7 +296,7 @@ except DeviceError as exc:
     assert lines[0] == "['KronosWarning'] (1, 384) cpu", done.stderr
     assert "call encode" in lines[1]
     assert "pip install 'kronos-memory[models]'" in lines[1]
-    assert "'cuda' was asked for and is not present; present are: cpu" in lines[2]
+    assert "'cuda' is not present; present are: cpu" in lines[2]
 
 
 def test_importing_the_service_imports_nothing_heavy() -> None:
@@ -336,7 +336,9 @@ def test_a_folder_can_be_a_path_and_gives_its_own_width(tiny: Path) -> None:
     assert service.max_tokens == 48
 
 
-def test_initialize_leaves_the_event_loop_free(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initialize_does_not_block_the_event_loop(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = EmbeddingService.load
 
     def slow_load(service: EmbeddingService) -> None:
@@ -358,7 +360,7 @@ def test_initialize_leaves_the_event_loop_free(tiny: Path, monkeypatch: pytest.M
     assert asyncio.run(count_ticks()) >= 5
 
 
-def test_embedding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedding_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     original = HashEmbedder.embed_documents
 
     def slowly(embedder: HashEmbedder, texts: Any) -> Any:
@@ -383,7 +385,7 @@ def test_embedding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -
     assert asyncio.run(count_ticks(service)) >= 8
 
 
-def test_close_twice_is_fine_and_load_brings_it_back() -> None:
+def test_close_works_twice_and_load_reloads() -> None:
     service = EmbeddingService("hash")
     service.load()
     service.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GpuResources:
-    """What FAISS allocates for a GPU."""
+    """A stand-in for the resources that FAISS allocates for a GPU."""
 
     def setTempMemory(self, size: int) -> None:
         assert size == 256 * 2**20
@@ -113,7 +113,7 @@ class StandInGpu:
 
 
 class StandInIndex:
-    """An index on a stand-in GPU; it refuses what the kernels refuse."""
+    """An index on a stand-in GPU, with the same limits as the GPU kernels."""
 
     def __init__(self, index: Any, library: StandInGpu, half: bool) -> None:
         self.index = index

@@ -62,7 +62,7 @@ def assert_answers(
     allowed: Any = None,
     tolerance: float = 0.0,
 ) -> None:
-    """Check a search: the k best scores there are, each with a key that has it, in order."""
+    """Check a search: the k best scores in order, each with a key that has it."""
     scores, keys = found
     findable = held if allowed is None else {key: held[key] for key in set(allowed) & set(held)}
     width = min(k, len(findable))
@@ -82,7 +82,7 @@ def assert_answers(
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Any order of changes, searches and saves leaves an index equal to a dict."""
+    """Any sequence of changes, searches and saves leaves an index equal to a dict."""
 
     kind: Kind
 

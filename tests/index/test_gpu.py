@@ -37,7 +37,7 @@ def rows(count: int, seed: int) -> Vectors:
 def build(index: LayeredIndex) -> None:
     made = index.begin_build()
     assert made.run()
-    # What a GPU holds is made again at the next open: it is worth no snapshot.
+    # A GPU's rows are copied again at the next open: they need no snapshot.
     assert made.is_from_scratch == (made.made is not None and isinstance(made.made.rows, Graph))
     assert index.finish_build(made)
 
@@ -45,7 +45,7 @@ def build(index: LayeredIndex) -> None:
 def on_gpu(
     gpu: StandInGpu, count: int = 100, device: str = "auto", **policy: Any
 ) -> tuple[LayeredIndex, ExactIndex]:
-    """An index whose rows are all on the GPU, and the oracle; the calls that made it are gone."""
+    """An index with all rows on the GPU, and the oracle; recorded calls are cleared."""
     policies = replace(POLICY, **policy)
     index, exact = LayeredIndex(DIM, device=device, policy=policies, library=gpu), ExactIndex(DIM)
     for each in (index, exact):

@@ -596,7 +596,7 @@ def test_any_of_several_equally_near_memories_counts_as_found() -> None:
 def test_measured_recall_holds_for_queries_that_are_not_memories() -> None:
     vectors = np.random.default_rng(0).standard_normal((6000, 48)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    questions, memories = vectors[:200], vectors[200:]
+    queries, memories = vectors[:200], vectors[200:]
     index = LayeredIndex(48, device="cpu", policy=replace(POLICY, rows_for_step=0))
     index.upsert(np.arange(len(memories)), memories)
     build(index)
@@ -606,8 +606,8 @@ def test_measured_recall_holds_for_queries_that_are_not_memories() -> None:
         tuned = tuning.run(target)
         assert tuned is not None
         index.tune(tuned)
-        scores, _ = index.search(questions, 10)
-        best = np.sort(questions @ memories.T, axis=1)[:, :-11:-1]
+        scores, _ = index.search(queries, 10)
+        best = np.sort(queries @ memories.T, axis=1)[:, :-11:-1]
         found = np.mean(scores >= best[:, -1:] - 1e-5)
         assert abs(found - tuned.recall) < 0.05
 

@@ -211,7 +211,7 @@ def test_a_snapshot_of_a_lower_seq_can_follow_a_discarded_one(tmp_path: Path) ->
 
 @pytest.fixture
 def mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Payloads of these tests count as large."""
+    """Let the payloads of a test count as large."""
     monkeypatch.setattr(kronos.index.snapshot, "_MAPPED_FROM", 1)
 
 

@@ -36,7 +36,7 @@ def rows(count: int, seed: int) -> Rows:
 
 
 class Watched(TorchDispatchMode):  # type: ignore[misc]
-    """Notes what torch does, and lets one operation run out of memory."""
+    """Records what torch does, and lets one operation run out of memory."""
 
     def __init__(self, full: str = "", rough: bool = False) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def test_many_removed_rows_are_dropped() -> None:
 
 
 def test_float16_gives_more_candidates_until_no_other_row_can_be_nearer() -> None:
-    """Rows that float16 cannot tell apart, more of them than are asked for at first."""
+    """More rows that float16 cannot tell apart than the first candidates."""
     near = rows(1, 1) + 1e-5 * np.random.default_rng(2).standard_normal((900, DIM))
     index, exact = TorchIndex(DIM, device="cpu", half=True), ExactIndex(DIM)
     for each in (index, exact):
@@ -229,7 +229,7 @@ def test_a_forked_child_leaves_the_device_to_its_parent() -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs, as far as torch says."""
+    """A machine with two GPUs, according to torch."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
@@ -286,7 +286,7 @@ with MemoryStore.open(sys.argv[1], embedding_model="hash") as store:
 
 @pytest.fixture
 def on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose GPU torch alone can use; it is torch's "cpu" in truth."""
+    """A machine whose GPU only torch can use; it is really torch's "cpu"."""
     monkeypatch.setattr("kronos.index.layered.torch_device", {"auto": "cpu"}.get)
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronos import KronosMemory, MemoryStore, NewMemory, Settings
-from kronos.embedding import patience
+from kronos.embedding import retry
 from kronos.errors import (
     DuplicateIdError,
     EmbeddingError,
@@ -31,12 +31,12 @@ from kronos.errors import (
 )
 from kronos.types import Job
 from tests.conftest import Opener
-from tests.embedding.failures import PASSING
+from tests.embedding.failures import TRANSIENT
 from tests.reindex.test_reindex import Turned, assert_all_vectors_are_of
 
 SLOW = ("plain 429", "aws throttles with 400", "aws slow down")
 """Kinds whose error asks for a pause of a given length."""
-SWIFT = sorted(set(PASSING) - set(SLOW))
+SWIFT = sorted(set(TRANSIENT) - set(SLOW))
 LIMIT_S = 0.3
 
 
@@ -88,7 +88,7 @@ class Down(Turned):
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that grow from one millisecond."""
-    monkeypatch.setattr(patience, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)
 
 
 TEXTS = [f"text number {number}" for number in range(60)]
@@ -162,15 +162,15 @@ def test_after_a_job_exactly_the_bad_texts_are_failures(
     class Random(Turned):
         def embed_documents(self, texts: Sequence[str]) -> Any:
             if random.random() < probability:
-                raise PASSING[random.choice(SWIFT)]()
+                raise TRANSIENT[random.choice(SWIFT)]()
             if bad.intersection(texts):
                 raise ValueError("cannot read this")
             return super().embed_documents(texts)
 
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "_FIRST_WAIT_S", 1e-4)
-        patch.setattr(patience, "_LONGEST_WAIT_S", 1e-3)
+        patch.setattr(retry, "_FIRST_WAIT_S", 1e-4)
+        patch.setattr(retry, "_LONGEST_WAIT_S", 1e-3)
         options: dict[str, Any] = {"embedding_model": "hash", "embedding_dim": 64}
         with MemoryStore.open(folder, **options, settings=SHORT) as store:
             ids = dict(zip(store.add_many(TEXTS), TEXTS, strict=True))
@@ -422,7 +422,7 @@ def test_a_job_that_waited_continues_and_clears_its_last_error(
 
 def test_the_async_face_waits_too(tmp_path: Path, hasty: None) -> None:
     async def run() -> None:
-        failures: Iterator[Exception] = iter([PASSING[kind]() for kind in SWIFT[:6]])
+        failures: Iterator[Exception] = iter([TRANSIENT[kind]() for kind in SWIFT[:6]])
 
         class Briefly(Turned):
             def embed_documents(self, texts: Sequence[str]) -> Any:

@@ -2,7 +2,8 @@
 
 All values reach SQL as bound parameters. Metadata paths are quoted literals instead: a database
 uses an index on an expression only where a query has that very expression. `paths` restricts the
-characters of keys for this reason. `$eq`, `$in` and the orderings use an index on `field_expression(path)`.
+characters of keys for this reason. `$eq`, `$in` and the orderings use an index on
+`field_expression(path)`.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ class Answering:
                 serving.require_embedder("open it with the model that it has"),
                 batch_size=self._session.settings.batch_size,
                 clock=self._session.clock,
-                patience=self._session.for_questions,
+                retry=self._session.for_questions,
                 wait=False,
             )
         # Busy, full, read-only, a quota: a search never fails for that.

@@ -49,7 +49,7 @@ class Judging:
         with trace.step("rerank") as note:
             check_may_wait_for_embedder()
             reranker = self._session.embedders.reranker(ranking.rerank)
-            judged = reranker.judge(query.text or "", [each.memory.content for each in candidates])
+            judged = reranker.score(query.text or "", [each.memory.content for each in candidates])
             note.detail, note.count = ranking.rerank, len(candidates)
         ranked = [
             each.judged(ranking.similarity * float(verdict))

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from kronos.embedding import hub
-from kronos.embedding.hub import find_sources
+from kronos.embedding import model_sources
+from kronos.embedding.model_sources import find_sources
 from kronos.embedding.registry import EMBEDDING_MODELS
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import ModelLoadError
@@ -26,7 +26,7 @@ COMMIT = "c0ffee" * 6 + "abcd"
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the Hugging Face hub as a download asks for, with one model in it."""
+    """A stand-in for the Hugging Face hub, with one model."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
@@ -90,7 +90,8 @@ def server(tiny: Path) -> Iterator[Hub]:
 def download(server: Hub, cache_dir: Path, name: str = NAME) -> subprocess.CompletedProcess[str]:
     # huggingface_hub reads HF_ENDPOINT once, when it is imported.
     program = (
-        "import sys; from pathlib import Path; from kronos.embedding.hub import find_sources;"
+        "import sys; from pathlib import Path;"
+        "from kronos.embedding.model_sources import find_sources;"
         "print(find_sources(sys.argv[1], Path(sys.argv[2]), 5.0)[-1]())"
     )
     host, port = server.server_address[:2]
@@ -129,24 +130,24 @@ def test_a_download_lands_in_the_cache_and_is_found_there_without_a_network(
     assert service.fingerprint == local.fingerprint
 
 
-def test_a_download_that_was_cut_short_is_no_model_and_goes_on(
+def test_an_interrupted_download_is_no_model_and_resumes(
     server: Hub, tmp_path: Path, tiny: Path
 ) -> None:
     weights = server.contents.pop("model.safetensors")
     bad = server.contents.pop("pytorch_model.bin")
     cache_dir = tmp_path / "models"
     download(server, cache_dir)
-    assert hub._in_cache(NAME, cache_dir) is None
+    assert model_sources._in_cache(NAME, cache_dir) is None
 
     server.contents |= {"model.safetensors": weights, "pytorch_model.bin": bad}
     for listing in cache_dir.rglob("trees/*.json"):
-        listing.unlink()  # what the hub has is remembered for ever, and here it changed
+        listing.unlink()  # the library caches the hub's listing forever, and it changed here
     folder = Path(download(server, cache_dir).stdout.strip())
     assert (folder / "model.safetensors").read_bytes() == weights
-    assert hub._in_cache(NAME, cache_dir) == folder
+    assert model_sources._in_cache(NAME, cache_dir) == folder
 
 
-def test_weights_that_are_no_safetensors_are_fetched_where_there_are_no_others(
+def test_other_weights_are_downloaded_only_if_there_are_no_safetensors(
     server: Hub, tmp_path: Path
 ) -> None:
     del server.contents["model.safetensors"]
@@ -154,9 +155,7 @@ def test_weights_that_are_no_safetensors_are_fetched_where_there_are_no_others(
     assert (folder / "pytorch_model.bin").read_bytes() == b"x"
 
 
-def test_a_name_that_the_hub_does_not_know_is_an_error_that_says_so(
-    server: Hub, tmp_path: Path
-) -> None:
+def test_an_unknown_name_is_an_error_that_says_so(server: Hub, tmp_path: Path) -> None:
     done = download(server, tmp_path, "unknown-name")
     assert "has no model 'sentence-transformers/unknown-name', or it is private" in done.stderr
     assert "/api/models/unknown-name/revision/main" in server.asked
@@ -166,9 +165,13 @@ def test_places_are_tried_near_to_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_caches: None
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(hub, "_in_package", lambda package: asked.append(package.distribution))
-    monkeypatch.setattr(hub, "_in_cache", lambda name, place: asked.append((name, place)))
-    monkeypatch.setattr(hub, "_download", lambda names, place, time: asked.append((*names, place)))
+    monkeypatch.setattr(
+        model_sources, "_in_package", lambda package: asked.append(package.distribution)
+    )
+    monkeypatch.setattr(model_sources, "_in_cache", lambda name, place: asked.append((name, place)))
+    monkeypatch.setattr(
+        model_sources, "_download", lambda names, place, time: asked.append((*names, place))
+    )
     for source in find_sources("mini", tmp_path, 1.0):
         source()
     name = EMBEDDING_MODELS["mini"].name
@@ -197,11 +200,11 @@ def test_a_model_in_a_cache_is_found_by_name(
     assert found == ([snapshot, None] if own else [None, snapshot])
 
 
-def test_a_folder_is_taken_without_looking_elsewhere(tiny: Path) -> None:
+def test_a_folder_is_used_without_a_search(tiny: Path) -> None:
     assert [source() for source in find_sources(str(tiny), None, 1.0)] == [tiny]
 
 
-def test_a_preset_is_no_folder_of_the_same_name(
+def test_a_preset_precedes_a_folder_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mini").mkdir()
@@ -211,7 +214,7 @@ def test_a_preset_is_no_folder_of_the_same_name(
 
 
 @pytest.mark.parametrize("path", ["/no/such", "./x", "../x", "~/no-such", "a/b/c", "a\\b"])
-def test_a_path_without_a_folder_is_an_error_and_asks_no_network(
+def test_a_missing_path_is_an_error_and_uses_no_network(
     path: str, no_network: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -226,21 +229,21 @@ def test_a_changed_file_of_the_package_is_refused_by_name(
 ) -> None:
     package = EMBEDDING_MODELS["mini"].offline
     assert package is not None
-    real = hub._in_package(package)
+    real = model_sources._in_package(package)
     assert real is not None
     (tmp_path / "model").mkdir()
     for each in package.sha256:
         (tmp_path / "model" / each).symlink_to(real / each)
     fake = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda _module: fake)
-    assert hub._in_package(package) == tmp_path / "model"
+    assert model_sources._in_package(package) == tmp_path / "model"
 
     data = bytearray((real / name).read_bytes())
     data[-1] ^= 1
     (tmp_path / "model" / name).unlink()
     (tmp_path / "model" / name).write_bytes(data)
     with pytest.raises(ModelLoadError, match=rf"{name} is damaged: .*pip install") as caught:
-        hub._in_package(package)
+        model_sources._in_package(package)
     assert package.sha256[name] in str(caught.value)
 
 
@@ -250,7 +253,7 @@ def allow_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
-def test_offline_mode_is_named_and_asks_no_network(
+def test_offline_mode_is_named_and_uses_no_network(
     no_network: list[object], no_caches: None
 ) -> None:
     with pytest.raises(ModelLoadError, match=r"HF_HUB_OFFLINE .*kronos-memory\[offline\]"):
@@ -266,7 +269,7 @@ def test_a_missing_network_is_named(
         find_sources("someone/x", None, 1.0)[-1]()
 
 
-def test_a_name_look_up_that_hangs_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_name_look_up_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     hang = threading.Event()
 
     def connect(*_args: Any, **_options: Any) -> Any:
@@ -275,14 +278,14 @@ def test_a_name_look_up_that_hangs_ends_at_the_deadline(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("socket.create_connection", connect)
     started = time.perf_counter()
-    assert not hub._is_reachable("https://hub.invalid", 0.2)
+    assert not model_sources._is_reachable("https://hub.invalid", 0.2)
     assert time.perf_counter() - started < 1
     hang.set()
 
 
 def test_an_endpoint_that_answers_is_reachable(server: Hub) -> None:
     host, port = server.server_address[:2]
-    assert hub._is_reachable(f"http://{host!s}:{port}", 5)
+    assert model_sources._is_reachable(f"http://{host!s}:{port}", 5)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,7 @@ def test_an_endpoint_that_answers_is_reachable(server: Hub) -> None:
         ),
     ],
 )
-def test_the_way_to_the_hub_may_lead_through_a_proxy(
+def test_the_hub_can_be_behind_a_proxy(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], hop: tuple[str, int]
 ) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
@@ -307,4 +310,4 @@ def test_the_way_to_the_hub_may_lead_through_a_proxy(
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert hub._first_hop("https://hub.example") == hop
+    assert model_sources._first_hop("https://hub.example") == hop

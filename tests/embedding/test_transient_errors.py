@@ -1,4 +1,4 @@
-"""Which failures pass, and how long they ask to be left alone."""
+"""Which failures are transient, and how long a wait they ask for."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kronos.embedding.passing import passing
+from kronos.embedding.transient_errors import find_transient_failure
 from kronos.errors import TransientEmbeddingError
-from tests.embedding.failures import LASTING, PASSING, answer, aws, caused, foreign, http_error
+from tests.embedding.failures import LASTING, TRANSIENT, answer, aws, caused, foreign, http_error
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_what_passes_is_known(kind: str) -> None:
-    assert passing(PASSING[kind]()) is not None
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_transient_failures_are_recognized(kind: str) -> None:
+    assert find_transient_failure(TRANSIENT[kind]()) is not None
 
 
 @pytest.mark.parametrize("kind", LASTING)
-def test_what_comes_again_is_known(kind: str) -> None:
-    assert passing(LASTING[kind]()) is None
+def test_lasting_failures_are_recognized(kind: str) -> None:
+    assert find_transient_failure(LASTING[kind]()) is None
 
 
-def test_what_was_being_handled_before_is_not_the_embedders() -> None:
+def test_an_error_handled_before_the_call_does_not_count() -> None:
     try:
         try:
             raise TimeoutError
@@ -37,8 +37,8 @@ def test_what_was_being_handled_before_is_not_the_embedders() -> None:
         failure = exc
     failure.__suppress_context__ = False
     assert failure.__context__ is handled
-    assert passing(failure) is not None
-    assert passing(failure, beyond=handled) is None
+    assert find_transient_failure(failure) is not None
+    assert find_transient_failure(failure, handled=handled) is None
 
 
 @given(
@@ -52,32 +52,33 @@ def test_what_was_being_handled_before_is_not_the_embedders() -> None:
         ]
     ),
 )
-def test_what_a_message_quotes_of_a_text_says_nothing(message: str, text: str) -> None:
+def test_a_text_quoted_in_a_message_does_not_count(message: str, text: str) -> None:
     quoting = RuntimeError(message.format(text[:40]))
-    assert (passing(quoting, ["another", text]) is None) or text == "rate limit"
-    assert passing(RuntimeError(f"429, after {text}"), [text]) is not None
+    assert (find_transient_failure(quoting, ["another", text]) is None) or text == "rate limit"
+    assert find_transient_failure(RuntimeError(f"429, after {text}"), [text]) is not None
 
 
-def test_a_message_that_is_the_text_counts() -> None:
-    assert passing(RuntimeError("429 Too Many Requests"), ["429 Too Many Requests"]) is not None
+def test_a_message_equal_to_the_text_counts() -> None:
+    message = "429 Too Many Requests"
+    assert find_transient_failure(RuntimeError(message), [message]) is not None
 
 
-def test_a_chain_that_bites_its_tail_ends() -> None:
+def test_a_circular_chain_of_causes_ends() -> None:
     one, other = RuntimeError("one"), RuntimeError("other")
     one.__cause__, other.__cause__ = other, one
-    assert passing(one) is None
+    assert find_transient_failure(one) is None
 
 
 class Hostile(Exception):
-    """Nothing of it can be read."""
+    """Reading any of its attributes fails."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)
 
 
-def test_an_exception_that_cannot_be_read_is_no_failure_of_ours() -> None:
-    assert passing(Hostile("429 Too Many Requests")) is not None
-    assert passing(Hostile("no")) is None
+def test_an_unreadable_exception_causes_no_error() -> None:
+    assert find_transient_failure(Hostile("429 Too Many Requests")) is not None
+    assert find_transient_failure(Hostile("no")) is None
 
 
 @pytest.mark.parametrize(
@@ -108,17 +109,17 @@ def test_an_exception_that_cannot_be_read_is_no_failure_of_ours() -> None:
         (RuntimeError("timed out, try again later"), None),
     ],
 )
-def test_the_wait_is_read(error: Exception, seconds: float | None) -> None:
-    found = passing(error)
+def test_the_wait_is_found(error: Exception, seconds: float | None) -> None:
+    found = find_transient_failure(error)
     assert found is not None
     assert found.retry_after_s == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_a_date_of_http_is_a_wait() -> None:
+def test_an_http_date_is_a_wait() -> None:
     now = datetime.datetime.fromtimestamp(time.time() + 30, datetime.timezone.utc)
-    found = passing(http_error(503, Retry_After=format_datetime(now, usegmt=True)))
+    found = find_transient_failure(http_error(503, Retry_After=format_datetime(now, usegmt=True)))
     assert found is not None
     assert found.retry_after_s == pytest.approx(30, abs=2)
-    past = passing(http_error(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"))
+    past = find_transient_failure(http_error(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"))
     assert past is not None
     assert past.retry_after_s == 0

@@ -1,4 +1,4 @@
-"""Callers' own embedders: refused by name at open, read in many shapes."""
+"""A program's own embedders: checked at open, and read in many shapes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kronos import MemoryStore
-from kronos.embedding.checked import check_embedder, embed_documents, embed_each, embed_queries
+from kronos.embedding.embedder_calls import (
+    check_embedder,
+    embed_documents,
+    embed_each,
+    embed_queries,
+)
 from kronos.embedding.hashing import HashEmbedder
-from kronos.embedding.patience import Patience
+from kronos.embedding.retry import RetryPolicy
 from kronos.errors import (
     ConfigurationError,
     DimensionMismatchError,
@@ -23,13 +28,13 @@ from kronos.errors import (
     TransientEmbeddingError,
 )
 from tests.conftest import Opener
-from tests.embedding.failures import LASTING, PASSING
+from tests.embedding.failures import LASTING, TRANSIENT
 
 ROWS = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
 
 
 class Own:
-    """A caller's embedder that returns what a test wants."""
+    """A program's embedder that returns what a test sets."""
 
     model_id, fingerprint = "own", "own-1"
     dim: Any = 3
@@ -77,7 +82,7 @@ def test_a_coroutine_function_is_refused_by_name_at_open(
 
 
 @pytest.mark.parametrize("dim", [np.int64(3), np.int32(3), np.uint8(3)])
-def test_a_width_may_be_an_integer_of_numpy(open_store: Opener, dim: Any) -> None:
+def test_a_width_can_be_a_numpy_integer(open_store: Opener, dim: Any) -> None:
     embedder = returning(lambda: ROWS[:1])
     embedder.dim = dim
     with open_store(embedder=embedder) as store:
@@ -96,7 +101,7 @@ def test_a_width_may_be_an_integer_of_numpy(open_store: Opener, dim: Any) -> Non
         *((name, value) for name in ("embed_documents", "embed_queries") for value in (None, 3)),
     ],
 )
-def test_a_part_of_the_wrong_kind_is_named(name: str, value: Any) -> None:
+def test_a_member_of_the_wrong_kind_is_named(name: str, value: Any) -> None:
     embedder = returning(lambda: ROWS)
     setattr(embedder, name, value)
     with pytest.raises(ConfigurationError, match=f"embedder.{name} must be") as caught:
@@ -106,7 +111,7 @@ def test_a_part_of_the_wrong_kind_is_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["model_id", "fingerprint", "dim", "embed_documents"])
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_part_that_is_missing_or_fails_is_named(name: str, missing: bool) -> None:
+def test_a_missing_or_failing_member_is_named(name: str, missing: bool) -> None:
     def fail(_self: object) -> Any:
         raise RuntimeError("not loaded yet")
 
@@ -120,7 +125,7 @@ def test_a_part_that_is_missing_or_fails_is_named(name: str, missing: bool) -> N
         check_embedder(kind())
 
 
-def test_an_embedder_may_hand_its_parts_on() -> None:
+def test_an_embedder_can_delegate_its_members() -> None:
     class Proxy:
         def __getattr__(self, name: str) -> Any:
             return getattr(HashEmbedder(8), name)
@@ -128,7 +133,7 @@ def test_an_embedder_may_hand_its_parts_on() -> None:
     assert check_embedder(Proxy()).dim == 8
 
 
-# -- What they return ---------------------------------------------------------------------------
+# -- Return values ------------------------------------------------------------------------------
 
 
 def tensor(**options: Any) -> Any:
@@ -172,7 +177,7 @@ class _Later:
 
 NO_VECTORS: dict[str, tuple[Callable[[], Any], str]] = {
     "a coroutine": (lambda: _coroutine([]), "embed_documents returned a coroutine.*KronosMemory"),
-    "an awaitable": (_Later, "returned a _Later, which has to be awaited"),
+    "an awaitable": (_Later, "returned a _Later, which must be awaited"),
     "an async generator": (lambda: _generator([]), "returned a async_generator"),
     "nothing": (lambda: None, "values of type object"),
     "texts": (lambda: [["1", "2", "3"]] * 2, "values of type <U1, expected one row of numbers"),
@@ -186,7 +191,7 @@ NO_VECTORS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", NO_VECTORS)
-def test_what_is_no_vector_is_named(kind: str) -> None:
+def test_a_return_value_without_vectors_is_named(kind: str) -> None:
     made, message = NO_VECTORS[kind]
     with pytest.raises(EmbeddingError, match=f"the embedder own failed: .*{message}"):
         embed_documents(returning(made), ["one", "two"])
@@ -202,7 +207,7 @@ def test_another_shape_is_named(made: Any) -> None:
 
 
 class Flaky(HashEmbedder):
-    """Fails in passing when told to, and always on some texts."""
+    """Fails transiently on request, and always on some texts."""
 
     def __init__(self, bad: set[str], fails: Callable[[], Exception | None]) -> None:
         super().__init__(8)
@@ -218,27 +223,27 @@ class Flaky(HashEmbedder):
         return super().embed_documents(texts)
 
 
-def endless() -> Patience:
-    """Patience that no test waits for."""
+def endless() -> RetryPolicy:
+    """A retry policy without real waits."""
     now = [0.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    return Patience(10**9, "embed_retry_s", sleep=sleep, clock=lambda: now[0])
+    return RetryPolicy(10**9, "embed_retry_s", sleep=sleep, clock=lambda: now[0])
 
 
 @given(st.data(), st.integers(1, 40), st.floats(0, 0.9))
-def test_exactly_the_texts_at_fault_are_blamed_whatever_fails_in_passing(
+def test_only_the_texts_at_fault_are_blamed_despite_transient_failures(
     data: st.DataObject, count: int, probability: float
 ) -> None:
     texts = [f"text {number}: HTTP 429 or a timeout" for number in range(count)]
     bad = data.draw(st.sets(st.sampled_from(texts)))
     random = data.draw(st.randoms(use_true_random=False))
-    kinds = sorted(PASSING)
+    kinds = sorted(TRANSIENT)
 
     def fails() -> Exception | None:
-        return PASSING[random.choice(kinds)]() if random.random() < probability else None
+        return TRANSIENT[random.choice(kinds)]() if random.random() < probability else None
 
     found = embed_each(Flaky(bad, fails), texts, endless())
     assert {texts[at] for at in found.errors} == bad
@@ -248,30 +253,30 @@ def test_exactly_the_texts_at_fault_are_blamed_whatever_fails_in_passing(
     )
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_a_failure_in_passing_never_splits_a_batch(kind: str) -> None:
-    failures = iter([PASSING[kind]() for _ in range(5)])
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_transient_failure_never_splits_a_batch(kind: str) -> None:
+    failures = iter([TRANSIENT[kind]() for _ in range(5)])
     embedder = Flaky(set(), lambda: next(failures, None))
     assert not embed_each(embedder, ["one", "two", "three"], endless()).errors
     assert embedder.sizes == [3] * 6
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_without_patience_a_failure_in_passing_blames_nobody(kind: str) -> None:
-    embedder = Flaky(set(), PASSING[kind])
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_without_retries_a_transient_failure_blames_no_text(kind: str) -> None:
+    embedder = Flaky(set(), TRANSIENT[kind])
     with pytest.raises(TransientEmbeddingError, match=r"the embedder hash failed: ."):
         embed_each(embedder, ["one", "two", "three"])
     assert embedder.sizes == [3]
 
 
 @pytest.mark.parametrize("kind", sorted(set(LASTING) - {"memory", "torch memory"}))
-def test_a_lasting_failure_of_all_is_the_embedders(kind: str) -> None:
+def test_a_lasting_failure_on_all_texts_is_the_embedders(kind: str) -> None:
     with pytest.raises(EmbeddingError) as caught:
         embed_each(Flaky(set(), LASTING[kind]), ["one", "two", "three"], endless())
     assert not isinstance(caught.value, TransientEmbeddingError)
 
 
-def test_an_unknown_failure_that_does_not_come_again_blames_nobody() -> None:
+def test_an_unknown_failure_that_does_not_recur_blames_no_text() -> None:
     seen: list[int] = []
 
     def fails() -> Exception | None:
@@ -281,7 +286,7 @@ def test_an_unknown_failure_that_does_not_come_again_blames_nobody() -> None:
     assert not embed_each(Flaky(set(), fails), ["one", "two"], endless()).errors
 
 
-def test_the_handler_that_calls_a_store_is_no_cause(open_store: Opener) -> None:
+def test_an_exception_being_handled_during_a_call_does_not_count(open_store: Opener) -> None:
     embedder = Flaky({"bad"}, lambda: None)
     store: MemoryStore = open_store(embedder=embedder)
     try:
@@ -292,6 +297,6 @@ def test_the_handler_that_calls_a_store_is_no_cause(open_store: Opener) -> None:
     assert embedder.sizes == [1]
 
 
-def test_parts_of_other_kinds_are_no_names(open_store: Opener) -> None:
+def test_a_missing_name_is_refused(open_store: Opener) -> None:
     with pytest.raises(ConfigurationError, match=r"embedder\.model_id must be a str, not None"):
         open_store(embedder=SimpleNamespace())

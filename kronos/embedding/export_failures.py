@@ -1,8 +1,8 @@
-"""Exports that failed: a note beside the exports, so that no later start tries in vain.
+"""Notes of failed exports, so that later starts do not try them again in vain.
 
-To export a model takes many seconds, and what torch has against it stays until a library changes.
-A note is named by the model's fingerprint and holds the reason and the versions of the libraries
-that had a part in it; it counts while those are the same. Deleting it has the export tried again.
+An export takes many seconds, and one that failed keeps failing until a library changes. A note is
+named after the model's fingerprint. It holds the reason and the versions of the libraries, and is
+valid while those versions are installed. Deleting it lets the next start try again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kronos.embedding.sentence import is_out_of_memory
+from kronos.embedding.foreign_errors import is_out_of_memory
 from kronos.files import make_folder, publishing
 
 _FORMAT = "kronos-failed-export-1"
@@ -29,30 +29,33 @@ _LIBRARIES = (
 )
 
 
-def may_pass(exc: Exception) -> bool:
-    """Whether it says something of this moment, as a full disk does, and not of the model."""
+def is_temporary(exc: Exception) -> bool:
+    """Whether an error is due to the machine's present state, such as a full disk."""
     return isinstance(exc, OSError) or is_out_of_memory(exc)
 
 
 def why_failed(fingerprint: str, places: Sequence[Path]) -> str | None:
-    """Why a model's export failed before, and what has it tried again; None: it is to be tried.
+    """Why a model's export failed before, and when it is tried again.
 
     Args:
         fingerprint: the model's.
-        places: folders that hold exports.
+        places: folders of exports.
+
+    Returns:
+        None if no valid note says that it failed.
     """
     for path in (_note(place, fingerprint) for place in places):
         try:
             note = json.loads(path.read_bytes())
             if (note["format"], note["versions"]) == (_FORMAT, _versions()):
-                return f"{note['reason']}; tried again once a library changes or {path} is deleted"
+                return f"{note['reason']}; tried again after a library changes or {path} is deleted"
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # none, or none that can be read
+            continue  # no note, or no readable one
     return None
 
 
 def note_failure(fingerprint: str, places: Sequence[Path], reason: str) -> None:
-    """Leave a note in the first place that can be written; where none can, the next start tries."""
+    """Write a note in the first writable folder; if there is none, the next start tries again."""
     text = json.dumps({"format": _FORMAT, "reason": reason, "versions": _versions()}, indent=1)
     for place in places:
         with suppress(OSError):
@@ -63,7 +66,7 @@ def note_failure(fingerprint: str, places: Sequence[Path], reason: str) -> None:
 
 
 def forget_failure(fingerprint: str, places: Sequence[Path]) -> None:
-    """Remove the notes of a model that was exported after all."""
+    """Delete the notes of a model whose export succeeded."""
     for place in places:
         with suppress(OSError):
             _note(place, fingerprint).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One copy of a model in a process, given back with the last of those who use it."""
+"""One copy of a model per process, freed with its last user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from kronos import MemoryStore, Settings
-from kronos.embedding import engines, loading, sharing
+from kronos.embedding import engine_choice, loading, model_cache
 from kronos.embedding.service import EmbeddingService
 from kronos.errors import EmbedderMismatchError, EmbeddingError, KronosWarning, ModelLoadError
 
@@ -37,7 +37,7 @@ def loaded(model: str | Path, settings: Settings | None = None, **options: Any) 
 
 
 def core(service: EmbeddingService) -> Any:
-    """What a service stands on."""
+    """The loaded model of a service."""
     embedder: Any = service._embedder
     return embedder.model
 
@@ -54,9 +54,9 @@ def no_collector() -> Iterator[None]:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that were read from a disk, by how they are computed."""
+    """The engines of the models that were read from disk."""
     found: list[str] = []
-    read, opened = loading.load_folder, engines._open
+    read, opened = loading.load_folder, engine_choice._open
 
     def load_folder(*args: Any, **options: Any) -> Any:
         found.append("torch")
@@ -67,7 +67,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return opened(*args)
 
     monkeypatch.setattr(loading, "load_folder", load_folder)
-    monkeypatch.setattr(engines, "_open", open_export)
+    monkeypatch.setattr(engine_choice, "_open", open_export)
     return found
 
 
@@ -157,7 +157,7 @@ def test_stores_and_services_share_one_copy_until_the_last_one_closes(
     again.close()
 
 
-def test_a_service_that_is_dropped_gives_its_model_back(tiny: Path) -> None:
+def test_a_dropped_service_frees_its_model(tiny: Path) -> None:
     with no_collector():
         service = loaded(tiny, TORCH)
         model = weakref.ref(core(service))
@@ -166,7 +166,7 @@ def test_a_service_that_is_dropped_gives_its_model_back(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_who_opens_while_another_one_loads_waits_for_it(
+def test_an_open_waits_for_another_load_of_the_same_model(
     tiny: Path, loads: list[str], engine: str
 ) -> None:
     settings = ENGINES[engine]
@@ -184,7 +184,7 @@ def test_who_opens_while_another_one_loads_waits_for_it(
     assert len({id(core(service)) for service in services}) == 1
 
 
-def test_threads_that_share_a_model_get_what_one_gets(tiny: Path) -> None:
+def test_threads_that_share_a_model_get_the_same_vectors_as_one(tiny: Path) -> None:
     services = [loaded(tiny) for _ in range(4)]
     texts = [[f"the cat {n}", f"a river and rates {n}", "stone " * n] for n in range(1, 30)]
     alone = [services[0].encode(each) for each in texts]
@@ -194,7 +194,7 @@ def test_threads_that_share_a_model_get_what_one_gets(tiny: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_call_that_is_under_way_when_the_last_one_closes_ends_well(tiny: Path) -> None:
+def test_a_call_that_runs_during_the_last_close_succeeds(tiny: Path) -> None:
     service = loaded(tiny, TORCH)
     embedder = service._embedder
     assert embedder is not None
@@ -247,9 +247,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_folder_that_has_changed_is_another_model(
-    copy_tiny: Copy, engine: str, change: str
-) -> None:
+def test_a_changed_folder_is_another_model(copy_tiny: Copy, engine: str, change: str) -> None:
     folder = copy_tiny("changing")
     before = loaded(folder, ENGINES[engine])
     CHANGES[change](folder)
@@ -262,7 +260,7 @@ def test_a_folder_that_has_changed_is_another_model(
     assert np.allclose(after.embed_queries(texts), reference.embed_queries(texts), atol=1e-5)
 
 
-def test_a_store_whose_model_changed_is_told_while_another_one_is_open(
+def test_a_store_detects_a_changed_model_while_another_is_open(
     tmp_path: Path, copy_tiny: Copy
 ) -> None:
     folder = copy_tiny("changing")
@@ -276,7 +274,7 @@ def test_a_store_whose_model_changed_is_told_while_another_one_is_open(
         assert one.search("the cat")[0].content == "the cat"
 
 
-def test_what_computes_in_another_way_is_not_shared(tiny: Path) -> None:
+def test_models_with_other_settings_are_not_shared(tiny: Path) -> None:
     ways = [
         loaded(tiny),
         loaded(tiny, TORCH),
@@ -289,9 +287,7 @@ def test_what_computes_in_another_way_is_not_shared(tiny: Path) -> None:
     assert {id(core(service)) for service in same} == {id(core(ways[0]))}
 
 
-def test_a_load_that_fails_is_remembered_by_nobody(
-    copy_tiny: Copy, tiny: Path, loads: list[str]
-) -> None:
+def test_a_failed_load_is_not_remembered(copy_tiny: Copy, tiny: Path, loads: list[str]) -> None:
     folder = copy_tiny("damaged")
     (folder / "model.safetensors").write_bytes(b"")
     for _ in range(2):
@@ -302,16 +298,14 @@ def test_a_load_that_fails_is_remembered_by_nobody(
         EmbeddingService(folder, settings=TORCH).load()
     shutil.copy(tiny / "model.safetensors", folder)
     assert loaded(folder, TORCH).encode(["mended"]).shape == (1, 32)
-    assert len(sharing._turns) == 0, "a lock is kept by those who take it alone"
+    assert len(model_cache._locks) == 0, "only its users keep a lock alive"
 
 
-def test_an_open_that_fails_after_its_model_was_loaded_gives_it_back(
-    tmp_path: Path, tiny: Path
-) -> None:
+def test_an_open_that_fails_after_loading_frees_the_model(tmp_path: Path, tiny: Path) -> None:
     with MemoryStore.open(tmp_path, embedding_model="hash") as store:
         store.add("the cat")
     with no_collector():
-        alive = len(sharing._alive)
+        alive = len(model_cache._alive)
         try:
             MemoryStore.open(
                 tmp_path, embedding_model=str(tiny), on_model_change="error", settings=TORCH
@@ -320,10 +314,10 @@ def test_an_open_that_fails_after_its_model_was_loaded_gives_it_back(
             pass
         else:
             raise AssertionError
-        assert len(sharing._alive) == alive
+        assert len(model_cache._alive) == alive
 
 
-def test_stores_share_a_reranker(tmp_path: Path, judge: Path) -> None:
+def test_stores_share_a_reranker(tmp_path: Path, cross_encoder: Path) -> None:
     from kronos import Ranking
 
     options: dict[str, Any] = {"embedding_model": "hash", "settings": Settings()}
@@ -331,7 +325,7 @@ def test_stores_share_a_reranker(tmp_path: Path, judge: Path) -> None:
         stores = [MemoryStore.open(tmp_path / str(n), **options) for n in range(2)]
         for store in stores:
             store.add_many(["the cat", "the river"])
-            assert store.search("cat", ranking=Ranking(rerank=str(judge)))
+            assert store.search("cat", ranking=Ranking(rerank=str(cross_encoder)))
         (one,), (other,) = (store._session.embedders._rerankers.values() for store in stores)
         assert one is other
         model = weakref.ref(one._model)
@@ -371,7 +365,7 @@ print(status)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("engine", ["auto", "sentence-transformers"])
-def test_a_forked_child_shares_what_it_inherited(tmp_path: Path, tiny: Path, engine: str) -> None:
+def test_a_forked_child_shares_inherited_models(tmp_path: Path, tiny: Path, engine: str) -> None:
     loaded(tiny, Settings(encode_threads=2)).close()
     done = subprocess.run(
         [sys.executable, "-c", FORK, str(tmp_path), str(tiny), engine],
@@ -383,10 +377,10 @@ def test_a_forked_child_shares_what_it_inherited(tmp_path: Path, tiny: Path, eng
     assert done.stdout == "0\n", done.stderr
 
 
-# -- What a model keeps -------------------------------------------------------------------------
+# -- Kept texts ---------------------------------------------------------------------------------
 
 
-def test_a_model_keeps_nothing_of_what_it_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_keeps_nothing_of_the_texts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = loaded(tiny)
     assert service.engine == "onnx"
     model = core(service)

@@ -1,10 +1,10 @@
-"""An `AsyncEmbedder` as an `Embedder`: threads call it, event loops do its work.
+"""Adapts an `AsyncEmbedder` to an `Embedder`: threads call it, and event loops do its work.
 
 Its coroutines run where a direct call would run them: on the event loop of the task that waits for
 the call, in a copy of that task's context. So a client that belongs to that loop, such as an
-aiohttp session, works as it does elsewhere. When every task that waited was cancelled, so is the
-coroutine. Where no task waits (a job in the background), or the loop ends meanwhile, they run on an
-event loop of this object's own, which lives until `close`.
+aiohttp session, works as usual. When all waiting tasks are cancelled, the coroutine is too. If no
+task waits (in a background job), or the loop ends meanwhile, coroutines run on the adapter's own
+event loop, which lives until `close`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,35 @@ from kronos.errors import KronosError, StoreClosedError
 if TYPE_CHECKING:
     from kronos.types import AsyncEmbedder, Embedder, Vectors
 
-_LOOK_EVERY_S = 0.1
+_CHECK_INTERVAL_S = 0.1
 _LONGEST_STANDSTILL_S = 1.0
-"""A loop that has not run for so long, as between two `run_until_complete`, counts as ended."""
+"""A loop that has not run for this long, as between two `run_until_complete`, counts as ended."""
 
 
-def is_awaited(method: object) -> bool:
-    """Whether what a function returns is to be awaited, as far as can be told beforehand."""
+def returns_awaitable(method: object) -> bool:
+    """Whether a function returns an awaitable, as far as that is known without calling it."""
     while isinstance(method, functools.partial):
         method = method.func
-    called = getattr(method, "__call__", None)  # noqa: B004 - of an object that is called
+    called = getattr(method, "__call__", None)  # noqa: B004 - may be a callable object
     return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(called)
 
 
-class AwaitedEmbedder:
-    """An `Embedder` over one whose methods may have to be awaited. Threads may share it.
+class AsyncEmbedderAdapter:
+    """An `Embedder` over an embedder whose methods may return awaitables. Thread-safe.
 
     Args:
-        embedder: an `AsyncEmbedder`, or a plain one, whose methods the calling thread then runs.
+        embedder: an `AsyncEmbedder`, or an `Embedder`, whose methods run on the calling thread.
     """
 
     def __init__(self, embedder: Embedder | AsyncEmbedder) -> None:
         self._embedder = embedder
         self._own = _OwnLoop()
         self._is_open = True
-        self.is_async = any(map(is_awaited, (embedder.embed_documents, embedder.embed_queries)))
-        """Whether an event loop works for it. Of a plain function that returns a coroutine this is
-        known from its first call on."""
+        self.is_async = any(
+            map(returns_awaitable, (embedder.embed_documents, embedder.embed_queries))
+        )
+        """Whether an event loop runs its methods. For a plain function that returns a coroutine,
+        this is known only after its first call."""
 
     @property
     def model_id(self) -> str:
@@ -61,7 +63,7 @@ class AwaitedEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this embedder from one whose vectors cannot be compared."""
+        """Equal only for embedders whose vectors can be compared."""
         return self._embedder.fingerprint
 
     @property
@@ -70,10 +72,10 @@ class AwaitedEmbedder:
         return self._embedder.dim
 
     def __getattr__(self, name: str) -> Any:
-        # What an embedder may say beside the protocol, such as `max_tokens` or `revision`.
+        # Optional attributes beyond the protocol, such as `max_tokens` or `revision`.
         value = getattr(self._embedder, name)
-        if is_awaited(value):
-            raise AttributeError(f"{name} of {type(self._embedder).__name__} is to be awaited")
+        if returns_awaitable(value):
+            raise AttributeError(f"{name} of {type(self._embedder).__name__} must be awaited")
         return value
 
     def embed_documents(self, texts: Sequence[str], /) -> Vectors:
@@ -81,11 +83,11 @@ class AwaitedEmbedder:
         return self._call(self._embedder.embed_documents, texts)
 
     def embed_queries(self, texts: Sequence[str], /) -> Vectors:
-        """Embed questions: (n, dim) float32."""
+        """Embed queries: (n, dim) float32."""
         return self._call(self._embedder.embed_queries, texts)
 
     def _call(self, method: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> Vectors:
-        if is_awaited(method):
+        if returns_awaitable(method):
             return self._await(method, texts)
         made: Vectors = method(texts)
         if not inspect.isawaitable(made):
@@ -106,31 +108,31 @@ class AwaitedEmbedder:
         loop = waiting[0].loop if waiting else None
         if loop is not None and loop.is_running():
             with suppress(_LoopEndedError):
-                return _run(call(made), loop, self._check_wanted)
+                return _run(call(made), loop, self._check_needed)
             made = None  # it was cancelled with its loop
-        self._check_wanted()
+        self._check_needed()
         try:
-            return _run(call(made), self._own.running(), self._check_wanted)
+            return _run(call(made), self._own.running(), self._check_needed)
         except _LoopEndedError:
             raise StoreClosedError from None
 
-    def _check_wanted(self) -> None:
+    def _check_needed(self) -> None:
         if not self._is_open:
             raise StoreClosedError
         check_not_cancelled()
 
     def open(self) -> None:
-        """Let it be called."""
+        """Allow calls, also again after `close`."""
         self._is_open = True
 
     def close(self) -> None:
-        """Cancel what is awaited, and end the event loop of its own."""
+        """Cancel running coroutines, and end the adapter's own event loop."""
         self._is_open = False
         self._own.close()
 
 
 class _LoopEndedError(Exception):
-    """The event loop came to its end before the coroutine did."""
+    """The event loop ended before the coroutine did."""
 
 
 def _run(
@@ -138,14 +140,14 @@ def _run(
     loop: asyncio.AbstractEventLoop,
     check: Callable[[], None],
 ) -> Vectors:
-    """Run a coroutine on a loop that another thread runs, until `check` raises."""
+    """Run a coroutine on another thread's event loop, until it ends or `check` raises."""
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # closed since it was looked at
+    except RuntimeError:  # closed since it was checked
         coroutine.close()
         raise _LoopEndedError from None
     seen_running = time.monotonic()
-    while not wait([future], _LOOK_EVERY_S).done:
+    while not wait([future], _CHECK_INTERVAL_S).done:
         if loop.is_running():
             seen_running = time.monotonic()
         elif loop.is_closed() or time.monotonic() - seen_running > _LONGEST_STANDSTILL_S:
@@ -166,14 +168,14 @@ def _give_up(
     future: Future[Any], coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
 ) -> None:
     if not loop.is_closed():
-        with suppress(RuntimeError):  # closed this very moment
+        with suppress(RuntimeError):  # closed just now
             future.cancel()
     elif inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
         coroutine.close()  # else Python warns that it was never awaited
 
 
 class _OwnLoop:
-    """An event loop on a thread, started when it is first needed."""
+    """An event loop on its own thread, started on first use."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -185,12 +187,12 @@ class _OwnLoop:
         """Nothing to do."""
 
     def after_fork(self, in_child: bool) -> None:
-        """A child has no thread but the one that forked."""
+        """Forget the loop in the child, where its thread does not exist."""
         if in_child:
             self._loop = self._thread = None
 
     def running(self) -> asyncio.AbstractEventLoop:
-        """The loop, which runs."""
+        """The running loop."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -201,7 +203,7 @@ class _OwnLoop:
             return self._loop
 
     def close(self) -> None:
-        """Cancel what runs on it, and end it."""
+        """Cancel the loop's tasks, and end it."""
         with self._lock:
             loop, self._loop = self._loop, None
             thread, self._thread = self._thread, None

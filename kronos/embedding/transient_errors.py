@@ -1,8 +1,8 @@
-"""Which failures of an embedder pass by themselves, and how long it asks to be left alone.
+"""Tells transient failures of an embedder from lasting ones, and how long it asks to wait.
 
-A hosted API fails with an exception of its own library, which is not imported here. It is known by
-what such libraries share: a status of HTTP, a code, the names of its classes, an errno, the words
-of its message; by its own or by those of an exception that it was raised from.
+A hosted API fails with an exception of its own client library, which is not imported here. It is
+classified by what such libraries have in common: an HTTP status, a code, class names, an errno, the
+words of the message. The exceptions that it was raised from count too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from itertools import takewhile
 from typing import Any
 
-from kronos.embedding.sentence import is_out_of_memory
+from kronos.embedding.foreign_errors import is_out_of_memory
 from kronos.errors import TransientEmbeddingError
 
 _STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, *range(520, 525), 529, 598, 599})
@@ -28,8 +28,8 @@ _ERRNOS = frozenset(
     ENETDOWN ENETRESET ENETUNREACH EPIPE ETIMEDOUT""".split()
     if hasattr(errno, name)
 )
-# Names of classes and codes, in small letters, without anything between the words.
-_PASSING_NAME = re.compile(
+# Names of classes and codes, in lower case, without separators between words.
+_TRANSIENT_NAME = re.compile(
     "ratelimit|toomanyrequests|throttl|slowdown|quota|resourceexhausted|requestlimit"
     "|throughputexceeded|overload|timeout|timedout|deadlineexceeded|unavailable|connecterror"
     "|connection|disconnected|internalserver|servererror|badgateway|gateway|networkerror"
@@ -41,7 +41,7 @@ _LASTING_NAME = re.compile(
     "authentication|permissiondenied|unauthorized|forbidden|badrequest|invalidrequest|notfound"
     "|unprocessable|invalidargument|certverification|contentfilter|contentpolicy"
 )
-_PASSING_WORDS = re.compile(
+_TRANSIENT_WORDS = re.compile(
     r"""rate.?limit|too\ many\ requests|quota|throttl|tim(?:ed|e)?[ -]?out|deadline\ exceeded
     |temporar(?:y|ily)|(?:try|retry)\ (?:again\ )?(?:later|in\ |after)|retry-after|overloaded
     |over\ capacity|slow\ down|unavailable|bad\ gateway|internal\ server\ error
@@ -49,8 +49,8 @@ _PASSING_WORDS = re.compile(
     |broken\ pipe|remote\ end\ closed|server\ disconnected|network\ is\ (?:unreachable|down)
     |no\ route\ to\ host|name\ resolution|max\ retries|eof\ occurred\ in\ violation
     |resource.?exhausted|currently\ loading|(?:server|database|service)\ is\ (?:busy|locked)
-    # A number is a status where it begins the message, or stands behind a word that says so:
-    # a text of 429 tokens is no quota.
+    # A number is a status at the beginning of the message, or after a word such as "status":
+    # a text of 429 tokens is not a quota.
     |(?:^|\b(?:http|status|code|error|response|responded|returned|answered|got\ an?)\b)
      (?:\W|\b(?:an?|with|code|error|status|http(?:/[\d.]+)?|was)\b)*
      (?:408|425|429|500|502|503|504|529)\b
@@ -59,8 +59,8 @@ _PASSING_WORDS = re.compile(
     re.VERBOSE,
 )
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
-# What a text or a program is at fault for; such a message may say anything of the text.
-_OF_THE_CALL = (
+# Errors that a text or a program causes; their messages may quote anything from the text.
+_CALLERS_FAULT = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -89,80 +89,85 @@ _WAIT_IN_WORDS = re.compile(
 )
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|mil|h|m)?")
 _UNIT_S = {"ms": 0.001, "mil": 0.001, "h": 3600.0, "m": 60.0}
-_MOST_LINKS = 20
-_MOST_OF_A_MESSAGE = 4000
+_MAX_LINKS = 20
+_MAX_MESSAGE = 4000
 _QUOTED = 12
-"""Characters from which on a text is known again in a message without quotation marks."""
+"""From this many characters on, a text is recognized in a message without quotation marks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
-    """A failure that passes."""
+class TransientFailure:
+    """A failure that is worth a retry."""
 
     retry_after_s: float | None
-    """How long to wait at least, as it says itself; None where it does not."""
+    """The least wait in seconds that the embedder asks for; None if it asks for none."""
 
 
-def passing(
-    error: BaseException, texts: Sequence[str] = (), *, beyond: BaseException | None = None
-) -> Passing | None:
-    """Tell a failure that passes from one that comes again: None for the latter.
+def find_transient_failure(
+    error: BaseException, texts: Sequence[str] = (), *, handled: BaseException | None = None
+) -> TransientFailure | None:
+    """Tell a transient failure from a lasting one.
 
     Args:
         error: what the embedder raised.
-        texts: what it was asked to embed: words of theirs in a message say nothing.
-        beyond: an exception that was being handled before the embedder was called; it and what lies
-            behind it are none of the embedder's.
+        texts: the texts to embed: their words do not count where a message quotes them.
+        handled: an exception that was being handled before the embedder was called. It and its
+            causes are not the embedder's.
+
+    Returns:
+        None if the failure is lasting.
     """
-    links = [*_chain(error, beyond)]
+    links = [*_chain(error, handled)]
     if any(_name(link) == "SSLCertVerificationError" for link in links):
         return None
-    verdicts = (_passes(link, texts) for link in links)
+    verdicts = (_is_transient(link, texts) for link in links)
     if not next((verdict for verdict in verdicts if verdict is not None), False):
         return None
     waits = (_asked_wait(link) for link in links)
-    return Passing(next((wait for wait in waits if wait is not None), None))
+    return TransientFailure(next((wait for wait in waits if wait is not None), None))
 
 
-def _chain(error: BaseException, beyond: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it came from, the outermost first."""
-    todo, seen = [error], {id(beyond)}
-    while todo and len(seen) <= _MOST_LINKS:
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its causes, the outermost first."""
+    todo, seen = [error], {id(handled)}
+    while todo and len(seen) <= _MAX_LINKS:
         link = todo.pop(0)
         if id(link) not in seen:
             seen.add(id(link))
             yield link
-            todo += _behind(link)
+            todo += _causes(link)
 
 
-def _behind(link: BaseException) -> list[BaseException]:
+def _causes(link: BaseException) -> list[BaseException]:
     context = None if link.__suppress_context__ else link.__context__
     found = [link.__cause__ or context, *link.args]
-    # urllib and urllib3 give a reason, aiohttp an os_error, an ExceptionGroup its exceptions.
+    # urllib and urllib3 have a reason, aiohttp an os_error, an ExceptionGroup its exceptions.
     found += [_attribute(link, name) for name in ("reason", "os_error")]
     group = _attribute(link, "exceptions")
     found += group if isinstance(group, list | tuple) else ()
     return [each for each in found if isinstance(each, BaseException)]
 
 
-def _passes(link: BaseException, texts: Sequence[str]) -> bool | None:
-    """Whether one exception says that it passes; None when it says nothing of that."""
+def _is_transient(link: BaseException, texts: Sequence[str]) -> bool | None:
+    """Whether one exception is transient; None if it does not tell."""
     if isinstance(link, TransientEmbeddingError):
         return True
     if is_out_of_memory(link):
         return False
     codes = _joined(_codes(link))
     if (status := _status(link)) is not None:
-        # AWS says with status 400 that it throttles.
-        return status in _STATUSES or (status == 400 and bool(_PASSING_NAME.search(codes)))
+        # AWS throttles with status 400.
+        return status in _STATUSES or (status == 400 and bool(_TRANSIENT_NAME.search(codes)))
     names = f"{codes} {_joined(kind.__name__ for kind in type(link).__mro__)}"
-    if _PASSING_NAME.search(names):
+    if _TRANSIENT_NAME.search(names):
         return True
     if _LASTING_NAME.search(names):
         return False
     if isinstance(link, OSError) and link.errno in _ERRNOS:
         return True
-    says_so = not isinstance(link, _OF_THE_CALL) and _PASSING_WORDS.search(_message(link, texts))
+    says_so = not isinstance(link, _CALLERS_FAULT) and _TRANSIENT_WORDS.search(
+        _message(link, texts)
+    )
     return True if says_so else None
 
 
@@ -175,15 +180,15 @@ def _name(link: BaseException) -> str:
 
 
 def _attribute(thing: object, name: str) -> Any:
-    """An attribute of a foreign object, or an item of a mapping; None where there is none."""
+    """An attribute of a foreign object, or an item of a mapping; None if it is missing."""
     try:
         return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-    except Exception:  # a property of theirs that fails
+    except Exception:  # a property that raises
         return None
 
 
-def _told(link: BaseException) -> Iterator[Any]:
-    """What an exception, and the answer that it holds, say under the names of a status."""
+def _status_values(link: BaseException) -> Iterator[Any]:
+    """The values of an exception, and of its response, under any name of a status."""
     response = _attribute(link, "response")
     for place in (link, response, _attribute(response, "ResponseMetadata")):
         for name in (*_STATUS_NAMES, "HTTPStatusCode"):
@@ -200,8 +205,8 @@ def _call(value: Any) -> Any:
 
 
 def _status(link: BaseException) -> int | None:
-    """The status of HTTP from 400 on that an exception bears."""
-    for value in _told(link):
+    """The HTTP status of an exception, from 400 on."""
+    for value in _status_values(link):
         number = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(number, int) and 400 <= number <= 599:
             return int(number)
@@ -209,15 +214,15 @@ def _status(link: BaseException) -> int | None:
 
 
 def _codes(link: BaseException) -> list[str]:
-    """The codes in words that an exception bears, e.g. "ThrottlingException", "UNAVAILABLE"."""
-    named = [getattr(value, "name", value) for value in _told(link)]
+    """The codes of an exception in words, such as "ThrottlingException" or "UNAVAILABLE"."""
+    named = [getattr(value, "name", value) for value in _status_values(link)]
     return [name for name in named if isinstance(name, str) and not name.isdecimal()]
 
 
 def _message(link: BaseException, texts: Sequence[str]) -> str:
-    """The message in small letters, without what it quotes of the texts."""
-    message = str(link)[:_MOST_OF_A_MESSAGE]
-    for text in (text[:_MOST_OF_A_MESSAGE] for text in texts):
+    """The message in lower case, without what it quotes from the texts."""
+    message = str(link)[:_MAX_MESSAGE]
+    for text in (text[:_MAX_MESSAGE] for text in texts):
         for form in {text, repr(text)[1:-1]} - {message}:
             message = _without(message, form)
     return message.lower()
@@ -242,10 +247,10 @@ def _are_equal(pair: tuple[str, str]) -> bool:
 
 
 def _asked_wait(link: BaseException) -> float | None:
-    """For how many seconds an exception asks."""
+    """The wait in seconds that an exception asks for."""
     found = [_seconds(_attribute(link, name)) for name in _WAIT_NAMES]
     found += [_wait_of_headers(headers) for headers in _headers(link)]
-    if (words := _WAIT_IN_WORDS.search(str(link)[:_MOST_OF_A_MESSAGE].lower())) is not None:
+    if (words := _WAIT_IN_WORDS.search(str(link)[:_MAX_MESSAGE].lower())) is not None:
         found.append(_seconds_in_words(words["time"]))
     return next((seconds for seconds in found if seconds is not None), None)
 
@@ -260,14 +265,14 @@ def _headers(link: BaseException) -> list[Any]:
 def _wait_of_headers(headers: Any) -> float | None:
     try:
         named = {str(name).lower(): value for name, value in headers.items()}
-    except Exception:  # no headers that we know
+    except Exception:  # headers of an unknown kind
         return None
     exact = _seconds(named.get("retry-after-ms"))
     return _seconds(named.get("retry-after")) if exact is None else exact / 1000
 
 
 def _seconds(value: Any) -> float | None:
-    """A wait as a library or a header gives it: a number, a timedelta, or a date of HTTP."""
+    """A wait in seconds, from a number, a timedelta, or an HTTP header's number or date."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, str):
@@ -289,6 +294,6 @@ def _seconds_of_header(value: str) -> float | None:
 
 
 def _seconds_in_words(text: str) -> float | None:
-    """What "20", "1.5 seconds", "6m0s" or "250ms" says; None where there is no number."""
+    """The seconds of "20", "1.5 seconds", "6m0s" or "250ms"; None if there is no number."""
     parts = [(float(number), unit) for number, unit in _TIMES.findall(text.lower())]
     return sum(number * _UNIT_S.get(unit, 1.0) for number, unit in parts) if parts else None

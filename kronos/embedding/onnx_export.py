@@ -1,11 +1,10 @@
 """Exports: a local model as a graph for ONNX Runtime, made once and kept for later processes.
 
-An export is a folder named by the fingerprint of its model. It holds the graph, the vocabulary as
-the loaded reference used it, the vectors that the reference gave to fixed probe texts, and
-`export.json`, which says how to read and the checksum of all of them. It counts for a model's
-folder only while that folder's fingerprint is its own, its checksums hold and its vectors of the
-probes agree with the reference; no torch is needed to see that. Deleting an export costs the making
-of another.
+An export is a folder named after its model's fingerprint. It holds the graph, the vocabulary as the
+reference loaded it, the reference's vectors of fixed probe texts, and `export.json`, which tells
+how to read, and the checksums of the other files. It is used for a model's folder only if the
+fingerprints are equal, the checksums hold, and its vectors of the probe texts agree with the
+reference's. No torch is needed to check that. A deleted export is made again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kronos.embedding.fingerprint import file_sha256, model_fingerprint, prompts_sha256
-from kronos.embedding.onnx import INPUTS, POOLINGS, OnnxModel, Recipe
+from kronos.embedding.onnx_model import INPUTS, POOLINGS, OnnxModel, Recipe
 from kronos.embedding.sentence import Reading
 from kronos.files import make_folder, publishing_folder
 
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 _FORMAT = "kronos-onnx-1"
 _ABOUT, _GRAPH, _VOCABULARY, _PROBES = "export.json", "model.onnx", "tokenizer.json", "probes.npy"
 _OPSET = 17
-AGREES = 1e-5
-"""How far a number of a unit vector may be from the reference's."""
+TOLERANCE = 1e-5
+"""The largest difference between a number of a unit vector and the reference's."""
 _SHORT_PROBES = (
     "",
     "A cat sleeps on the warm stone.",
@@ -43,17 +42,17 @@ _SHORT_PROBES = (
     "def area(r): return 3.14159 * r ** 2  # Größe, naïve",
     "日本語の文 and an emoji 🎉",
 )
-# Longer than most models read, so it is cut; it is not read at each start.
+# The last text is longer than most models read, so it is truncated; it is not read at each start.
 _PROBE_TEXTS = (*_SHORT_PROBES, "The river rose, and the ferry did not run. " * 80)
 
 
 class NotExportableError(Exception):
-    """The model does something that the fast engine does not know."""
+    """The model does something that the fast engine does not support."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An export that was checked and opened."""
+    """A checked and opened export."""
 
     model: OnnxModel
     reading: Reading
@@ -63,18 +62,21 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export of a model, as it says itself."""
+    """An export of a model, described by its `export.json`."""
 
     folder: Path
     facts: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """The model's."""
+        """The model's fingerprint."""
         return str(self.facts["fingerprint"])
 
     def open(self, threads: int) -> Opened:
-        """Check and open it; it computes with so many threads.
+        """Check and open it.
+
+        Args:
+            threads: the number of threads that it computes with.
 
         Raises:
             Exception: it is damaged, or no longer agrees with the reference.
@@ -83,11 +85,11 @@ class Export:
 
 
 def find_export(folder: Path, places: Sequence[Path]) -> Export | None:
-    """Find the export of the model in a folder; None where there is none.
+    """Find the export of the model in a folder; None if there is none.
 
     Args:
-        folder: the model's own folder.
-        places: folders that hold exports.
+        folder: the model's folder.
+        places: folders of exports.
     """
     for place in places:
         for about in _reports(place):
@@ -99,20 +101,20 @@ def find_export(folder: Path, places: Sequence[Path]) -> Export | None:
 def make_export(
     folder: Path, model: Any, reading: Reading, fingerprint: str, *, places: Sequence[Path]
 ) -> None:
-    """Export a loaded SentenceTransformer into the first of some places that can be written.
+    """Export a loaded SentenceTransformer into the first writable folder.
 
     Args:
-        folder: where it was loaded from.
+        folder: the folder that it was loaded from.
         model: the reference, on a CPU.
         reading: how it reads.
         fingerprint: its fingerprint.
-        places: folders that hold exports; made where they are missing.
+        places: folders of exports; created if they are missing.
 
     Raises:
-        NotExportableError: it does something that the fast engine does not know, or the export's
+        NotExportableError: it does something that the fast engine does not support, or the export's
             vectors do not agree with its own.
-        OSError: no place can be written.
-        Exception: whatever torch raises on a model that it cannot export.
+        OSError: no folder is writable.
+        Exception: whatever torch raises for a model that it cannot export.
     """
     recipe = _recipe_of(model, reading)
     failure: OSError | None = None
@@ -128,14 +130,14 @@ def make_export(
                 continue
             _write(made, folder, model, reading, recipe, fingerprint)
         return
-    raise failure or OSError("there is no place for it")
+    raise failure or OSError("there is no folder for exports")
 
 
 # -- Reading ---------------------------------------------------------------------------------
 
 
 def _reports(place: Path) -> list[Path]:
-    """What the exports in a place say of themselves; a place that cannot be read holds none."""
+    """The `export.json` files of the exports in a folder; none if it cannot be read."""
     try:
         return sorted(place.glob(f"*/{_ABOUT}"))
     except OSError:
@@ -143,7 +145,7 @@ def _reports(place: Path) -> list[Path]:
 
 
 def _facts_for(folder: Path, about: Path) -> dict[str, Any] | None:
-    """What an export says of itself, when it is one of this folder's model."""
+    """The contents of an `export.json`; None if it is not of this folder's model."""
     try:
         facts: dict[str, Any] = json.loads(about.read_bytes())
         if facts["format"] != _FORMAT or facts["prompts"] != prompts_sha256(folder):
@@ -155,7 +157,7 @@ def _facts_for(folder: Path, about: Path) -> dict[str, Any] | None:
 
 
 def _open(export: Path, facts: dict[str, Any], threads: int) -> Opened:
-    # The sums are taken while the graph is opened: both are long, and no use without the other.
+    # Checksums are computed while the graph is opened: both take long, and both are needed.
     with ThreadPoolExecutor(1) as pool:
         damaged = pool.submit(_damaged_file, export, facts)
         model = OnnxModel(
@@ -186,31 +188,32 @@ def _vectors(model: Any, texts: Sequence[str], reading: Reading) -> Vectors:
 
 def _check_agreement(rows: Vectors, expected: Vectors) -> None:
     apart = float(np.abs(rows - expected).max()) if rows.shape == expected.shape else np.inf
-    if not apart <= AGREES:  # NaN is no agreement
+    if not apart <= TOLERANCE:  # also true for NaN
         raise NotExportableError(
-            f"its vectors are {apart:.1g} from those of sentence-transformers, {AGREES:g} at most"
+            f"its vectors differ by {apart:.1g} from those of sentence-transformers, "
+            f"at most {TOLERANCE:g} is allowed"
         )
 
 
-# -- Making ----------------------------------------------------------------------------------
+# -- Writing ---------------------------------------------------------------------------------
 
 
 def _recipe_of(model: Any, reading: Reading) -> Recipe:
-    """How to do what a loaded model's modules do.
+    """The recipe that does what a loaded model's modules do.
 
     Raises:
-        NotExportableError: they do something else.
+        NotExportableError: no recipe can do it.
     """
     kinds = [type(module).__name__ for module in model]
-    # All vectors are scaled to unit length in the end, so Normalize needs nothing done.
+    # All vectors are scaled to unit length at the end, so Normalize needs no step of its own.
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise NotExportableError(f"it is made of {', '.join(kinds)}")
+        raise NotExportableError(f"its modules are {', '.join(kinds)}")
     transformer, pooling = model[0], model[1]
     _check_transformer(transformer)
     if pooling.pooling_mode not in POOLINGS:
         raise NotExportableError(f"its pooling is {pooling.pooling_mode}")
     if not pooling.include_prompt and (reading.document_prompt or reading.query_prompt):
-        raise NotExportableError("its pooling leaves the prompt out")
+        raise NotExportableError("its pooling excludes the prompt")
     return Recipe(
         max_tokens=reading.max_tokens,
         pooling=pooling.pooling_mode,
@@ -232,14 +235,14 @@ def _check_transformer(transformer: Any) -> None:
         if (found := getattr(transformer, name, expected)) != expected:
             raise NotExportableError(f"its {name} is {found!r}")
     if list(getattr(transformer, "modality_config", ["text"])) != ["text"]:
-        raise NotExportableError("it reads more than texts")
+        raise NotExportableError("it reads more than text")
     tokenizer = transformer.tokenizer
     if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
-        raise NotExportableError("its tokenizer has no tokenizer.json, or pads with no token")
+        raise NotExportableError("its tokenizer has no tokenizer.json, or no padding token")
     if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
-        raise NotExportableError("its tokenizer pads or cuts on the left")
+        raise NotExportableError("its tokenizer pads or truncates on the left")
     if any(tensor.dtype.itemsize != 4 for tensor in transformer.parameters()):
-        raise NotExportableError("its weights are no float32")
+        raise NotExportableError("its weights are not float32")
 
 
 def _write(
@@ -267,15 +270,15 @@ def _write(
 def _take_own_graph(
     made: Path, folder: Path, recipe: Recipe, reading: Reading, expected: Vectors
 ) -> bool:
-    """Take the graph that the model's folder brings, if it is one and agrees."""
+    """Copy the graph that the model's folder brings, if there is one that agrees."""
     own = folder / "onnx" / "model.onnx"
-    # With its weights in a second file it would not be whole.
+    # A graph with its weights in a second file would be incomplete.
     if not own.is_file() or any(own.parent.glob("model.onnx?data*")):
         return False
     try:
         shutil.copyfile(own, made / _GRAPH)
         _check_graph(made, recipe, reading, expected)
-    except Exception:  # of another model, of another precision, damaged: then one is made
+    except Exception:  # of another model or precision, or damaged: then one is exported
         return False
     return True
 
@@ -290,7 +293,7 @@ def _export_graph(transformer: Any, tokenizer: Any, path: Path) -> None:
 
     import torch
 
-    # Two texts of two lengths: neither number of the example is written down as a constant.
+    # Two texts of two lengths, so that no size of the example becomes a constant in the graph.
     example = tokenizer(["a", "a cat sleeps on warm stone"], padding=True, return_tensors="pt")
     known = inspect.signature(transformer.forward).parameters
     names = [name for name in INPUTS if name in example and name in known]
@@ -305,7 +308,7 @@ def _export_graph(transformer: Any, tokenizer: Any, path: Path) -> None:
             return self.transformer(**given, return_dict=False)[0]
 
     with _plain_attention(transformer), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # advice for developers
+        warnings.simplefilter("ignore")  # advice for developers of exporters
         torch.onnx.export(
             Tokens().eval(),
             tuple(example[name] for name in names),
@@ -322,13 +325,13 @@ def _export_graph(transformer: Any, tokenizer: Any, path: Path) -> None:
 
 @contextmanager
 def _plain_attention(transformer: Any) -> Iterator[None]:
-    """Attention in single steps, which ONNX Runtime joins better than torch's own operator."""
+    """Use attention in single steps, which ONNX Runtime fuses better than torch's own operator."""
     before = getattr(transformer.config, "_attn_implementation", None)
     if before is None:
         yield
         return
     try:
-        with suppress(ValueError):  # the model knows but one
+        with suppress(ValueError):  # the model supports only one kind
             transformer.set_attn_implementation("eager")
         yield
     finally:
@@ -336,7 +339,7 @@ def _plain_attention(transformer: Any) -> Iterator[None]:
 
 
 def _is_as_good(export: Path, made: Path) -> bool:
-    """Whether an export says the same of itself as another one, and holds what it says."""
+    """Whether an existing export has the same description as a new one, and is undamaged."""
     try:
         facts = json.loads((made / _ABOUT).read_bytes())
         same = bool(json.loads((export / _ABOUT).read_bytes()) == facts)

@@ -1,8 +1,8 @@
-"""A model as ONNX Runtime runs it: texts to vectors by `tokenizers` and a graph, without torch.
+"""`OnnxModel`: a model that ONNX Runtime runs: texts to vectors by `tokenizers`, without torch.
 
-Owns what is done to a text on the way and must equal what sentence-transformers does: special
-tokens, the model's own limit, padding, pooling. It looks to `SentenceEmbedder` like a loaded
-SentenceTransformer. Where graphs come from is `kronos.embedding.export`'s work.
+It does to a text exactly what sentence-transformers does: special tokens, the model's own limit,
+padding, pooling. `SentenceEmbedder` uses it like a loaded SentenceTransformer. Its graphs come from
+`kronos.embedding.onnx_export`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "max"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""What a graph may ask for; no text has anything else to give."""
+"""The inputs that a graph may have; a text provides no others."""
 OUTPUTS = ("last_hidden_state", "token_embeddings")
-"""What the vectors of the tokens are called in a graph."""
+"""The names that the output of token vectors has in graphs."""
 _PACKAGES = ("onnxruntime", "tokenizers")
 _INSTALL = "run pip install 'kronos-memory[fast]'"
 
 
 def why_not_installed() -> str | None:
-    """Which package is missing, and how to get it; None when all are there."""
+    """Which package is missing, and how to install it; None if none is."""
     for name in _PACKAGES:
         try:
             found = importlib.util.find_spec(name) is not None
-        except (ImportError, ValueError):  # blocked, or put in place by hand
+        except (ImportError, ValueError):  # blocked, or not installed as a package
             found = False
         if not found:
             return f"the package {name} is not installed: {_INSTALL}"
@@ -45,40 +45,40 @@ def why_not_installed() -> str | None:
 
 
 def import_ahead() -> None:
-    """Import the libraries beside whatever comes next, which is the reading of the weights."""
+    """Import the libraries on a thread, while the weights are read."""
     threading.Thread(target=_import_libraries, daemon=True, name="kronos-import").start()
 
 
 def _import_libraries() -> None:
-    with suppress(Exception):  # whoever needs them is told
+    with suppress(Exception):  # the first use reports it
         for name in _PACKAGES:
             importlib.import_module(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a text becomes a vector, beside the graph and the vocabulary."""
+    """How a text becomes a vector, beyond the graph and the vocabulary."""
 
     max_tokens: int | None
-    """Tokens that are read, special ones included; None: no limit."""
+    """Tokens that are read, special tokens included; None: no limit."""
     pooling: Pooling
     pad_id: int
     truncate_dim: int | None
-    """The width to which vectors are cut; None: they are not."""
+    """The width to which vectors are truncated; None: they are not."""
 
 
 class OnnxModel:
-    """What stands in the place of a loaded SentenceTransformer. One thread at a time.
+    """A replacement for a loaded SentenceTransformer. Used by one thread at a time.
 
     Args:
         graph: the file of the graph.
         vocabulary: a tokenizer.json.
-        recipe: what else there is to do.
-        threads: how many threads multiply matrices.
+        recipe: how a text becomes a vector.
+        threads: the number of threads that multiply matrices.
 
     Raises:
-        Exception: whatever the libraries make of a broken file.
-        ValueError: the graph asks for what no text has, or gives no vectors of tokens.
+        Exception: whatever the libraries raise for a broken file.
+        ValueError: the graph has an unknown input, or no output of token vectors.
     """
 
     device = "cpu"
@@ -91,7 +91,7 @@ class OnnxModel:
         self._threads = threads
         self._session: Any = open_session(graph, threads)
         self._inputs, self._output = check_graph(self._session)
-        # A shipped tokenizer.json may cut and pad to a length that is not the model's.
+        # A shipped tokenizer.json may truncate and pad to a length that is not the model's.
         self._tokenizer: Any = Tokenizer.from_file(str(vocabulary))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -102,13 +102,13 @@ class OnnxModel:
         """Nothing to do."""
 
     def after_fork(self, in_child: bool) -> None:
-        """Open the session anew in a child, where its threads are not."""
+        """Open a new session in the child, where the threads of the old one do not exist."""
         if in_child and self._threads > 1:
-            keep_forever(self._session)  # it would wait for them for ever
+            keep_forever(self._session)  # freeing it would wait for its threads forever
             self._session = None
 
     def tokenizer(self, texts: Sequence[str], **_options: object) -> Mapping[str, list[list[int]]]:
-        """The tokens of texts, the dropped ones too; what is not cut need not be read again."""
+        """The tokens of texts, without truncation. Texts within the limit are kept for encoding."""
         read = self._tokenizer.encode_batch(list(texts))
         most = self._recipe.max_tokens
         self._whole = {
@@ -119,11 +119,11 @@ class OnnxModel:
         return {"input_ids": [tokens.ids for tokens in read]}
 
     def forget(self) -> None:
-        """Keep nothing of the texts that were read."""
+        """Drop the tokens of texts that were kept for encoding."""
         self._whole = {}
 
     def encode_document(self, texts: Sequence[str], *, prompt: str = "", **_: object) -> Vectors:
-        """Read texts in one batch: (n, dim) float32, of any length."""
+        """Encode texts in one batch: (n, dim) float32 rows, of any length."""
         rows = [self._whole.get(prompt + text) for text in texts]
         cut = [at for at, tokens in enumerate(rows) if tokens is None]
         if cut:
@@ -165,25 +165,25 @@ def open_session(graph: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that wait in a loop take the core that another process wants.
+    # Spinning threads would take cores from other processes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised instead
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 def check_graph(session: Any) -> tuple[list[str], str]:
-    """The inputs of a graph, and the output that holds the vectors of the tokens.
+    """The inputs of a graph, and the name of its output of token vectors.
 
     Raises:
-        ValueError: it asks for what no text has, or gives no vectors of tokens.
+        ValueError: it has an unknown input, or no output of token vectors.
     """
     inputs = [each.name for each in session.get_inputs()]
     if unknown := [name for name in inputs if name not in INPUTS]:
-        raise ValueError(f"the graph asks for {unknown[0]}")
+        raise ValueError(f"the graph has an unknown input {unknown[0]}")
     for output in session.get_outputs():
         if output.name in OUTPUTS and len(output.shape) == 3:
             return inputs, str(output.name)
-    raise ValueError("the graph gives no vectors of tokens")
+    raise ValueError("the graph has no output of token vectors")
 
 
 def _pool(hidden: Any, mask: Any, pooling: Pooling) -> Vectors:

@@ -1,8 +1,8 @@
-"""Where a model's folder may lie: near places first, the network last.
+"""The places where a model's folder may be: local places first, the network last.
 
-`find_sources` names the places in order; each is a call that returns a folder, or None when the
-model is not there, or raises when something is wrong. Nothing is downloaded, and no network is
-asked, before every local place was tried, and nothing waits for a network that is not there.
+`find_sources` lists the places in order. Each is a function that returns a folder, or None if the
+model is not there, and raises if something is wrong. Nothing is downloaded, and no network is
+contacted, before every local place was tried. A missing network costs only a short timeout.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from kronos.embedding.fingerprint import file_sha256
+from kronos.embedding.foreign_errors import reason_of
 from kronos.embedding.registry import EMBEDDING_MODELS, OfflinePackage
-from kronos.errors import KronosError, ModelLoadError
+from kronos.errors import ModelLoadError
 from kronos.files import expanded
 from kronos.settings import SENTENCE_TRANSFORMERS_HOME, model_homes
 
@@ -31,7 +32,7 @@ Source: TypeAlias = Callable[[], Path | None]
 _ORGANIZATION = "sentence-transformers"
 _PORTS = {"http": 80, "https": 443}
 
-# What sentence-transformers reads of a model, and no copy of it for another library.
+# The files that sentence-transformers reads, without copies of the model for other libraries.
 _ALL_BUT_WEIGHTS = ["*.json", "*.txt", "*.model", "*.codes", "*.jinja"]
 _SAFETENSORS = ["*.safetensors"]
 _PICKLED = ["*pytorch_model*.bin"]
@@ -39,18 +40,18 @@ _OTHER_BACKENDS = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 
 
 def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[Source]:
-    """List the places where a model may be had, nearest first.
+    """List the places where a model may be, nearest first.
 
     Args:
         model: a preset, a folder, or a name on the Hugging Face hub.
-        cache_dir: a folder in the layout of the Hugging Face cache, looked into before the
-            user's own caches, and the place of downloads. None: the user's own alone; downloads go
-            to `SENTENCE_TRANSFORMERS_HOME` where that is set.
-        timeout_s: how long to look for a network.
+        cache_dir: a folder in the layout of the Hugging Face cache, searched before the user's own
+            caches, where downloads go. None: only the user's own caches; downloads go to
+            `SENTENCE_TRANSFORMERS_HOME` if it is set.
+        timeout_s: how long to wait for the network.
 
     Raises:
         ModelLoadError: the name is a path, and there is no such folder.
-        ValueError: the name can be no model's.
+        ValueError: the name cannot be a model's.
     """
     preset = EMBEDDING_MODELS.get(model)
     folder = expanded(model)
@@ -61,7 +62,7 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
             f"there is no folder {model!r}: give a folder that holds a model, the name of one on "
             f"the Hugging Face hub, or one of {', '.join(EMBEDDING_MODELS)}"
         )
-    # The hub's library takes its time to import; a preset's name needs no check.
+    # The hub's library is slow to import, and a preset's name needs no check.
     repo_ids = [preset.name] if preset else _repo_ids(model)
     near: list[Source] = []
     if preset is not None and preset.offline is not None:
@@ -74,13 +75,6 @@ def find_sources(model: str, cache_dir: Path | None, timeout_s: float) -> list[S
     return [*near, partial(_download, repo_ids, place, timeout_s)]
 
 
-def reason_of(exc: Exception) -> str:
-    """Say in one line why something failed; the libraries like to add advice for developers."""
-    if isinstance(exc, KronosError):
-        return str(exc)
-    return f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
-
-
 def _is_path(model: str) -> bool:
     return model.startswith(("/", ".", "~")) or "\\" in model or model.count("/") > 1
 
@@ -89,7 +83,7 @@ def _repo_ids(name: str) -> list[str]:
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(name)
-    # sentence-transformers itself takes a bare name for one of its own models first.
+    # sentence-transformers itself tries a bare name as one of its own models first.
     return [name] if "/" in name else [f"{_ORGANIZATION}/{name}", name]
 
 
@@ -119,7 +113,7 @@ def _in_cache(repo_id: str, cache_dir: Path | None) -> Path | None:
 
 
 def _in_home(repo_id: str, home: Path) -> Path | None:
-    """A model as older versions of sentence-transformers kept it: in a folder of its flat name."""
+    """A model in a folder of its flat name, where older sentence-transformers kept it."""
     folder = home / repo_id.replace("/", "_")
     is_model = any((folder / name).is_file() for name in ("modules.json", "config.json"))
     return folder if is_model and _has_weights(folder) else None
@@ -137,7 +131,7 @@ def _download(repo_ids: Sequence[str], cache_dir: Path | None, timeout_s: float)
     name = repo_ids[0]
     if constants.HF_HUB_OFFLINE:
         raise ModelLoadError(
-            f"{name} is in no local cache, and HF_HUB_OFFLINE forbids to download it: unset that "
+            f"{name} is in no local cache, and HF_HUB_OFFLINE forbids downloading it: unset it "
             f"once{_way_without_network(name)}"
         )
     if not _is_reachable(constants.ENDPOINT, timeout_s):
@@ -150,13 +144,13 @@ def _download(repo_ids: Sequence[str], cache_dir: Path | None, timeout_s: float)
             return _fetch(repo_id, cache_dir)
         except RepositoryNotFoundError:
             continue
-        except Exception as exc:  # of the network, the hub, the disk: all name their reason
+        except Exception as exc:  # from the network, the hub or the disk: all name their reason
             raise ModelLoadError(
                 f"downloading {repo_id} failed ({reason_of(exc)}): try again"
             ) from exc
     raise ModelLoadError(
-        f"{constants.ENDPOINT} has no model {name!r}, or it is private: the names that Kronos "
-        f"knows are {', '.join(EMBEDDING_MODELS)}"
+        f"{constants.ENDPOINT} has no model {name!r}, or it is private: check the name, or use a "
+        f"preset ({', '.join(EMBEDDING_MODELS)})"
     )
 
 
@@ -171,10 +165,9 @@ def _way_without_network(repo_id: str) -> str:
 
 
 def _fetch(repo_id: str, cache_dir: Path | None) -> Path:
-    """Download a model.
+    """Download a model's files; returns their folder.
 
-    The weights come last, so that a download that was cut short leaves none behind and is never
-    taken for a model.
+    The weights come last, so an interrupted download has none and is never mistaken for a model.
     """
     from huggingface_hub import snapshot_download
 
@@ -205,9 +198,9 @@ def _silent_bar() -> type:
 
 
 def _is_reachable(endpoint: str, timeout_s: float) -> bool:
-    """Whether a connection to the endpoint, or to the proxy that leads to it, can be made.
+    """Whether the endpoint, or the proxy that leads to it, accepts a connection in time.
 
-    A thread of its own keeps the time: no timeout bounds the look-up of a name.
+    It runs on its own thread, since no timeout limits the look-up of a host name.
     """
     host, port = _first_hop(endpoint)
     reached = threading.Event()

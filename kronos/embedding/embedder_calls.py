@@ -1,7 +1,7 @@
-"""Embedders, ours or a caller's own, and what they return: checked before it goes anywhere.
+"""Calls to embedders, Kronos's own or a program's; everything they return is checked first.
 
-A text is blamed for a failure only when the embedder works without it and fails on it again; what
-fails in passing is waited for, and never blames a text.
+A text is blamed for a failure only if the embedder works without it and fails on it again.
+Transient failures are retried, and no text is blamed for them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from kronos.embedding.awaited import is_awaited
-from kronos.embedding.passing import passing
-from kronos.embedding.patience import ONCE, Patience
-from kronos.embedding.sentence import is_out_of_memory
+from kronos.embedding.async_adapter import returns_awaitable
+from kronos.embedding.foreign_errors import is_out_of_memory
+from kronos.embedding.retry import NO_RETRY, RetryPolicy
 from kronos.embedding.service import EmbeddingService
+from kronos.embedding.transient_errors import find_transient_failure
 from kronos.errors import (
     ConfigurationError,
     DimensionMismatchError,
@@ -34,51 +34,51 @@ from kronos.validation import scale_to_unit, unusable_rows
 if TYPE_CHECKING:
     from kronos.types import Embedder, Vectors
 
-_HARMLESS = "Kronos asks whether the embedder still works."
+_HARMLESS = "Kronos checks whether the embedder still works."
 _METHODS = ("embed_documents", "embed_queries")
 
 
 def check_embedder(embedder: object) -> Embedder:
-    """Check that a caller's object is an embedder; a service that is not loaded yet is loaded.
+    """Check that a program's object is an embedder. An `EmbeddingService` is loaded.
 
     Raises:
-        ConfigurationError: it lacks a part of the `Embedder` protocol, or a part is a coroutine
-            function; names it.
+        ConfigurationError: it lacks a member of the `Embedder` protocol, or a member is a coroutine
+            function; the message names the member.
     """
     if isinstance(embedder, EmbeddingService):
         embedder.load()
         return embedder
     for name in ("model_id", "fingerprint"):
-        if not isinstance(value := _part(embedder, name), str) or not value:
+        if not isinstance(value := _member(embedder, name), str) or not value:
             raise _unfit(name, f"must be a str, not {value!r}")
-    width = _part(embedder, "dim")
+    width = _member(embedder, "dim")
     if _as_width(width) < 1:
-        raise _unfit("dim", f"must be a whole number from 1 on, not {width!r}")
-    methods = {name: _part(embedder, name) for name in _METHODS}
+        raise _unfit("dim", f"must be a whole number of at least 1, not {width!r}")
+    methods = {name: _member(embedder, name) for name in _METHODS}
     for name, method in methods.items():
         if not callable(method):
             raise _unfit(name, f"must be a method, not {method!r}")
     for name, method in methods.items():
-        if is_awaited(method):
+        if returns_awaitable(method):
             raise _unfit(
                 name,
-                "is a coroutine function, which only KronosMemory awaits: open the store with it, "
-                "or hand in an embedder whose methods return the vectors themselves",
+                "is a coroutine function, which only KronosMemory awaits: open the store with "
+                "KronosMemory, or pass an embedder whose methods return the vectors themselves",
             )
         if inspect.isasyncgenfunction(method):
             raise _unfit(name, "is an async generator, and must return all vectors at once")
     return cast("Embedder", embedder)
 
 
-def _part(embedder: object, name: str) -> Any:
+def _member(embedder: object, name: str) -> Any:
     try:
         return getattr(embedder, name, None)
-    except Exception as exc:  # a property of a caller's own
+    except Exception as exc:  # a property of the program's class
         raise _unfit(name, f"cannot be read ({type(exc).__name__}: {exc})") from exc
 
 
 def _as_width(value: object) -> int:
-    """A width as a number, NumPy's own integers too; 0 for what is none."""
+    """A width as an int, from NumPy integers too; 0 if it is no whole number."""
     try:
         return 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -91,72 +91,80 @@ def _unfit(name: str, why: str) -> ConfigurationError:
     )
 
 
-def embed_documents(embedder: Embedder, texts: Sequence[str], patience: Patience = ONCE) -> Vectors:
-    """Embed texts to be stored.
+def embed_documents(
+    embedder: Embedder, texts: Sequence[str], retry: RetryPolicy = NO_RETRY
+) -> Vectors:
+    """Embed texts to be stored. A text that occurs twice is embedded once.
 
-    A text that occurs twice is embedded once.
+    Args:
+        embedder: the embedder.
+        texts: n texts.
+        retry: how transient failures are retried.
 
     Returns:
         (n, dim) float32 unit rows.
 
     Raises:
         DimensionMismatchError: the embedder returned vectors of another width than its `dim`.
-        TransientEmbeddingError: the embedder still failed in passing when the patience was over.
-        EmbeddingError: the embedder failed, or returned NaN, inf or zeros; names the text.
+        TransientEmbeddingError: the embedder still fails after the last retry.
+        EmbeddingError: the embedder failed, or returned NaN, inf or zeros; the message names the
+            text.
     """
     distinct = list(dict.fromkeys(texts))
-    rows = _embed(embedder, "embed_documents", distinct, patience)
+    rows = _embed(embedder, "embed_documents", distinct, retry)
     if len(distinct) == len(texts):
         return rows
     position = {text: row for row, text in enumerate(distinct)}
     return rows[[position[text] for text in texts]]
 
 
-def embed_queries(embedder: Embedder, texts: Sequence[str], patience: Patience = ONCE) -> Vectors:
-    """Embed questions: (n, dim) float32 unit rows. Raises as `embed_documents` does."""
-    return _embed(embedder, "embed_queries", list(texts), patience)
+def embed_queries(
+    embedder: Embedder, texts: Sequence[str], retry: RetryPolicy = NO_RETRY
+) -> Vectors:
+    """Embed queries: (n, dim) float32 unit rows. Raises as `embed_documents` does."""
+    return _embed(embedder, "embed_queries", list(texts), retry)
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What became of some texts."""
+    """The vectors of some texts, and the errors of the others."""
 
     rows: Vectors
-    """(m, dim) float32 unit rows of those that could be embedded."""
+    """(m, dim) float32 unit rows of the texts that were embedded."""
     positions: list[int]
-    """Their positions among the texts, ascending."""
+    """The positions of those texts, ascending."""
     errors: dict[int, str]
-    """Why the others could not, by position."""
+    """Why each of the other texts failed, by position."""
     fits: int | None
-    """How many the embedder took at once after its memory ran out; None when it did not."""
+    """How many texts the embedder took at once after its memory ran out; None if it did not."""
 
 
-def embed_each(embedder: Embedder, texts: Sequence[str], patience: Patience = ONCE) -> Embedded:
-    """Embed texts as far as they can be: one that fails costs the others nothing.
+def embed_each(embedder: Embedder, texts: Sequence[str], retry: RetryPolicy = NO_RETRY) -> Embedded:
+    """Embed as many texts as possible: a text that fails costs the others nothing.
 
-    What fails is halved until the texts at fault stand alone; so a batch that is too large for the
-    memory is done in parts. What fails in passing is asked again as it is.
+    A batch that fails is halved until the texts at fault are alone. So a batch that is too large
+    for the memory is embedded in parts. A batch with a transient failure is retried as it is.
 
     Args:
-        embedder: what embeds.
+        embedder: the embedder.
         texts: distinct texts to be stored.
-        patience: with failures in passing.
+        retry: how transient failures are retried.
 
     Raises:
-        TransientEmbeddingError: the embedder still failed in passing when the patience was over.
-        EmbeddingError: the embedder fails on any text, not on these: it is broken.
-        DimensionMismatchError: likewise, it makes vectors of another width than its `dim`.
+        TransientEmbeddingError: the embedder still fails after the last retry.
+        EmbeddingError: the embedder is broken: it fails on any text, not only on these.
+        DimensionMismatchError: the embedder is broken: its vectors are not `dim` wide.
     """
-    return _Parts(embedder, texts, patience).embedded()
+    return _Parts(embedder, texts, retry).embedded()
 
 
 class _Parts:
-    """Texts that are embedded in parts, where they cannot be embedded at once."""
+    """Texts that are embedded in parts if they cannot be embedded at once."""
 
-    def __init__(self, embedder: Embedder, texts: Sequence[str], patience: Patience) -> None:
+    def __init__(self, embedder: Embedder, texts: Sequence[str], retry: RetryPolicy) -> None:
         self._embedder = embedder
         self._texts = texts
-        self._ask = functools.partial(_call, embedder, "embed_documents", patience=patience)
+        self._call = functools.partial(_call, embedder, "embed_documents", retry=retry)
         self._made: dict[int, Vectors] = {}
         self._errors: dict[int, str] = {}
         self._fits = 0
@@ -177,11 +185,11 @@ class _Parts:
         return Embedded(scale_to_unit(self._rows(), str), positions, self._errors, fits)
 
     def _try(self, part: range) -> KronosError | None:
-        """Embed a part, if that can be done at once: None, or what is against it."""
+        """Embed a part in one call: None, or the failure."""
         try:
-            rows = self._ask([self._texts[at] for at in part])
+            rows = self._call([self._texts[at] for at in part])
         except TransientEmbeddingError:
-            raise  # it says nothing of the texts
+            raise  # it tells nothing about the texts
         except KronosError as exc:
             self._short_of_memory |= is_out_of_memory(exc.__cause__)
             return exc
@@ -197,32 +205,32 @@ class _Parts:
         self._made[part.start] = rows if not unusable else np.delete(rows, list(unusable), axis=0)
 
     def _blame(self, part: range, failure: KronosError) -> None:
-        """Note that a text is at fault, once the embedder works and fails on it again."""
+        """Record that a text is at fault, if the embedder works and fails on it again."""
         self._require_sound(failure)
         if self._try(part) is not None:
             self._errors[part.start] = str(failure)
 
     def _require_sound(self, failure: KronosError | None) -> None:
-        """Raise when the embedder fails on a harmless text too: then the text is not at fault."""
+        """Raise if the embedder fails on a harmless text too: then no text is at fault."""
         try:
-            _as_units(self._embedder, [_HARMLESS], self._ask([_HARMLESS]))
+            _as_units(self._embedder, [_HARMLESS], self._call([_HARMLESS]))
         except TransientEmbeddingError:
             raise
         except KronosError as exc:
             raise failure or exc from exc
 
     def _rows(self) -> Vectors:
-        # One part, as a rule; else in the order of the texts.
+        # Usually one part; several are in the order of the texts.
         parts = [self._made[start] for start in sorted(self._made)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty((0, self._embedder.dim), np.float32), *parts])
 
 
-def _embed(embedder: Embedder, method: str, texts: Sequence[str], patience: Patience) -> Vectors:
+def _embed(embedder: Embedder, method: str, texts: Sequence[str], retry: RetryPolicy) -> Vectors:
     if not texts:
         return np.empty((0, embedder.dim), np.float32)
-    return _as_units(embedder, texts, _call(embedder, method, texts, patience=patience))
+    return _as_units(embedder, texts, _call(embedder, method, texts, retry=retry))
 
 
 def _as_units(embedder: Embedder, texts: Sequence[str], rows: Vectors) -> Vectors:
@@ -232,24 +240,24 @@ def _as_units(embedder: Embedder, texts: Sequence[str], rows: Vectors) -> Vector
         raise EmbeddingError(f"the embedder {embedder.model_id} failed: {exc}") from exc
 
 
-def _call(embedder: Embedder, method: str, texts: Sequence[str], *, patience: Patience) -> Vectors:
-    """Call a method of an embedder: (n, dim) float32, not looked at any further."""
-    return patience.call(lambda: _ask(embedder, method, texts))
+def _call(embedder: Embedder, method: str, texts: Sequence[str], *, retry: RetryPolicy) -> Vectors:
+    """Call a method of an embedder, with retries: (n, dim) float32, of any values."""
+    return retry.call(lambda: _call_once(embedder, method, texts))
 
 
-def _ask(embedder: Embedder, method: str, texts: Sequence[str]) -> Vectors:
-    """The same, once."""
+def _call_once(embedder: Embedder, method: str, texts: Sequence[str]) -> Vectors:
+    """Call a method of an embedder once."""
     handled = sys.exc_info()[1]
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             rows = _as_rows(getattr(embedder, method)(texts), method)
         _check_shape(embedder, rows, len(texts))
         return rows
-    except Exception as exc:  # a caller's own embedder may raise anything
-        found = passing(exc, texts, beyond=handled)
+    except Exception as exc:  # a program's own embedder may raise anything
+        found = find_transient_failure(exc, texts, handled=handled)
         if found is None and isinstance(exc, KronosError):
             raise
-        # A bare TimeoutError says nothing but its name.
+        # A bare TimeoutError has no message, only its name.
         why = f"the embedder {embedder.model_id} failed: {str(exc) or type(exc).__name__}"
         if found is None:
             raise EmbeddingError(why) from exc
@@ -265,10 +273,10 @@ def _check_shape(embedder: Embedder, rows: Vectors, count: int) -> None:
 
 
 def _as_rows(made: Any, method: str) -> Vectors:
-    """What an embedder returned, as float32 numbers.
+    """An embedder's return value as float32.
 
     Raises:
-        TypeError: it is no table of numbers.
+        TypeError: it is not a table of numbers.
     """
     if type(made) is not np.ndarray:
         made = _as_array(made, method)
@@ -283,9 +291,9 @@ def _as_rows(made: Any, method: str) -> Vectors:
 def _as_array(made: Any, method: str) -> Any:
     if inspect.isawaitable(made) or hasattr(made, "__aiter__"):
         if inspect.iscoroutine(made):
-            made.close()  # else Python warns that nobody awaited it
+            made.close()  # else Python warns that it was never awaited
         raise TypeError(
-            f"{method} returned a {type(made).__name__}, which has to be awaited: use "
+            f"{method} returned a {type(made).__name__}, which must be awaited: use "
             "KronosMemory, or return the vectors themselves"
         )
     if not hasattr(made, "__array__") and isinstance(made, Iterable):
@@ -297,7 +305,7 @@ def _as_array(made: Any, method: str) -> Any:
 
 
 def _without_graph(made: Any) -> Any:
-    """A tensor that NumPy can read: one of torch's may be on a GPU, and know how it was made."""
+    """A tensor that NumPy can read: torch's may be on a GPU, or part of an autograd graph."""
     if not (hasattr(made, "detach") and hasattr(made, "cpu")):
         return made
     tensor = made.detach().cpu()
