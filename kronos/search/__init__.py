@@ -1,1 +1,1 @@
-"""From a question to the keys that may answer it."""
+"""From a query to the memories that answer it."""

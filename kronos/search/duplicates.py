@@ -1,8 +1,8 @@
-"""Near duplicates: which keys of an index hang together by vectors that are nearly the same.
+"""Near duplicates: groups of keys whose vectors are nearly the same.
 
-The answer is exact: the groups are those that a comparison of every pair would find, whatever the
-index. Every pair is compared, in tiles of a bounded size and with no more than a few numbers for
-each key, so that 100,000 vectors need no more memory than their tiles. The index is only read.
+The result is exact for every kind of index: every pair is compared. Pairs are compared in tiles of
+a bounded size, with a few numbers for each key, so memory grows with the keys and not with the
+pairs. The index is only read.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     Scores: TypeAlias = NDArray[np.float64]
 
 DECIMALS = 6
-"""Of a score: float32 vectors say nothing beyond, and so equal vectors score 1.0."""
+"""Decimals of a score. float32 vectors have no more, and with these equal vectors score 1.0."""
 _COLUMNS = 4
-"""A tile is so many times as wide as it is high."""
-# What float32 products, of vectors whose length is 1 but for rounding, may be wrong by, and more.
+"""The width of a tile, in heights."""
 _SLACK = 1e-4
+"""More than the rounding error of float32 products of unit vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyGroup:
-    """Keys whose vectors hang together."""
+    """Keys whose vectors are connected by similar pairs."""
 
     keys: tuple[int, ...]
     """At least two, ascending."""
     score: float
-    """The highest threshold, to six decimals, at which they still hang together."""
+    """The highest threshold, to six decimals, at which they are still one group."""
 
 
 def near_duplicates(
@@ -55,23 +55,23 @@ def near_duplicates(
 ) -> list[KeyGroup]:
     """Find the groups of keys whose vectors are nearly the same.
 
-    Two vectors are a pair when their cosine, rounded to six decimals, is at least the threshold;
-    a group is all that pairs lead to. Its score is the lowest of those that join it, each memory
-    by the best pair there is: that of the weakest pair in a maximum spanning tree.
+    Two vectors are a pair if their cosine, rounded to six decimals, is at least the threshold. A
+    group is a connected component of pairs. Its score is that of the weakest pair in its maximum
+    spanning tree.
 
     Args:
-        index: of unit vectors; `keys` and `vectors_of` alone are asked.
+        index: of unit vectors; only `keys` and `vectors_of` are called.
         threshold: above 0, at most 1.
-        allowed: (n,) int64; only these keys are compared. None: all.
-        batch: how many vectors at once are compared with four times as many.
-        steps: one for each vector, when it was compared with all of the others.
+        allowed: (n,) int64, the keys to compare; None: all.
+        batch: how many vectors to compare at once with four times as many.
+        steps: progress, one step for each vector that was compared with all others.
 
     Returns:
-        The highest score first; of equal ones the lowest key.
+        The groups, highest score first; of equal scores, the lowest key first.
 
     Raises:
         InputError: the threshold or the batch is refused.
-        StoppedError: somebody wants it to stop.
+        StoppedError: the caller asked to stop.
     """
     threshold = check_number(threshold, field="threshold")
     if not 0 < threshold <= 1:
@@ -84,13 +84,13 @@ def near_duplicates(
     if not keys.size:
         return []
     batch = check_limit(batch, field="batch")
-    search = _Search(index, keys, threshold, batch, steps or Steps())
+    tiles = _Tiles(index, keys, threshold, batch, steps or Steps())
     forest = _Forest(keys.size)
-    # Borůvka: every group at once takes the best pair that leads out of it. The groups at least
-    # halve with every round, and rows with no pair are in none but the first.
+    # Borůvka's algorithm: each group takes the best pair that leads out of it. The number of groups
+    # at least halves in each round, and rows without a pair take part in the first round only.
     rows = np.arange(keys.size)
     while rows.size:
-        best, partner = search.best_outside(rows, forest.roots)
+        best, partner = tiles.best_outside(rows, forest.roots)
         found = np.flatnonzero(best >= 0)
         forest.join(rows[found], partner[found], best[found])
         rows = rows[np.isin(forest.roots[rows], forest.roots[rows[found]])]
@@ -99,18 +99,18 @@ def near_duplicates(
 
 
 def groups_of(repository: Repository, found: Sequence[KeyGroup]) -> list[DuplicateGroup]:
-    """The memories of groups: those that live, where there are two at least."""
+    """The live memories of each group; groups with fewer than two are left out."""
     memories = repository.by_keys(np.array([key for each in found for key in each.keys], np.int64))
-    alive = [([key for key in each.keys if key in memories], each.score) for each in found]
+    live = [([key for key in each.keys if key in memories], each.score) for each in found]
     return [
         DuplicateGroup(tuple(memories[key] for key in keys), score)
-        for keys, score in alive
+        for keys, score in live
         if len(keys) > 1
     ]
 
 
-class _Search:
-    """Compares the vectors of an index in tiles; rows are positions in its keys."""
+class _Tiles:
+    """Compares the vectors of an index in tiles. A row is the position of a key."""
 
     def __init__(
         self, index: VectorIndex, keys: Keys, threshold: float, batch: int, steps: Steps
@@ -122,30 +122,30 @@ class _Search:
         self._batch = batch
 
     def best_outside(self, rows: Numbers, roots: Numbers) -> tuple[Scores, Numbers]:
-        """The best pair of each row with one of the rows in another group.
+        """The best pair of each row with a row in another group.
 
         Args:
             rows: (n,), ascending.
-            roots: the group of every row there is.
+            roots: the group of every row of the index.
 
         Returns:
-            (n,) scores, -1 where there is no pair, and (n,) rows: of equal ones the first.
+            (n,) scores, -1 without a pair, and (n,) partners: the first of those with equal scores.
         """
         best, partner = np.full(rows.size, -1.0), np.zeros(rows.size, np.intp)
         for ours, theirs, scores in self._tiles(rows, roots):
             scores[_same(roots, rows[ours], rows[theirs])] = -1
-            # Both ways: no tile is made for the other half of the pairs.
+            # Both directions: the other half of the pairs has no tile.
             for near, far, table in ((ours, theirs, scores), (theirs, ours, scores.T)):
                 place = table.argmax(axis=1)
                 score = table[np.arange(near.size), place]
-                # Of equal scores the earlier tile's stays, which is that of the lower row.
+                # Of equal scores the earlier tile's stays, as its row is lower.
                 better = (score >= self._threshold) & (score > best[near])
                 best[near[better]] = score[better]
                 partner[near[better]] = rows[far[place[better]]]
         return best, partner
 
     def _tiles(self, rows: Numbers, roots: Numbers) -> Iterator[tuple[Numbers, Numbers, Scores]]:
-        """What of each tile may hold a pair: positions down, positions across, exact scores."""
+        """The parts of tiles that may have a pair: positions down, positions across, scores."""
         for top in range(0, rows.size, self._batch):
             down = np.arange(top, min(top + self._batch, rows.size))
             ours = self._vectors(rows[down])
@@ -167,7 +167,7 @@ class _Search:
 
 
 def _same(roots: Numbers, ours: Numbers, theirs: Numbers) -> NDArray[np.bool_]:
-    """(n, m): which pairs of rows are in one group."""
+    """(n, m): which pairs of rows are in the same group."""
     same: NDArray[np.bool_] = roots[ours][:, None] == roots[theirs][None, :]
     return same
 
@@ -186,31 +186,31 @@ class _Forest:
 
     def __init__(self, count: int) -> None:
         self.roots: Numbers = np.arange(count)
-        """The group of each row: its lowest row."""
+        """(count,) the group of each row, named by its lowest row."""
         self._weakest: Scores = np.ones(count)
-        """By the group's root."""
+        """(count,) the lowest score that joined a group, by its root."""
 
     def join(self, rows: Numbers, partners: Numbers, scores: Scores) -> None:
-        """Take for each group the best of the pairs that lead out of it, and join along those."""
+        """Join each group by the best pair that leads out of it."""
         order = np.lexsort((partners, rows, -scores))
         _, first = np.unique(self.roots[rows[order]], return_index=True)
         parents = self.roots.copy()
         for place in order[first].tolist():
             self._join(parents, rows[place], partners[place], scores[place])
-        # Every root points to itself: two steps at once until nothing moves.
+        # Roots point to themselves. Take two steps at once until nothing changes.
         while not np.array_equal(parents, parents[parents]):
             parents = parents[parents]
         self.roots = parents
 
     def _join(self, parents: Numbers, row: int, partner: int, score: float) -> None:
         low, high = sorted((_root(parents, row), _root(parents, partner)))
-        # Two groups may have chosen one pair, or pairs of one score in a circle.
+        # Two groups may take the same pair, or several groups pairs of one score in a circle.
         if low != high:
             parents[high] = low
             self._weakest[low] = min(self._weakest[low], self._weakest[high], score)
 
     def groups(self) -> Iterator[tuple[Numbers, float]]:
-        """The groups of more than one row: ascending rows, and the lowest score."""
+        """The groups with more than one row: their rows, ascending, and their lowest score."""
         order = np.argsort(self.roots, kind="stable")
         roots, starts = np.unique(self.roots[order], return_index=True)
         for root, rows in zip(roots.tolist(), np.split(order, starts[1:]), strict=True):
@@ -220,7 +220,7 @@ class _Forest:
 
 def _root(parents: Numbers, row: int) -> int:
     while parents[row] != row:
-        # Halves the way for whoever comes next.
+        # Path halving: shortens the way of later calls.
         parents[row] = parents[parents[row]]
         row = int(parents[row])
     return int(row)

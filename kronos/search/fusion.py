@@ -1,33 +1,28 @@
-"""How vectors and words come together in one score.
+"""How vectors and words are combined in one score.
 
     score = cosine + r s BM25 + (s / A) ln((P + Q) / 2)
 
-s is the spread of the question's cosines over the store, so that a model whose cosines lie close
-together is treated like one whose cosines lie far apart. r says how many such spreads a point of
-BM25 is worth: more where the question holds a name or a number, of which words know more than
-vectors do. P and Q are what vectors and words alone would bet on a memory: softmax of
-A cosine / s, and of A r BM25, over the best of both lists. The first two terms multiply the two
-bets, and the third adds them: a memory that one side is sure of is not lost because the other side
-knows nothing of it. The score rises with the cosine and with BM25, and it is in the unit of the
-cosine.
+s is the spread of the query's cosines over the store. It makes models comparable: the cosines of
+some lie close together, of others far apart. r is how many spreads a point of BM25 is worth. It is
+higher if the query has a name or a number, which words find better than vectors do. P and Q are the
+probabilities that vectors and words alone give a memory: softmax of A cosine / s and of A r BM25,
+over the best of both lists. The first two terms multiply the two probabilities, and the third adds
+them: a memory that one side is sure of is not lost because the other side does not know it. The
+score rises with the cosine and with BM25, and has the unit of the cosine.
 
-Why this one: fixed weights of normalised lists (min-max .6 / .4: .769 nDCG@10 on the mean of 13
-collections) and reciprocal ranks (.752) lose up to .08 and .16 against the better of their two
-parts on some kind of text, since they stretch a list that knows nothing as wide as one that does;
-cosine + .03 BM25 gave .769, this one .777. Over those 13 and 18 weakened variants of them (noise
-in the vectors, half of the words gone, stores of 80 texts) the worst loss is .025, where a chat bot
-is asked for a reply. r from .2 to .35 and A and the third term halved or doubled change the mean by
-less than .003. That ranks lose what scores know, and that a convex sum of scores beats them, is
-Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", ACM TOIS 2023; the
-product of bets is Hinton's "Training Products of Experts by Minimizing Contrastive Divergence",
-2002.
+Fixed weights of normalised lists, and reciprocal ranks, stretch a list that knows nothing as wide
+as one that does, so they can fall far below the better of their two parts. `python -m
+benchmarks.quality` measures the result. Sources: ranks lose what scores know, and a convex sum of
+scores beats them (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval",
+ACM TOIS 2023); products of probabilities (Hinton, "Training Products of Experts by Minimizing
+Contrastive Divergence", 2002).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -41,65 +36,101 @@ if TYPE_CHECKING:
 _RATE, _RATE_WITH_NAMES = 0.2, 0.3
 """Spreads of the cosine that a point of BM25 is worth."""
 _RATE_OF_HASHES = 1.0
-"""The same for vectors that are made of letters and words themselves: they know no more than the
-words do, and less exactly."""
+"""The same for hashed vectors. They are made of letters and words, so they know no more than the
+words do, and know it less exactly."""
 _SHARPNESS = 2.0
-"""Nats that a spread is worth in the bets."""
+"""A: nats that a spread is worth in the probabilities."""
 _USUAL_SPREAD, _USUAL_WEIGHT = 0.09, 4
-"""The spread of a store of which nothing is known, and how many memories it stands for."""
+"""The spread of an unknown store, and how many memories it counts as."""
 _LEAST_SPREAD = 0.01
-_LEAST_BET = 1e-30
+_LEAST_PROBABILITY = 1e-30
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """The way in which one question's vectors and words come together."""
+class Scale(NamedTuple):
+    """How one query's vectors and words are weighted."""
 
     spread: float
-    """Of the question's cosines over the store."""
+    """Of the query's cosines over the store."""
     rate: float
     """Spreads that a point of BM25 is worth."""
 
     @classmethod
-    def of(
-        cls, query: Vectors, sample: Vectors, *, lexical_vectors: bool, has_names: bool
-    ) -> Fusion:
+    def of(cls, query: Vectors, sample: Vectors, *, is_hashed: bool, has_names: bool) -> Scale:
         """Measure the spread, and choose the rate.
 
         Args:
             query: (dim,) float32.
             sample: (n, dim) float32, some vectors of the store.
-            lexical_vectors: whether they are the hash embedder's.
-            has_names: whether the question holds a name or a number.
+            is_hashed: whether the hash embedder made the vectors.
+            has_names: whether the query has a name or a number.
         """
-        found = float(np.var(sample @ query)) * len(sample) if len(sample) else 0.0
+        squares = float(np.var(sample @ query)) * len(sample) if len(sample) else 0.0
         usual = _USUAL_WEIGHT * _USUAL_SPREAD**2
-        spread = math.sqrt((found + usual) / (len(sample) + _USUAL_WEIGHT))
+        spread = math.sqrt((squares + usual) / (len(sample) + _USUAL_WEIGHT))
         rate = _RATE_WITH_NAMES if has_names else _RATE
-        return cls(max(spread, _LEAST_SPREAD), _RATE_OF_HASHES if lexical_vectors else rate)
+        return cls(max(spread, _LEAST_SPREAD), _RATE_OF_HASHES if is_hashed else rate)
 
-    def shares(self, cosines: Floats, words: Floats, head: NDArray[np.bool_]) -> dict[str, Floats]:
+
+@dataclass(slots=True)
+class Fusion:
+    """Combines cosines and BM25 of one query. Its probabilities are over the best candidates."""
+
+    scale: Scale
+    nats: float
+    """Nats for each unit of the cosine: A / s."""
+    by_vectors: Softmax
+    by_words: Softmax
+
+    @classmethod
+    def over(cls, cosines: Floats, words: Floats, scale: Scale) -> Fusion:
+        """Prepare the softmax of both sides.
+
+        Args:
+            cosines: (n,) of the best candidates of both lists.
+            words: (n,) BM25 of the same.
+            scale: of the query.
+        """
+        nats = _SHARPNESS / scale.spread
+        said = scale.rate * scale.spread * words
+        return cls(scale, nats, Softmax.over(nats * cosines), Softmax.over(nats * said))
+
+    def shares(self, cosines: Floats, words: Floats) -> dict[str, Floats]:
         """What vectors, words and their agreement add to the scores of candidates.
 
         Args:
             cosines: (n,).
-            words: (n,) BM25, 0 for those that hold none of the words.
-            head: (n,) the best of both lists, over which the bets are made; at least one.
+            words: (n,) BM25; 0 for candidates with none of the words.
 
         Returns:
             Three arrays (n,).
         """
-        scale = _SHARPNESS / self.spread
-        said = self.rate * self.spread * words
-        bets = _bets(scale * cosines, head) + _bets(scale * said, head)
-        agreement = np.log(bets / 2 + _LEAST_BET) / scale
+        said, agreement = self._words_and_agreement(cosines, words)
         return {"vectors": cosines, "words": said, "agreement": agreement}
 
+    def bound(self, cosine: float, words: float) -> float:
+        """The highest score of memories with at most this cosine and this BM25."""
+        said, agreement = self._words_and_agreement(cosine, words)
+        return float(cosine + said + agreement)
 
-def _bets(worth: Floats, head: NDArray[np.bool_]) -> Floats:
-    """Softmax, over the head, of what is worth so many nats."""
-    highest = worth[head].max()
-    # Whoever is outside of the head is worth no more than its best, but for rounding.
-    bets = np.exp(np.minimum(worth - highest, 0.0))
-    found: Floats = bets / bets[head].sum()
-    return found
+    def _words_and_agreement(self, cosines: Any, words: Any) -> tuple[Any, Any]:
+        said = self.scale.rate * self.scale.spread * words
+        both = self.by_vectors.of(self.nats * cosines) + self.by_words.of(self.nats * said)
+        return said, np.log(both / 2 + _LEAST_PROBABILITY) / self.nats
+
+
+class Softmax(NamedTuple):
+    """Probabilities of nats, relative to those of the best candidates."""
+
+    highest: float
+    total: float
+
+    @classmethod
+    def over(cls, nats: Floats) -> Softmax:
+        """Normalise over the best candidates: (n,)."""
+        highest = float(nats.max(initial=-np.inf))
+        return cls(highest, float(np.exp(nats - highest).sum()))
+
+    def of(self, nats: Any) -> Any:
+        """The probabilities of candidates, one or (n,)."""
+        # Other candidates have no more nats than the highest, except for rounding.
+        return np.exp(np.minimum(nats - self.highest, 0.0)) / self.total

@@ -1,18 +1,17 @@
-"""Word search: what of a question's text is looked for, and what the words say of each memory.
+"""Word search: which terms to look up, and how each memory scores.
 
-Any text is a question. It is read as the texts were, by `kronos.db.fulltext.folding`; its words are
-quoted one by one, and nothing of it is syntax. Words that say little by themselves ("the", "what")
-count half, and only where they are cheap; of a long question, or in a large store, the rarest words
-are taken.
-So a search stays cheap in a store of any size. Two words that stand side by side in the question
-count once more where they do so in a memory.
+Any text is a query. `kronos.db.fulltext.folding` reads it as it reads the texts of memories; its
+words are quoted one by one, so no part of it is syntax. Stop words ("the", "what") count half, and
+only where they are cheap. Of a long query, or in a large store, only the rarest words are looked
+up, so that a search stays cheap. Two adjacent words of the query count once more where they are
+adjacent in a memory.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -32,46 +31,46 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"[^\W_]+")
 MOST_READ = 1_000
-"""A question is read so far."""
+"""Words of a query that are read, at most."""
 MOST_TERMS = 64
-"""A question's first so many distinct words are looked at."""
+"""Distinct words of a query that are considered, at most; the first ones."""
 MOST_ROWS = 20_000
-"""Of a question's words the rarest are taken until so many memories hold one; at least one is."""
-MOST_ROWS_OF_LIGHT_WORDS = 5_000
-"""Words that say little are taken as far as the question stays below so many."""
+"""The rarest words are looked up until this many memories contain one; at least one word is."""
+MOST_ROWS_OF_STOP_WORDS = 5_000
+"""The same limit for stop words."""
 LARGE_STORE = 20_000
-"""In a store of so many texts it is not even asked how many hold such a word."""
+"""In a store with more texts, stop words are not counted at all."""
 FREQUENT = 1_000
-"""A word that more memories hold counts by its presence alone: to read how often each of them holds
-it, and how long it is, takes 1 microsecond a memory, four times as long."""
-_LIGHT = 0.5
-_LIGHT_WORDS = frozenset(
+"""A word in more memories counts by its presence alone, which is faster to read than how often each
+memory contains it, and how long each memory is."""
+_STOP_WEIGHT = 0.5
+_STOP_WORDS = frozenset(
     """a an the is are was were be been am do does did what which who whom whose when where why how
     i you he she it we they me my your his her its our their that this these those there and or as
     of""".split()
 )
 _SIDE_BY_SIDE = 0.3
 _ATTACHED = 1.0
-"""`C++` and `KX-4711` are words of their own beside their parts."""
+"""The weight of words such as `C++` and `KX-4711`, in addition to their parts."""
 _TRIGRAM = 3
 
 
 @dataclass(slots=True)
 class Term:
-    """What is looked for: a word, or two words side by side."""
+    """A word to look up, or two adjacent words."""
 
     expression: str
     """As the full-text index reads it."""
     weight: float
     is_frequent: bool = False
-    """So many memories hold it that it is only asked whether they do."""
+    """Whether so many memories contain it that only its presence counts."""
 
 
 def names_something(query: str) -> bool:
-    """Whether a question seems to hold a name or a number: there its words are to be trusted.
+    """Whether a query seems to contain a name or a number, which words find better than vectors.
 
-    A word with a digit does, and one with a capital, but for that of the first word and where all
-    letters are capitals.
+    A word with a digit is one, and a word with a capital. The first letter of the query does not
+    count, nor do capitals if all letters are capitals.
     """
     words = find_all(_WORD, query)
     if any(character.isdigit() for character in query):
@@ -82,62 +81,71 @@ def names_something(query: str) -> bool:
     return any(capitals[1:]) or any(count > 1 for count in capitals[:1])
 
 
-def terms(words: Fulltext, question: str) -> list[Term]:
-    """What of a question is looked for: its words, and those that stand side by side in it.
+def terms(fulltext: Fulltext, query: str) -> list[Term]:
+    """Which terms of a query to look up: its words, and pairs of adjacent words.
 
     Args:
-        words: over the transaction of the search.
-        question: any text.
+        fulltext: in the transaction of the search.
+        query: any text.
     """
-    tokenizer = words.tokenizer
+    tokenizer = fulltext.tokenizer
     expression = _by_trigrams if tokenizer == "trigram" else _by_words
-    asked = _asked(question, tokenizer)
-    known: dict[str, Word] = {}
-    for word in asked:
-        if word.kind != "end":
-            known.setdefault(word.text, word)
-    found = [*known][:MOST_TERMS]
-    telling = {word for word in found if word not in _LIGHT_WORDS}
-    if telling and words.size() > LARGE_STORE:
-        found = [word for word in found if word in telling]
-    expressions = {word: expression(known[word]) for word in found}
-    counts = {word: words.count(expressions[word]) for word in found}
+    asked = _read(query, tokenizer)
+    words = [*_distinct(asked)][:MOST_TERMS]
+    if fulltext.size() > LARGE_STORE:
+        words = [word for word in words if word.text not in _STOP_WORDS] or words
+    expressions = {word.text: expression(word) for word in words}
+    counts = {word: fulltext.count(expressions[word]) for word in expressions}
     kept = _affordable(counts)
-    telling.intersection_update(kept)
+    telling = {word for word in kept if word not in _STOP_WORDS}
     singles = [
         Term(
             expressions[word],
-            1.0 if word in telling or not telling else _LIGHT,
+            _STOP_WEIGHT if telling and word not in telling else 1.0,
             is_frequent=counts[word] > FREQUENT,
         )
         for word in kept
     ]
+    return singles + _pairs(asked, telling, expression)
+
+
+def _distinct(words: Sequence[Word]) -> Iterable[Word]:
+    """The words of a query, each once, in their order."""
+    known: dict[str, Word] = {}
+    for word in words:
+        if word.kind != "end":
+            known.setdefault(word.text, word)
+    return known.values()
+
+
+def _pairs(words: Sequence[Word], telling: set[str], expression: Callable[..., str]) -> list[Term]:
+    """Pairs of adjacent words, neither of them a stop word or dropped."""
     pairs = {
         expression(one, other): _ATTACHED if other.is_attached else _SIDE_BY_SIDE
-        for one, other in itertools.pairwise(asked)
+        for one, other in itertools.pairwise(words)
         if (one.kind == "end" or one.text in telling)
         and other.kind != "end"
         and other.text in telling
     }
-    return singles + [Term(pair, weight) for pair, weight in pairs.items()]
+    return [Term(pair, weight) for pair, weight in pairs.items()]
 
 
-def _asked(question: str, tokenizer: Tokenizer) -> list[Word]:
-    """The words of a question; punctuation that stands alone is one where there is nothing else."""
-    found = list(itertools.islice(read(question, tokenizer), MOST_READ))
+def _read(query: str, tokenizer: Tokenizer) -> list[Word]:
+    """The words of a query; punctuation counts as a word only if there are no others."""
+    found = list(itertools.islice(read(query, tokenizer), MOST_READ))
     return [word for word in found if word.kind != "marks"] or found
 
 
 def _by_words(*words: Word) -> str:
-    """A word, or words side by side, as an expression; a letter stands for pairs it begins."""
+    """The expression for a word or adjacent words; a letter stands for the pairs it begins."""
     phrase = " ".join(word.text for word in words)
     return f'"{phrase}" *' if words[-1].kind == "letter" else f'"{phrase}"'
 
 
 def _by_trigrams(*words: Word) -> str:
-    """The same as a part of a fold; a word that is no trigram has the spaces around it."""
+    """The same for a trigram index, where a word shorter than a trigram includes its spaces."""
     first, *others = (word.text for word in words)
-    # Of pairs "a b" and "b c" only "a b c" stands in a text.
+    # The pairs "a b" and "b c" are "a b c" in a text.
     for other in others:
         letter, _, rest = other.partition(" ")
         first = f"{first} {rest}" if rest and first.endswith(f" {letter}") else f"{first} {other}"
@@ -146,11 +154,11 @@ def _by_trigrams(*words: Word) -> str:
 
 
 def _affordable(counts: dict[str, int]) -> list[str]:
-    """The rarest words, in their order, as far as the limits reach; light ones last."""
+    """The rarest words within the limits, in the order of the query; stop words are tried last."""
     kept: set[str] = set()
     rows = 0
-    for word in sorted(counts, key=lambda word: (word in _LIGHT_WORDS, counts[word])):
-        most = MOST_ROWS_OF_LIGHT_WORDS if word in _LIGHT_WORDS else MOST_ROWS
+    for word in sorted(counts, key=lambda word: (word in _STOP_WORDS, counts[word])):
+        most = MOST_ROWS_OF_STOP_WORDS if word in _STOP_WORDS else MOST_ROWS
         if not kept or rows + counts[word] <= most:
             kept.add(word)
             rows += counts[word]
@@ -158,20 +166,20 @@ def _affordable(counts: dict[str, int]) -> list[str]:
 
 
 def word_scores(
-    words: Fulltext, found: Sequence[Term], *, past: bool = False
+    fulltext: Fulltext, found: Sequence[Term], *, past: bool = False
 ) -> tuple[Keys, Floats]:
-    """Score all texts that hold any of some words.
+    """Score all texts that contain any of some terms.
 
     Args:
-        words: over the transaction of the search.
-        found: as `terms` gives them.
-        past: among past versions instead of the memories.
+        fulltext: in the transaction of the search.
+        found: as `terms` returns them.
+        past: score past versions instead of memories.
 
     Returns:
         (n,) int64 keys, ascending, and (n,) float64 BM25, higher is better.
     """
     parts = [
-        (words.presence if term.is_frequent else words.scores)(term.expression, past=past)
+        (fulltext.presence if term.is_frequent else fulltext.scores)(term.expression, past=past)
         for term in found
     ]
     if not parts:

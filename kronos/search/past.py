@@ -1,7 +1,8 @@
 """Where a search finds what the store knew at a moment.
 
-Texts that still stand are found by the index of today, the others are compared one by one. Their
-vectors are read once and kept, as `kronos.search.kept` keeps which memories were known then.
+Texts that memories still hold are found by the index of today. The others are compared one by one;
+their vectors are read once and cached, like the keys that were known then
+(`kronos.search.key_sets`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import numpy as np
 from kronos.db.vectors import from_rows
 from kronos.errors import KronosError
 from kronos.index.base import find_positions
-from kronos.search.kept import KeySet, KeySets, Known
+from kronos.search.key_sets import KeySet, KeySets
 from kronos.search.lexical import terms, word_scores
-from kronos.search.plan import Found, nearest
-from kronos.search.sources import held_vectors
+from kronos.search.matching import Known
+from kronos.search.nearest import Found, nearest, vectors_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 _MOST_CHANGED = 0.1
-"""Where no larger share of the index is of another text than then, it is asked for a few more than
-are wanted: to look up all the others takes longer."""
+"""Up to this share of changed texts in the index, a search asks it for more than k and drops the
+changed ones. That is faster than to look among the unchanged ones alone."""
 
 
 class NotEmbeddedError(KronosError):
-    """Texts of the past have no vector in the space that serves."""
+    """Past texts have no vector in the serving space."""
 
     def __init__(self, asked: PastVectors, texts: list[PastText]) -> None:
         super().__init__()
@@ -52,23 +53,27 @@ class Texts:
     versions: Keys
     """(n,) of the versions with the texts."""
     made: NDArray[np.bool_]
-    """(n,) which of them have a vector in the space."""
+    """(n,) which texts have a vector in the space."""
     vectors: Vectors
     """(made, dim) float32."""
     seq: int
 
     @property
     def size(self) -> int:
-        """How many numbers there are to keep."""
+        """How many numbers it holds, as 64-bit numbers."""
         return self.vectors.size // 2 + 2 * self.keys.size
 
     @property
     def embedded(self) -> Keys:
-        """The keys of those that have a vector: the rows of `vectors`."""
+        """The keys of texts with a vector: (made,), row by row those of `vectors`."""
         return self.keys[self.made]
 
     def completed(self, vectors: Mapping[int, Vectors]) -> Texts:
-        """The same, with vectors of texts that had none, by the versions' keys."""
+        """The same with vectors for texts that had none.
+
+        Args:
+            vectors: by the key of the version.
+        """
         added = np.array([version in vectors for version in self.versions.tolist()]) & ~self.made
         made = self.made | added
         rows = np.zeros((self.keys.size, self.vectors.shape[1]), "<f4")
@@ -107,25 +112,24 @@ class PastVectors:
         return self._follow(repository, known, sets.at_hand(repository, head, self.known))
 
     def _follow(self, repository: Repository, before: Texts, known: KeySet) -> Texts:
-        """Keep the vectors that are known, and read those that are not."""
+        """Keep the vectors that are known, and read the others."""
         assert known.table is not None
         gone = known.table.beside[:, 1] == 0
         keys, versions = known.table.keys[gone], known.table.beside[gone, 0]
         if np.array_equal(versions, before.versions):
             return replace(before, seq=known.seq)
-        order = np.argsort(before.versions)
-        places, old = find_positions(before.versions[order], versions)
         made, vectors = np.zeros(keys.size, np.bool_), np.zeros((keys.size, self.space.dim), "<f4")
-        was_made = before.made[order][places]
-        made[np.flatnonzero(old)[was_made]] = True
-        rows = np.cumsum(before.made)[order][places][was_made] - 1
-        vectors[made] = before.vectors[rows]
-        new = np.flatnonzero(~old)
+        order = np.argsort(before.versions)
+        positions, is_old = find_positions(before.versions[order], versions)
+        was_made = before.made[order][positions]
+        made[np.flatnonzero(is_old)[was_made]] = True
+        vectors[made] = before.vectors[np.cumsum(before.made)[order][positions][was_made] - 1]
+        new = np.flatnonzero(~is_old)
         found = repository.history.vectors(self.space, versions[new].tolist())
-        read = np.array([version in found for version in versions[new].tolist()], np.bool_)
-        blobs = [found[version] for version in versions[new[read]].tolist()]
-        vectors[new[read]] = from_rows(blobs, self.space.dim)
-        made[new[read]] = True
+        is_found = np.array([version in found for version in versions[new].tolist()], np.bool_)
+        blobs = [found[version] for version in versions[new[is_found]].tolist()]
+        vectors[new[is_found]] = from_rows(blobs, self.space.dim)
+        made[new[is_found]] = True
         return Texts(keys, versions, made, vectors[made], known.seq)
 
 
@@ -134,20 +138,20 @@ class Past:
     """The memories as the store knew them at a moment."""
 
     repository: Repository
-    """Of today."""
+    """In the transaction; it reads the memories of today."""
     index: VectorIndex | None
-    """None: nothing is asked but words."""
+    """None if the search needs no vectors."""
     known: KeySet
-    """What was known then."""
+    """The keys that were known then."""
     texts: Texts | None
-    """The past texts; None: nothing is asked but words."""
+    """The past texts; None if the search needs no vectors."""
     sample: Callable[[], Vectors]
     """See `Source`."""
 
     def nearest(self, query: Vectors, k: int, among: Keys | None = None) -> Found:
         """See `Source`."""
         assert self.texts is not None
-        found = self._standing(query, k, among)
+        found = self._unchanged(query, k, among)
         past, vectors = self.texts.embedded, self.texts.vectors
         if among is not None:
             some = find_positions(among, past)[1]
@@ -156,10 +160,10 @@ class Past:
         scores = np.concatenate([found.scores, vectors @ query])
         order = np.lexsort((keys, -scores))[:k]
         plan = f"{found.plan}, and {past.size} texts of the past"
-        return Found(scores[order], keys[order], plan)
+        return Found(scores[order], keys[order], k, plan)
 
-    def _standing(self, query: Vectors, k: int, among: Keys | None) -> Found:
-        """The nearest of those whose texts still stand."""
+    def _unchanged(self, query: Vectors, k: int, among: Keys | None) -> Found:
+        """The nearest memories whose text has not changed since."""
         assert self.index is not None
         assert self.known.table is not None
         held = self.known.table.held
@@ -167,21 +171,17 @@ class Past:
             return nearest(self.index, query, k, among[find_positions(held, among)[1]])
         if held.size >= (1 - _MOST_CHANGED) * len(self.index):
             found = nearest(self.index, query, 2 * k, None)
-            stands = find_positions(held, found.keys)[1]
-            if np.count_nonzero(stands) >= k or found.keys.size < 2 * k:
-                return Found(found.scores[stands][:k], found.keys[stands][:k], found.plan)
+            is_held = find_positions(held, found.keys)[1]
+            if np.count_nonzero(is_held) >= k or found.is_all:
+                return Found(found.scores[is_held][:k], found.keys[is_held][:k], k, found.plan)
         return nearest(self.index, query, k, held)
-
-    def cosines(self, query: Vectors, keys: Keys) -> Vectors:
-        """See `Source`."""
-        return self.vectors(keys) @ query
 
     def vectors(self, keys: Keys) -> Vectors:
         """See `Source`."""
         assert self.index is not None
         assert self.known.table is not None
         assert self.texts is not None
-        rows = held_vectors(self.index, keys)
+        rows = vectors_of(self.index, keys)
         positions, past = find_positions(self.texts.embedded, keys)
         rows[~find_positions(self.known.table.held, keys)[1]] = 0
         rows[past] = self.texts.vectors[positions]
@@ -190,14 +190,14 @@ class Past:
     def words(self, query: str) -> tuple[Keys, Floats]:
         """See `Source`."""
         assert self.known.table is not None
-        words = self.repository.fulltext
-        found = terms(words, query)
-        keys, scores = word_scores(words, found)
-        versions, past_scores = word_scores(words, found, past=True)
-        stands = find_positions(self.known.table.present, keys)[1]
+        fulltext = self.repository.fulltext
+        found = terms(fulltext, query)
+        keys, scores = word_scores(fulltext, found)
+        versions, past_scores = word_scores(fulltext, found, past=True)
+        is_present = find_positions(self.known.table.present, keys)[1]
         past_versions, past_keys = self.known.table.past
-        positions, then = find_positions(past_versions, versions)
-        all_keys = np.concatenate([keys[stands], past_keys[positions]])
-        all_scores = np.concatenate([scores[stands], past_scores[then]])
+        positions, is_past = find_positions(past_versions, versions)
+        all_keys = np.concatenate([keys[is_present], past_keys[positions]])
+        all_scores = np.concatenate([scores[is_present], past_scores[is_past]])
         by_key = np.argsort(all_keys)
         return all_keys[by_key], all_scores[by_key]

@@ -25,7 +25,7 @@ from kronos.errors import SpaceChangedError, StorageError, StoreBusyError, Store
 from kronos.maintenance import check as checks
 from kronos.repository.memories import Repository
 from kronos.search.field_indexes import FieldIndexes
-from kronos.search.kept import KeySets
+from kronos.search.key_sets import KeySets
 from kronos.serving.accesses import Accesses
 from kronos.serving.embedders import Embedders
 from kronos.serving.group_commit import FOR_ALL, MOST_ROWS, Change, Write, write_together
@@ -34,7 +34,7 @@ from kronos.validation import check_time
 
 if TYPE_CHECKING:
     from kronos.repository.rows import Rows
-    from kronos.search.kept import Asked, KeptT
+    from kronos.search.key_sets import Asked, KeptT
     from kronos.serving.options import OpenOptions
     from kronos.serving.serving import Serving
     from kronos.types import Embedder, ProgressCallback, VectorIndex

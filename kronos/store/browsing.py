@@ -1,8 +1,8 @@
 """Browsing: reading, listing and counting memories, and their history.
 
 A page of all memories, or of many, is read in the order of the keys. Where a look at some rows does
-not fill it, the keys that match are found once and kept (`kronos.search.kept`): the next page and a
-count cost what changed meanwhile. A page of the past works the same way.
+not fill it, the keys that match are found once and cached (`kronos.search.key_sets`): the next page
+and a count cost what changed meanwhile. A page of the past works the same way.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import numpy as np
 from kronos.concurrency.forking import Lock
 from kronos.errors import NotFoundError
 from kronos.search.filters import Where
-from kronos.search.kept import KeptT, Known, Matching, NotAtHand
-from kronos.search.plan import Selection
+from kronos.search.key_sets import KeptT, NotAtHand
+from kronos.search.matching import Known, Matching
+from kronos.search.selection import Selection
 from kronos.types import Keys, Memory, Version
 from kronos.validation import check_id, check_limit, check_scope, check_time
 
 if TYPE_CHECKING:
     from kronos.repository.memories import Repository
-    from kronos.search.kept import Asked
+    from kronos.search.key_sets import Asked
     from kronos.serving.session import Session
     from kronos.store.answering.finding import Held
 

@@ -13,7 +13,7 @@ import pytest
 
 from kronos import F, MemoryStore, NewMemory, Ranking
 from kronos.errors import FilterError, InputError, NoEmbedderError, NotFoundError
-from kronos.search.answer import CANDIDATES
+from kronos.search.request import CANDIDATES
 from kronos.settings import Settings
 from tests.conftest import Clock, Opener
 from tests.search.oracle import matches

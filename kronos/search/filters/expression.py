@@ -22,6 +22,8 @@ MAX_COMPARISONS = 1000
 """Comparisons in one filter."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_FEW = 1000
+"""The weight up to which a filter is encoded at once, and not in pieces."""
 
 
 class Filter:
@@ -168,8 +170,11 @@ def _flat(kind: type[And] | type[Or], members: Iterable[Filter]) -> tuple[Filter
     flat: list[Filter] = []
     for member in members:
         _check_is_filter(member)
-        member = _single(member)
-        flat.extend(member.members if isinstance(member, kind) else (member,))
+        if isinstance(member, Comparison):
+            flat.append(member)
+        else:
+            member = _single(member)
+            flat.extend(member.members if isinstance(member, kind) else (member,))
     if not flat:
         raise FilterError(f"{kind.__name__} takes at least one filter", field="where")
     return tuple(flat)
@@ -218,7 +223,17 @@ def canonical(filter: Filter | None) -> str:
 
     1, 1.0, True and "1" give different texts, so the text can be the key of a cache.
     """
-    return to_json(None if filter is None else filter.to_dict(), _JSON)
+    if filter is None:
+        return "null"
+    where = filter.to_dict()
+    return _JSON.encode(where) if _weight(filter) <= _FEW else to_json(where, _JSON)
+
+
+def _weight(filter: Filter) -> int:
+    """How much there is to encode: comparisons, and the items or characters of their values."""
+    if isinstance(filter, Comparison):
+        return 1 + len(filter.value) if isinstance(filter.value, str | tuple) else 1
+    return sum(map(_weight, members_of(filter)))
 
 
 class Field:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from kronos.errors import SpaceChangedError, StorageError, TransientEmbeddingError
 from kronos.reindex.pending import catch_up
 from kronos.repository.jobs import JobOptions
-from kronos.search.answer import Candidate, Query, SearchTrace
-from kronos.search.kept import NotAtHand
+from kronos.search.key_sets import NotAtHand
 from kronos.search.past import NotEmbeddedError
 from kronos.store.answering.finding import Finding, Made, Question, made_for
 from kronos.store.answering.judging import Judging
@@ -27,6 +26,9 @@ from kronos.types import Explanation, Hit, Hits
 
 if TYPE_CHECKING:
     from kronos.repository.memories import Head, Repository
+    from kronos.search.candidates import Candidate
+    from kronos.search.request import Query
+    from kronos.search.trace import SearchTrace
     from kronos.serving.serving import Serving
     from kronos.serving.session import Session
     from kronos.store.answering.asking import Asking
@@ -123,7 +125,7 @@ class Answering:
         if request.mode != question.mode:
             request = replace(request, mode=question.mode)
         replica = serving.replica
-        needed = request.asks_vectors or wanted.compares_later
+        needed = request.needs_vectors or wanted.compares_later
         with replica.lock if needed else nullcontext(), self._session.reader() as repository:
             head = repository.head()
             # Words need no embedder, whose model may take long to load.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kronos.embedding.registry import HASH_MODEL
 from kronos.errors import EmbedderMismatchError, InputError, NoEmbedderError, NotFoundError
-from kronos.search.answer import Query
+from kronos.search.request import Query
 from kronos.store.answering.finding import Made, Question
 from kronos.store.answering.options import SearchOptions
 from kronos.validation import check_content, check_scope

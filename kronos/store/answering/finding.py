@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kronos.search import answer
-from kronos.search.answer import Candidate, Query, Request, Search, SearchTrace
-from kronos.search.kept import Grouped, KeptT, Known, Matching
+from kronos.search.answer import Search
+from kronos.search.matching import Grouped, Known, Matching
+from kronos.search.nearest import nearest_of_each
 from kronos.search.past import NotEmbeddedError, Past, PastVectors, Texts
-from kronos.search.plan import Found, nearest_of_each
-from kronos.search.sources import Ahead, Present, Source
+from kronos.search.sources import Present, Source
+from kronos.search.trace import SearchTrace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kronos.repository.memories import Repository
     from kronos.repository.rows import Rows
-    from kronos.search.kept import Asked, KeySet, KeySets
+    from kronos.search.candidates import Candidate
+    from kronos.search.key_sets import Asked, KeptT, KeySet, KeySets
+    from kronos.search.request import Query, Request
     from kronos.serving.serving import Serving
     from kronos.store.answering.options import SearchOptions
     from kronos.types import Keys, SearchMode, Space, VectorIndex, Vectors
@@ -105,7 +107,7 @@ class Finding:
             NotAtHand: a set is to be found first.
             NotEmbeddedError: texts of the past are to be embedded first.
         """
-        shared = SearchTrace(is_told=self._wanted.explain)
+        shared = SearchTrace(is_enabled=self._wanted.explain)
         source = self._source(shared)
         ahead = self._ahead(source)
         read = self._rows.rows_of(_found_ahead(ahead)) if len(ahead) > 1 else {}
@@ -203,10 +205,10 @@ class Finding:
         if len(queries) == 1 or not isinstance(source, Present) or request.mode == "lexical":
             return [source] * len(queries)
         assert source.index is not None
-        asked = answer.first_size(request, request.limit)
+        asked = request.first_size(request.limit)
         rows = np.array([query.vector for query in queries], np.float32)
-        found: list[Found] = nearest_of_each(source.index, rows, asked, source.allowed)
-        return [Ahead(source, each, asked) for each in found]
+        found = nearest_of_each(source.index, rows, asked, source.allowed)
+        return [replace(source, found=each) for each in found]
 
 
 def made_for(space: Space) -> Hashable:
@@ -216,5 +218,6 @@ def made_for(space: Space) -> Hashable:
 
 def _found_ahead(sources: Sequence[Source]) -> Keys:
     """What the index found for many questions, each key once: most will be hits."""
-    found = [each.found.keys[:_READ_AHEAD] for each in sources if isinstance(each, Ahead)]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+    found = [each.found for each in sources if isinstance(each, Present) and each.found is not None]
+    keys = [each.keys[:_READ_AHEAD] for each in found]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *keys]))

@@ -14,14 +14,15 @@ import numpy as np
 
 from kronos.concurrency.threads import check_may_wait_for_embedder
 from kronos.db.sql import value_list
-from kronos.search import answer
 from kronos.types import Hit
 
 if TYPE_CHECKING:
     from kronos.repository.links import Neighbour
     from kronos.repository.memories import Repository
     from kronos.repository.rows import Rows
-    from kronos.search.answer import Candidate, Query, SearchTrace
+    from kronos.search.candidates import Candidate
+    from kronos.search.request import Query
+    from kronos.search.trace import SearchTrace
     from kronos.serving.session import Session
     from kronos.store.answering.options import SearchOptions
     from kronos.types import Keys
@@ -57,11 +58,11 @@ class Judging:
         ]
         ranked = [each for each in ranked if each.score >= request.min_score]
         ranked.sort(key=lambda each: (-each.score, each.key))
-        ranked = answer.one_of_each_group(ranked, request.group_by)
+        ranked = one_of_each_group(ranked, request.group_by)
         if not wanted.compares_later or not ranked:
             return ranked
         vectors = np.array([each.vector for each in ranked], np.float32)
-        return answer.diversified(ranked, vectors, request.limit, ranking.diversity)
+        return diversified(ranked, vectors, request.limit, ranking.diversity)
 
     def linked(
         self, hits: Sequence[Hit], candidates: Sequence[Candidate], wanted: SearchOptions, name: str

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from kronos.errors import InputError
-from kronos.search import answer
-from kronos.search.answer import Request
-from kronos.search.plan import Selection
+from kronos.search.candidates import group_path
 from kronos.search.ranking import check_ranking
+from kronos.search.request import Request
+from kronos.search.selection import Selection
 from kronos.validation import check_id, check_limit, check_number, check_time, to_microseconds
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class SearchOptions:
             mode=mode,
             min_score=least,
             ranking=ranking,
-            group_by=None if group_by is None else answer.group_path(group_by),
+            group_by=None if group_by is None else group_path(group_by),
             now=to_microseconds(ranking.now or as_of or clock()),
-            tells_shares=bool(explain) or ranking.rerank is not None,
+            with_shares=bool(explain) or ranking.rerank is not None,
         )
         self.near = None if near is None else check_id(near, field="near")
         self.as_of = as_of

@@ -20,10 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kronos import F, MemoryStore
 from kronos.repository.memories import Repository
-from kronos.search import kept
-from kronos.search.answer import group_path
-from kronos.search.kept import Grouped, KeySet, KeySets, Known, Matching, NotAtHand
-from kronos.search.plan import EVERY_MEMORY, Selection
+from kronos.search import key_sets
+from kronos.search.candidates import group_path
+from kronos.search.key_sets import KeySet, KeySets, NotAtHand
+from kronos.search.matching import Grouped, Known, Matching
+from kronos.search.selection import EVERY_MEMORY, Selection
 from kronos.settings import Settings
 from kronos.validation import to_microseconds
 from tests.conftest import Clock, Opener
@@ -45,7 +46,7 @@ def learnt(store: MemoryStore, sets: KeySets, asked: Any) -> KeySet:
 def test_of_too_many_keys_those_used_last_are_kept(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "_MOST_KEYS", 30)
+    monkeypatch.setattr(key_sets, "_MOST_KEYS", 30)
     store, sets = open_store(), KeySets()
     store.add_many([{"content": f"text {n}", "metadata": {"n": n}} for n in range(20)])
     for round_ in range(3):
@@ -84,7 +85,7 @@ def test_a_write_that_does_not_match_leaves_the_keys_as_they_are(open_store: Ope
 def test_nothing_is_looked_for_where_others_wait(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "_FEW", 5)
+    monkeypatch.setattr(key_sets, "_FEW", 5)
     store, sets = open_store(), KeySets()
     store.add_many([{"content": f"text {n}", "metadata": {"n": n}} for n in range(20)])
     asked = Matching(Selection.of(None, F.n < 10))
