@@ -10,9 +10,10 @@ the memories and links that it reaches, also where links form circles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy import (
     CompoundSelect,
@@ -71,16 +72,10 @@ class Neighbour:
     """The length of that path."""
 
 
-class _Step(NamedTuple):
-    """A step from one memory to another, by a link or between parent and child."""
-
-    from_key: int
-    from_id: str
-    key: int
-    relation: str | None
-    """None between parent and child."""
-    weight: float
-    """0..1."""
+_Step: TypeAlias = tuple[int, str, int, str | None, float]
+"""A step from one memory to another, by a link or between parent and child: the key and the id of
+the first one, the key of the second one, the relation (None between parent and child), the weight
+(0..1)."""
 
 
 class Links:
@@ -197,17 +192,18 @@ class Links:
 
     def _walk(self, start: int, depth: int, *, down: bool) -> list[Reached]:
         """A breadth-first walk: of equal last steps a parent's counts, then the oldest memory's."""
-        depths = {start: 0}
-        level, found = [start], list[Reached]()
-        while level and depths[level[0]] < depth:
-            hop = depths[level[0]] + 1
-            best: dict[int, _Step] = {}
-            for step in self._steps(level, down=down):
-                if step.key not in depths:
-                    best[step.key] = min(step, best.get(step.key, step), key=_rank)
+        level, hop, seen = [start], 0, {start}
+        found: list[Reached] = []
+        while level and hop < depth:
+            hop += 1
+            best: dict[int, tuple[bool, int, str, str]] = {}
+            for from_key, from_id, key, relation, _ in self._steps(level, down=down):
+                step = relation is not None, from_key, relation or PARENT, from_id
+                if key not in seen and (key not in best or step < best[key]):
+                    best[key] = step
             level = sorted(best)
-            depths.update(dict.fromkeys(level, hop))
-            found += [Reached(k, hop, best[k].relation or PARENT, best[k].from_id) for k in level]
+            seen.update(level)
+            found += [Reached(key, hop, *best[key][2:]) for key in level]
         return found
 
     def neighbours(self, keys: Sequence[int], hops: int, limit: int) -> list[Neighbour]:
@@ -233,36 +229,35 @@ class Links:
         best: dict[int, Neighbour] = {}
         level = [Neighbour(key, 1.0, key, 0) for key in ranks]
         for hop in range(1, hops + 1):
-            reached = self._one_hop(level, hop, ranks)[:limit]
+            reached = self._one_hop(level, hop, ranks, limit)
             # A memory that was reached before on a path as good leads to nothing new.
             level = [n for n in reached if n.key not in best or best[n.key].weight < n.weight]
             if not level:
                 break
             best.update((each.key, each) for each in level)
-        return sorted(best.values(), key=lambda n: (-n.weight, n.hops, ranks[n.seed], n.key))[
-            :limit
-        ]
+        found = sorted(best.values(), key=lambda n: (-n.weight, n.hops, ranks[n.seed], n.key))
+        return found[:limit]
 
     def _one_hop(
-        self, level: Sequence[Neighbour], hop: int, ranks: dict[int, int]
+        self, level: Sequence[Neighbour], hop: int, ranks: dict[int, int], limit: int
     ) -> list[Neighbour]:
-        """The memories one step further that are no seeds, the best first."""
-        near = {each.key: each for each in level}
+        """The best memories one step further that are no seeds, the best first."""
+        near = {each.key: (-each.weight, ranks[each.seed], each.seed) for each in level}
         best: dict[int, tuple[float, int, int]] = {}
         for down in (True, False):
-            for step in self._steps([*near], down=down):
-                if step.key not in ranks:
-                    before = near[step.from_key]
-                    path = -before.weight * step.weight, ranks[before.seed], before.seed
-                    best[step.key] = min(path, best.get(step.key, path))
-        order = sorted((*path, key) for key, path in best.items())
-        return [Neighbour(key, -weight, seed, hop) for weight, _, seed, key in order]
+            for from_key, _, key, _, weight in self._steps([*near], down=down):
+                if key not in ranks:
+                    before, rank, seed = near[from_key]
+                    path = before * weight, rank, seed
+                    if key not in best or path < best[key]:
+                        best[key] = path
+        first = heapq.nsmallest(limit, ((*path, key) for key, path in best.items()))
+        return [Neighbour(key, -weight, seed, hop) for weight, _, seed, key in first]
 
-    def _steps(self, keys: list[int], *, down: bool) -> Iterable[_Step]:
+    def _steps(self, keys: list[int], *, down: bool) -> list[_Step]:
         """All steps from live memories, among these, down to descendants or up to ancestors."""
         statement = _STEPS_DOWN if down else _STEPS_UP
-        rows = statement.fetch(self._connection, keys=keys, expired_by=self._expired_by)
-        return map(_Step._make, rows)
+        return statement.fetch(self._connection, keys=keys, expired_by=self._expired_by)
 
     def _key_of(self, id: str, name: str = "") -> int:
         rows = _KEY_OF.fetch(self._connection, id=id, expired_by=self._expired_by)
@@ -289,11 +284,6 @@ def check_relation(value: object) -> str:
             f"relation holds a control character or a lone surrogate: {value!r}", field="relation"
         )
     return str(value)
-
-
-def _rank(step: _Step) -> tuple[bool, int, str]:
-    """The order in which steps to one memory are preferred."""
-    return step.relation is not None, step.from_key, step.relation or ""
 
 
 def _steps(*, down: bool) -> CompoundSelect[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from kronos.concurrency.threads import check_may_wait_for_embedder
 from kronos.db.sql import value_list
+from kronos.search.candidates import diversified, one_of_each_group
 from kronos.types import Hit
 
 if TYPE_CHECKING:

@@ -1,19 +1,14 @@
+"""SQLite: what its errors mean, and files that cannot be opened."""
+
 from __future__ import annotations
 
 import errno
-import json
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import ColumnElement, column, literal, select
-from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
-from kronos.db.database import Database
-from kronos.db.sql import json_type, json_value
 from kronos.db.sqlite import SQLite
-from kronos.db.tables import memories
 from kronos.errors import (
     CorruptStoreError,
     ReadOnlyStoreError,
@@ -22,55 +17,6 @@ from kronos.errors import (
     StoreBusyError,
 )
 from kronos.settings import Settings
-
-DOCUMENT = {
-    "null": None,
-    "yes": True,
-    "no": False,
-    "int": -(2**63),
-    "real": 0.5,
-    "text": "§ é 🎈",
-    "list": [1],
-    "deep": {"er": {"key with space": 7}},
-    "ключ": 1,
-    "": 2,
-}
-
-
-@pytest.mark.parametrize(
-    ("path", "kind", "value"),
-    [
-        (("null",), "null", None),
-        (("yes",), "true", 1),
-        (("no",), "false", 0),
-        (("int",), "integer", -(2**63)),
-        (("real",), "real", 0.5),
-        (("text",), "text", "§ é 🎈"),
-        (("list",), "array", "[1]"),
-        (("deep", "er", "key with space"), "integer", 7),
-        (("ключ",), "integer", 1),
-        (("missing",), None, None),
-        (("deep", "missing"), None, None),
-        (("text", "of", "text"), None, None),
-    ],
-)
-def test_json_functions_read_what_stands_at_a_path(
-    empty: Database, path: tuple[str, ...], kind: str | None, value: Any
-) -> None:
-    document: ColumnElement[Any] = column("document")
-    text = literal(json.dumps(DOCUMENT, ensure_ascii=False)).label("document")
-    statement = select(json_type(document, path), json_value(document, path)).select_from(
-        select(text).subquery()
-    )
-    with empty.read() as connection:
-        assert tuple(connection.execute(statement).one()) == (kind, value)
-
-
-def test_json_paths_are_bound_and_never_part_of_the_statement() -> None:
-    hostile = ("') OR 1=1 --",)
-    compiled = select(json_type(memories.c.metadata, hostile)).compile(dialect=SQLiteDialect())
-    assert "1=1" not in str(compiled)
-    assert list(compiled.params.values()) == [hostile]
 
 
 @pytest.mark.parametrize(
