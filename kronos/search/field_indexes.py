@@ -33,7 +33,6 @@ from kronos.search.filters.paths import METADATA, RECORD_FIELDS, full_name, pars
 if TYPE_CHECKING:
     from kronos.repository.memories import Repository
 
-_PREFIX = "metadata."
 _INDEX_NAMES = Prepared(IndexNames())
 
 

@@ -178,7 +178,7 @@ def test_an_error_is_one_line_and_an_exit_code(kronos: Kronos, tmp_path: Path) -
     kronos("add", "x", "--model", "hash")
     assert "blank" in kronos.error("add", " ", code=2)
     assert "no JSON" in kronos.error("list", "--where", "{", code=2)
-    assert "no path" in kronos.error("list", "--where", """{"') OR 1=1 --": 1}""", code=2)
+    assert "malformed key" in kronos.error("list", "--where", """{"') OR 1=1 --": 1}""", code=2)
     assert "number, 1 or more" in kronos.error("list", "--limit", "0", code=2)
     assert "ids" in kronos.error("delete", code=2)
     assert "no-such/model" in kronos.error("reindex", "--model", "no-such/model", code=1)

@@ -1,6 +1,6 @@
-"""What a filter means, in plain Python: a second reading of its definition that knows no SQL.
+"""What a filter means, in plain Python: a second implementation of its definition, without SQL.
 
-It takes both forms, dicts and trees, and reads each by itself.
+It evaluates dicts and filters separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MISSING = object()
 
 
 def matches(where: Any, memory: Memory) -> bool:
-    """Whether a memory meets a filter: a dict, a tree, or None."""
+    """Whether a memory meets a filter: a dict, a filter, or None."""
     if where is None:
         return True
     if isinstance(where, Mapping):
@@ -32,7 +32,7 @@ def matches(where: Any, memory: Memory) -> bool:
         return any(matches(member, memory) for member in where.members)
     if isinstance(where, filters.Not):
         return not matches(where.member, memory)
-    return test_holds(where.field, where.operator, where.value, memory)
+    return comparison_holds(where.field, where.operator, where.value, memory)
 
 
 def entry_holds(key: str, wanted: Any, memory: Memory) -> bool:
@@ -43,11 +43,11 @@ def entry_holds(key: str, wanted: Any, memory: Memory) -> bool:
     if key == "$not":
         return not matches(wanted, memory)
     if not isinstance(wanted, Mapping):
-        return test_holds(key, "$eq", wanted, memory)
+        return comparison_holds(key, "$eq", wanted, memory)
     return all(
         not entry_holds(key, value, memory)
         if operator == "$not"
-        else test_holds(key, operator, value, memory)
+        else comparison_holds(key, operator, value, memory)
         for operator, value in wanted.items()
     )
 
@@ -67,7 +67,7 @@ def as_time(value: Any) -> Any:
     return datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
 
 
-def test_holds(key: str, operator: str, wanted: Any, memory: Memory) -> bool:
+def comparison_holds(key: str, operator: str, wanted: Any, memory: Memory) -> bool:
     found = look_up(key, memory)
     if key in TIMES:
         wanted = as_time(wanted)
@@ -75,7 +75,7 @@ def test_holds(key: str, operator: str, wanted: Any, memory: Memory) -> bool:
         there = found is not MISSING and not (key in RECORD and found is None)
         return there is wanted
     if operator in ("$ne", "$nin"):
-        return not test_holds(key, {"$ne": "$eq", "$nin": "$in"}[operator], wanted, memory)
+        return not comparison_holds(key, {"$ne": "$eq", "$nin": "$in"}[operator], wanted, memory)
     if operator == "$eq":
         return equal(found, wanted)
     if operator == "$in":
@@ -89,9 +89,6 @@ def test_holds(key: str, operator: str, wanted: Any, memory: Memory) -> bool:
     order = (found > wanted) - (found < wanted)
     holds = {"$gt": order > 0, "$gte": order >= 0, "$lt": order < 0, "$lte": order <= 0}
     return bool(holds[operator])
-
-
-test_holds.__test__ = False  # type: ignore[attr-defined]
 
 
 def kind(value: Any) -> str:
@@ -111,7 +108,7 @@ def contains(found: Any, wanted: Any) -> bool:
 
 
 def like(text: str, pattern: str) -> bool:
-    """Follow every way to match at once: the places in the pattern that may have been reached."""
+    """Match by following all positions in the pattern that the text can reach."""
     steps = steps_of(pattern)
     places = skip_runs({0}, steps)
     for character in map(fold, text):

@@ -35,7 +35,7 @@ def index_of(keys: Sequence[int], rows: Vectors, kind: Maker = ExactIndex) -> Ve
 
 
 def groups_of(keys: Sequence[int], rows: Vectors, threshold: float) -> list[KeyGroup]:
-    """All pairs, the best first, joined as long as they are good enough (Kruskal)."""
+    """Join all pairs, best first, down to the threshold (Kruskal's algorithm)."""
     values = rows.astype(np.float64)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     table = np.round(values @ values.T, 6).tolist()
@@ -71,7 +71,7 @@ def assert_same(found: list[KeyGroup], expected: list[KeyGroup]) -> None:
 
 @st.composite
 def clouds(draw: st.DrawFn) -> Vectors:
-    """Points with coordinates of few values: many are equal, and many are as near as others."""
+    """Points on a small grid: many are equal, and many distances are equal."""
     width = draw(st.integers(2, 4))
     row = st.lists(st.integers(-2, 2), min_size=width, max_size=width).filter(any)
     return unit(draw(st.lists(row, min_size=1, max_size=30)))
@@ -83,7 +83,9 @@ def clouds(draw: st.DrawFn) -> Vectors:
     threshold=st.sampled_from([0.1, 0.5, 0.8, 0.9, 0.95, 1.0]),
     batch=st.integers(1, 8),
 )
-def test_the_groups_are_those_of_all_pairs(rows: Vectors, threshold: float, batch: int) -> None:
+def test_groups_are_those_that_comparing_all_pairs_finds(
+    rows: Vectors, threshold: float, batch: int
+) -> None:
     keys = [7 * number + 3 for number in range(len(rows))]
     expected = groups_of(keys, rows, threshold)
     for kind in KINDS:
@@ -93,7 +95,7 @@ def test_the_groups_are_those_of_all_pairs(rows: Vectors, threshold: float, batc
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [64, 1024])
-def test_scattered_copies_are_found_among_many(kind: Maker, batch: int) -> None:
+def test_copies_scattered_among_many_vectors_are_found(kind: Maker, batch: int) -> None:
     rng = np.random.default_rng(7)
     rows = unit(rng.standard_normal((700, 48)))
     copies = rng.permutation(700)[:200]
@@ -106,7 +108,7 @@ def test_scattered_copies_are_found_among_many(kind: Maker, batch: int) -> None:
         )
 
 
-def test_equal_vectors_are_one_group_however_many() -> None:
+def test_any_number_of_equal_vectors_form_one_group() -> None:
     rng = np.random.default_rng(3)
     one, other = unit(rng.standard_normal((2, 384)))
     rows = np.stack([one, other] * 1500)
@@ -115,7 +117,7 @@ def test_equal_vectors_are_one_group_however_many() -> None:
     assert second == KeyGroup(tuple(range(1, 3000, 2)), 1.0)
 
 
-def test_the_score_is_that_of_the_weakest_pair_that_is_needed() -> None:
+def test_the_score_of_a_group_is_that_of_its_weakest_necessary_pair() -> None:
     angles = np.radians([0, 1, 8, 9, 90, 92])
     rows = unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     index = index_of(range(6), rows)
@@ -132,7 +134,7 @@ def test_the_score_is_that_of_the_weakest_pair_that_is_needed() -> None:
     assert near_duplicates(index, two) == near_duplicates(index, 0.999), "the threshold is taken"
 
 
-def test_only_the_keys_allowed_are_compared() -> None:
+def test_only_allowed_keys_are_compared() -> None:
     rows = unit([[1, 0], [1, 0.01], [1, 0.02], [0, 1]])
     index = index_of([1, 2, 3, 4], rows)
     allowed: Keys = np.array([3, 1, 99], np.int64)
@@ -142,7 +144,7 @@ def test_only_the_keys_allowed_are_compared() -> None:
     assert near_duplicates(ExactIndex(2), 0.9) == []
 
 
-def test_the_answer_is_the_same_each_time_and_with_any_batch() -> None:
+def test_every_batch_size_gives_the_same_groups() -> None:
     rng = np.random.default_rng(11)
     rows = unit(rng.integers(-1, 2, (400, 6)) + 0.1)
     index = index_of(range(400), rows, FaissIndex)
@@ -153,14 +155,14 @@ def test_the_answer_is_the_same_each_time_and_with_any_batch() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.0001, float("nan"), True, "0.9"])
-def test_a_threshold_outside_of_0_to_1_is_refused(threshold: Any) -> None:
+def test_a_threshold_outside_0_to_1_is_refused(threshold: Any) -> None:
     with pytest.raises(InputError) as found:
         near_duplicates(ExactIndex(2), threshold)
     assert found.value.field == "threshold"
 
 
 class Counted(ExactIndex):
-    """Remembers how many vectors were asked for at once."""
+    """Records the most vectors that one call asked for."""
 
     most = 0
 
@@ -169,10 +171,10 @@ class Counted(ExactIndex):
         return super().vectors_of(keys)
 
     def search(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError("no search: its scores are those of float32")
+        raise AssertionError("search is not exact enough: its scores are float32")
 
 
-def test_no_more_vectors_are_held_than_a_tile_has() -> None:
+def test_at_most_one_tile_of_vectors_is_in_memory() -> None:
     rng = np.random.default_rng(5)
     index = Counted(8)
     index.upsert(np.arange(1000), unit(rng.standard_normal((1000, 8))))

@@ -1,4 +1,4 @@
-"""Metadata fields with an index of their own: made, used, dropped, and made again."""
+"""Indexes on metadata fields: created, used, dropped, and created again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def plan(connection: Connection, sql: str, *values: Any) -> str:
     return "; ".join(row.detail for row in rows)
 
 
-def test_a_field_gets_an_index_that_comparisons_use(connection: Connection) -> None:
+def test_comparisons_use_the_index_of_a_field(connection: Connection) -> None:
     asked = "SELECT key FROM memories WHERE json_extract(metadata, '$.\"year\"') >= ?"
     assert plan(connection, asked, 2020) == "SCAN memories"
     found = connection.exec_driver_sql(asked, (2020,)).scalars().all()
@@ -82,7 +82,7 @@ def test_a_field_gets_an_index_that_comparisons_use(connection: Connection) -> N
 
 
 @pytest.mark.parametrize("where", [{"year": 2020}, {"year": {"$gt": 2020}}, {"a.b": {"$lt": 3}}])
-def test_a_filter_uses_the_index_and_finds_the_same(
+def test_a_filter_finds_the_same_with_and_without_an_index(
     connection: Connection, where: dict[str, Any]
 ) -> None:
     condition: Any = compile_filter(where)
@@ -97,7 +97,7 @@ def test_a_filter_uses_the_index_and_finds_the_same(
     assert before
 
 
-def test_a_field_is_added_once_however_it_is_written(connection: Connection) -> None:
+def test_two_spellings_of_a_field_share_one_index(connection: Connection) -> None:
     fields = FieldIndexes(connection, 0)
     assert fields.add("year")
     assert not fields.add("metadata.year")
@@ -124,7 +124,7 @@ def test_removing_a_field_drops_its_index(connection: Connection) -> None:
     assert len(indexes(connection)) == 2
 
 
-def test_missing_indexes_are_made_again(connection: Connection) -> None:
+def test_missing_indexes_are_created_again(connection: Connection) -> None:
     fields = FieldIndexes(connection, 0)
     for path in ("year", "a.b", "metadata.id"):
         fields.add(path)
@@ -136,7 +136,7 @@ def test_missing_indexes_are_made_again(connection: Connection) -> None:
     assert indexes(connection) == before
 
 
-def test_adding_a_field_whose_index_is_missing_makes_it(connection: Connection) -> None:
+def test_adding_a_field_creates_its_missing_index(connection: Connection) -> None:
     fields = FieldIndexes(connection, 0)
     fields.add("year")
     connection.exec_driver_sql("DROP INDEX ix_memories_field_1")
@@ -144,7 +144,7 @@ def test_adding_a_field_whose_index_is_missing_makes_it(connection: Connection) 
     assert list(indexes(connection)) == ["ix_memories_field_1"]
 
 
-def test_looking_writes_nothing(database: Database) -> None:
+def test_reading_the_indexed_fields_writes_nothing(database: Database) -> None:
     with database.write() as connection:
         FieldIndexes(connection, 0).add("year")
     with database.read() as connection:
@@ -157,16 +157,16 @@ def test_looking_writes_nothing(database: Database) -> None:
 
 
 @pytest.mark.parametrize("path", ["id", "namespace", "importance", "created_at", "parent_id"])
-def test_a_field_of_the_record_needs_no_such_index(connection: Connection, path: str) -> None:
+def test_fields_of_the_record_are_refused(connection: Connection, path: str) -> None:
     fields = FieldIndexes(connection, 0)
     with pytest.raises(InputError, match="needs no index of this kind") as found:
         fields.add(path)
     assert found.value.field == "path"
-    assert fields.add(f"metadata.{path}"), "the metadata key of that name is another field"
+    assert fields.add(f"metadata.{path}"), "the metadata key with this name is another field"
     assert fields.all() == [f"metadata.{path}"]
 
 
-def test_metadata_keys_that_look_like_something_else_are_told_apart(
+def test_metadata_keys_that_look_like_other_fields_are_distinguished(
     connection: Connection,
 ) -> None:
     fields = FieldIndexes(connection, 0)
@@ -174,13 +174,13 @@ def test_metadata_keys_that_look_like_something_else_are_told_apart(
         assert fields.add(path)
         assert path in fields.all()
     for path in fields.all():
-        assert not fields.add(path), "what is listed is read as the same field again"
+        assert not fields.add(path), "a listed path names the same field"
     assert fields.remove("metadata.metadata.year")
     assert "year" in fields.all()
 
 
 @pytest.mark.parametrize("path", ["", "a'b", 'a"b', "a..b", "a[0]", "$.a", "a\\b", "\ud800", 3])
-def test_what_is_no_path_is_refused(connection: Connection, path: Any) -> None:
+def test_malformed_paths_are_refused(connection: Connection, path: Any) -> None:
     with pytest.raises(InputError, match="path must be a metadata key") as found:
         FieldIndexes(connection, 0).add(path)
     assert found.value.field == "path"
@@ -188,7 +188,7 @@ def test_what_is_no_path_is_refused(connection: Connection, path: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["50% of: %s ?x :y", "été 日本", "select", "a-b; DROP TABLE x"])
-def test_any_key_that_filters_take_can_have_an_index(connection: Connection, path: str) -> None:
+def test_every_key_that_filters_accept_can_be_indexed(connection: Connection, path: str) -> None:
     metadata = json.dumps({path: 7}, ensure_ascii=False)
     connection.execute(insert(memories).values(**row(100, metadata)))
     FieldIndexes(connection, 0).add(path)
@@ -198,7 +198,7 @@ def test_any_key_that_filters_take_can_have_an_index(connection: Connection, pat
     assert "USING INDEX ix_memories_field_1" in plan(connection, sql)
 
 
-def test_fields_survive_reopening_and_follow_what_is_written(database: Database) -> None:
+def test_indexed_fields_survive_reopening_and_follow_writes(database: Database) -> None:
     with database.write() as connection:
         FieldIndexes(connection, 0).add("year")
     again = Database(database.path, Settings())
@@ -211,7 +211,7 @@ def test_fields_survive_reopening_and_follow_what_is_written(database: Database)
     again.close()
 
 
-def test_two_that_add_one_field_at_once_make_one_index(database: Database) -> None:
+def test_two_threads_that_add_the_same_field_create_one_index(database: Database) -> None:
     other = Database(database.path, Settings())
     outcomes: list[bool] = []
 

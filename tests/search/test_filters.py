@@ -1,4 +1,4 @@
-"""Filters mean in SQL what they mean in plain Python, and what means nothing is refused."""
+"""Filters mean the same in SQL as in plain Python, and malformed filters are refused."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def as_memory(row: Mapping[str, Any]) -> Memory:
 
 
 class Rows:
-    """A database full of memories, and the same ones as values."""
+    """A database of memories, and the same memories as values."""
 
     def __init__(self, database: Database, rows: Sequence[dict[str, Any]]) -> None:
         self.database = database
@@ -148,7 +148,7 @@ class Rows:
         return {memory.id for memory in self.held if matches(where, memory)}
 
     def check(self, where: Any) -> set[str]:
-        """Ask SQL, and the oracle twice: for the filter as it is written, and as it was read."""
+        """Compare SQL with the oracle, for the filter as written and as parsed."""
         found = self.found(where)
         assert found == self.expected(where), where
         assert found == self.expected(parse(where)), where
@@ -198,8 +198,8 @@ ORDERINGS = ["$gt", "$gte", "$lt", "$lte"]
 EQUALITIES = ["$eq", "$ne", "$in", "$nin", "$exists"]
 
 
-def random_test(rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """One field and one operator with a value that it takes."""
+def random_comparison(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """A field, an operator, and a value that the operator takes."""
     key = rng.choice(PATHS) if rng.random() < 0.7 else rng.choice(RECORD_FIELDS)
     name = rng.choice([*EQUALITIES, *ORDERINGS, "$contains", "$like"])
     if key in ("created_at", "updated_at", "expires_at", "importance"):
@@ -237,7 +237,7 @@ def random_where(rng: random.Random, depth: int = 0) -> dict[str, Any]:
             name = rng.choice(["$and", "$or", "$or", "$not"])
             where[name] = inner[0] if name == "$not" else inner
             continue
-        key, tests = random_test(rng)
+        key, tests = random_comparison(rng)
         if "$eq" in tests and rng.random() < 0.5:
             where[key] = tests["$eq"]
         elif rng.random() < 0.2:
@@ -250,7 +250,7 @@ def random_where(rng: random.Random, depth: int = 0) -> dict[str, Any]:
 
 
 def built(where: Mapping[str, Any]) -> Filter:
-    """The same filter by the builder."""
+    """The same filter, made with the builder."""
     return joined(operator.and_, [built_entry(key, wanted) for key, wanted in where.items()])
 
 
@@ -267,10 +267,10 @@ def built_entry(key: str, wanted: Any) -> Filter:
         return joined(connect, [built(each) for each in wanted])
     if not isinstance(wanted, Mapping):
         return filters.Comparison(key, "$eq", wanted)
-    return joined(operator.and_, [built_test(key, *each) for each in wanted.items()])
+    return joined(operator.and_, [built_comparison(key, *each) for each in wanted.items()])
 
 
-def built_test(key: str, name: str, value: Any) -> Filter:
+def built_comparison(key: str, name: str, value: Any) -> Filter:
     if name == "$not":
         return ~built_entry(key, value)
     field = F[key]
@@ -290,7 +290,7 @@ def test_random_filters_find_what_the_oracle_finds(rows: Rows) -> None:
     used: set[str] = set()
     texts: dict[str, set[str]] = {}
     for number in range(FILTERS):
-        if number == FILTERS // 2:  # the other half with indexes to be misled by
+        if number == FILTERS // 2:  # indexes must not change the results
             with rows.database.write() as connection:
                 for position, key in enumerate(["k", "year", "tags", "metadata.id", "user.age"]):
                     create_index(connection, f"ix_random_{position}", key)
@@ -303,7 +303,7 @@ def test_random_filters_find_what_the_oracle_finds(rows: Rows) -> None:
         assert texts.setdefault(text, found) == found
         if number % 20 == 0:
             rows.check(tree)
-            # Never NULL: what does not hold is false, and so its opposite holds.
+            # Never NULL: a filter that does not hold is false, so its opposite holds.
             condition = compile_filter(where)
             assert rows.answer(not_(condition)) == {m.id for m in rows.held} - found  # type: ignore[arg-type]
         sizes.append(len(found))
@@ -313,7 +313,7 @@ def test_random_filters_find_what_the_oracle_finds(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("value", SCALARS, ids=ascii)
-def test_every_value_is_compared_with_every_other(rows: Rows, value: Any) -> None:
+def test_every_pair_of_values_compares_as_in_python(rows: Rows, value: Any) -> None:
     for name in (*EQUALITIES[:2], *ORDERINGS, "$contains"):
         if name not in ORDERINGS or not (value is None or isinstance(value, bool)):
             for key in ("k", "tags", "user.name", "user.age"):
@@ -407,11 +407,11 @@ ALL = frozenset(range(11))
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_filters_mean_what_their_definition_says(few: Rows, where: Any, ids: set[int]) -> None:
+def test_filters_match_as_defined(few: Rows, where: Any, ids: set[int]) -> None:
     assert few.check(where) == {str(number) for number in ids}
 
 
-def test_a_store_is_filtered_by_it(store: MemoryStore) -> None:
+def test_list_count_and_search_take_filters(store: MemoryStore) -> None:
     store.add_many(NewMemory(f"record {n}", id=str(n), metadata={"n": n}) for n in range(9))
     where = {"n": {"$gte": 3, "$lt": 8}, "$not": {"n": {"$in": [4, 5]}}}
     assert [memory.id for memory in store.list(where=where)] == ["3", "6", "7"]
@@ -419,7 +419,7 @@ def test_a_store_is_filtered_by_it(store: MemoryStore) -> None:
     assert {hit.id for hit in store.search("record", where=where)} == {"3", "6", "7"}
 
 
-def test_past_versions_are_filtered_by_the_same_language() -> None:
+def test_filters_work_on_past_versions() -> None:
     condition = compile_filter(
         {"k": {"$contains": 1}, "id": "a", "n": {"$gt": 1}, "expires_at": None}, versions
     )
@@ -429,7 +429,7 @@ def test_past_versions_are_filtered_by_the_same_language() -> None:
     assert text.count("FROM versions") == 1
 
 
-def test_a_filter_is_not_changed_by_what_stands_around_it(few: Rows) -> None:
+def test_a_filter_means_the_same_inside_a_larger_condition(few: Rows) -> None:
     either = compile_filter((F.k == 1) | (F.k == "1"))
     with few.database.read() as connection:
         statement = select(memories.c.id).where(memories.c.id == "5").where(either)  # type: ignore[arg-type]
@@ -463,7 +463,7 @@ def chain(depth: int) -> Filter:
 
 
 def bush(depth: int, fill: int) -> Filter:
-    """Pairs of pairs, each of them hanging on a chain."""
+    """Pairs of pairs, each at the end of a chain."""
     if depth == 0:
         return F.tags.contains("x")
     inner = bush(depth - 1, fill)
@@ -512,17 +512,17 @@ LARGEST = {
 
 
 @pytest.mark.parametrize("tree", LARGEST.values(), ids=LARGEST.keys())
-def test_sqlite_reads_the_largest_filters(few: Rows, tree: Filter) -> None:
+def test_the_database_accepts_the_largest_filters(few: Rows, tree: Filter) -> None:
     few.check(tree)
 
 
-def test_sqlite_reads_random_large_filters(few: Rows) -> None:
+def test_the_database_accepts_random_large_filters(few: Rows) -> None:
     rng = random.Random(5)
     for _ in range(10):
         few.check(random_tree(rng, rng.choice([50, 300, 900]), 25, rng.random() < 0.5))
 
 
-def test_the_largest_filters_leave_most_of_pythons_stack_alone(few: Rows) -> None:
+def test_the_largest_filters_use_little_of_pythons_stack(few: Rows) -> None:
     limit = sys.getrecursionlimit()
     frame, depth = sys._getframe(), 0
     while frame.f_back is not None:
@@ -542,7 +542,7 @@ def nested(depth: int, name: str) -> dict[str, Any]:
     return where
 
 
-def test_what_is_too_deep_is_refused_without_being_walked() -> None:
+def test_filters_that_are_too_deep_are_refused_before_they_are_read() -> None:
     assert parse(nested(MAX_DEPTH, "$not")) is not None
     cyclic: dict[str, Any] = {"k": 1}
     cyclic["$or"] = [cyclic, cyclic]
@@ -601,14 +601,14 @@ REFUSED: list[Any] = [
 
 
 @pytest.mark.parametrize("where", REFUSED, ids=lambda where: ascii(type(where))[:30])
-def test_what_means_nothing_is_refused(where: Any) -> None:
+def test_malformed_filters_are_refused(where: Any) -> None:
     with pytest.raises(FilterError) as caught:
         compile_filter(where)
     assert caught.value.field.startswith("where")
     assert len(str(caught.value)) < 500
 
 
-def test_refusals_name_the_field_and_what_is_known() -> None:
+def test_errors_name_the_field_and_the_valid_choices() -> None:
     for where, field, words in [
         ({"year": {"$gte": None}}, "where.year", "$gte takes a number"),
         ({"year": {"$regex": "x"}}, "where.year", "$eq, $ne, $gt"),
@@ -625,7 +625,7 @@ def test_refusals_name_the_field_and_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("key", ["') OR 1=1 --", '"', "a..b", "", "a[0]", "$"])
-def test_the_builder_takes_the_same_keys(key: str) -> None:
+def test_the_builder_refuses_the_same_keys(key: str) -> None:
     for field in (F[key], F.a[key]):
         with pytest.raises(FilterError):
             field.exists()
@@ -635,7 +635,7 @@ def test_the_builder_takes_the_same_keys(key: str) -> None:
         filters.Comparison(key, "$eq", 1)
 
 
-def test_no_filter_is_none() -> None:
+def test_none_and_an_empty_dict_are_no_filter() -> None:
     empty: dict[str, Any] = {}
     for where in (None, empty):
         assert parse(where) is None
@@ -643,10 +643,10 @@ def test_no_filter_is_none() -> None:
     assert canonical(None) == "null"
 
 
-# -- The tree and the builder -------------------------------------------------------------------
+# -- Filters as values and the builder ----------------------------------------------------------
 
 
-def test_both_forms_make_the_same_tree() -> None:
+def test_dicts_and_the_builder_make_the_same_filters() -> None:
     pairs: list[tuple[Any, Any]] = [
         ({"year": 2020}, F.year == 2020),
         ({"year": {"$gte": 2020, "$lt": 2030}}, (F.year >= 2020) & (F.year < 2030)),
@@ -676,7 +676,7 @@ def test_both_forms_make_the_same_tree() -> None:
         assert hash(parse(where)) == hash(tree)
 
 
-def test_and_or_and_not_of_python_are_caught() -> None:
+def test_python_operators_that_cannot_make_filters_raise() -> None:
     one, other = F.a == 1, F.b == 2
     for use in (
         lambda: one and other,
@@ -705,7 +705,7 @@ def test_and_or_and_not_of_python_are_caught() -> None:
     assert F.user["like"].exists() == parse({"user.like": {"$exists": True}})
 
 
-def test_a_tree_is_valid_or_does_not_exist() -> None:
+def test_constructors_refuse_invalid_filters() -> None:
     for make in (
         lambda: filters.Comparison('a"', "$eq", 1),
         lambda: filters.Comparison("a", "=", 1),
@@ -718,7 +718,7 @@ def test_a_tree_is_valid_or_does_not_exist() -> None:
             make()
 
 
-def test_trees_can_be_copied_and_pickled() -> None:
+def test_filters_can_be_copied_and_pickled() -> None:
     tree = ((F.a == 1) | F.created_at.exists()) & ~(F.created_at > NOON)
     assert copy.deepcopy(tree) == tree
     assert pickle.loads(pickle.dumps(tree)) == tree
@@ -726,7 +726,7 @@ def test_trees_can_be_copied_and_pickled() -> None:
     assert "metadata.a" in repr(tree)
 
 
-def test_values_of_subclasses_become_their_own_type() -> None:
+def test_values_of_subclasses_become_plain_values() -> None:
     import enum
 
     import numpy as np
@@ -747,7 +747,7 @@ def test_values_of_subclasses_become_their_own_type() -> None:
             _ = F.k == value
 
 
-def test_canonical_texts_differ_where_filters_do() -> None:
+def test_different_filters_have_different_canonical_texts() -> None:
     different = [
         None, F.k == 1, F.k == True, F.k == 1.0, F.k == "1", F.k == None, F.k == "null",  # noqa: E711, E712
         F.k == False, F.k == 0, F.k == "true", F.k != 1, F.k > 1, F.k >= 1, F.j == 1,  # noqa: E712
@@ -766,7 +766,7 @@ def test_canonical_texts_differ_where_filters_do() -> None:
     assert len(set(different)) == len(different)
 
 
-def test_canonical_texts_are_equal_where_filters_are() -> None:
+def test_equal_filters_have_equal_canonical_texts() -> None:
     east = NOON.astimezone(timezone(timedelta(hours=5)))
     for one, other in [
         (F.created_at == NOON, F.created_at == east),
@@ -780,7 +780,7 @@ def test_canonical_texts_are_equal_where_filters_are() -> None:
         assert one == other
 
 
-def test_paths_are_read_alike_everywhere() -> None:
+def test_paths_are_parsed_with_and_without_the_prefix() -> None:
     assert parse_path("year") == parse_path("metadata.year") == ("year",)
     assert parse_path("user.first name") == ("user", "first name")
     assert parse_path("metadata") == ("metadata",)
@@ -836,11 +836,11 @@ def indexed(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Rows]:
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_an_index_answers_a_filter(indexed: Rows, where: Any, used: str) -> None:
+def test_a_filter_uses_an_index(indexed: Rows, where: Any, used: str) -> None:
     assert used in indexed.plan(where)
     indexed.check(where)
 
 
-def test_several_tests_of_an_indexed_field_are_answered_by_it(indexed: Rows) -> None:
+def test_several_comparisons_of_a_field_use_its_index(indexed: Rows) -> None:
     plan = indexed.plan({"$or": [{"year": 2020}, {"year": {"$gt": 2024}}]})
     assert plan.count("ix_year") == 2, (plan, driver.sqlite_version)

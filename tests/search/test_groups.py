@@ -1,4 +1,4 @@
-"""The best hit of each group, against plain Python over all hits; also where most have expired."""
+"""The best hit of each group, compared with plain Python over all hits; also with expired ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VALUES: list[Any] = [
 
 
 def group_of(memory: Any, key: str) -> Any:
-    """The group of a memory; None where it is alone."""
+    """The group of a memory; None if it has none."""
     if key in ("namespace", "parent_id"):
         return getattr(memory, key)
     value: Any = memory.metadata
@@ -62,7 +62,7 @@ def best_of_each(hits: Any, key: str, limit: int) -> list[tuple[str, float]]:
 
 
 class Grouped:
-    """A store in which most groups are large, and some are far from every question."""
+    """A store in which most groups are large, and some are far from every query."""
 
     def __init__(self, store: MemoryStore, clock: Clock, seed: int, count: int, share: int) -> None:
         self.store = store
@@ -72,7 +72,7 @@ class Grouped:
         items = []
         for number in range(count):
             lone = number >= count - len(VALUES)
-            # The groups that only a few are in lie on the other side.
+            # The vectors of small groups point the other way.
             vector = -near + 0.1 * draw.normal(size=DIM) if lone else near + draw.normal(size=DIM)
             value = VALUES[count - 1 - number] if lone else ["a", "b", 7][number % 3]
             metadata: dict[str, Any] = {"n": number, "deep": {"er": value}}
@@ -111,7 +111,7 @@ OPTIONS = st.fixed_dictionaries(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_groups_are_those_of_all_hits(
+def test_grouped_hits_are_the_best_of_all_hits(
     grouped: dict[int, Grouped], share: int, data: st.DataObject
 ) -> None:
     held = grouped[share]
@@ -152,7 +152,7 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
-def test_groups_follow_what_is_written(open_store: Opener, mode: Any) -> None:
+def test_groups_follow_writes(open_store: Opener, mode: Any) -> None:
     store = open_store()
     store.add_many(
         {"content": f"bees {number}", "metadata": {"g": number % 3}} for number in range(600)
@@ -163,7 +163,7 @@ def test_groups_follow_what_is_written(open_store: Opener, mode: Any) -> None:
     def groups() -> list[Any]:
         hits = store.search("bees", group_by="g", limit=10, mode=mode)
         every = store.search("bees", limit=2000, mode=mode)
-        if mode != "hybrid":  # of many with one score, which are bet on is left open there
+        if mode != "hybrid":  # with many equal scores, hybrid may choose any of them
             assert [(hit.id, hit.score) for hit in hits] == best_of_each(every, "g", 10)
         return sorted(json.dumps(hit.memory.metadata.get("g"), sort_keys=True) for hit in hits)
 
@@ -177,8 +177,8 @@ def test_groups_follow_what_is_written(open_store: Opener, mode: Any) -> None:
     assert groups() == ["0", "1", "2"]
 
 
-def test_few_groups_cost_no_more_than_a_search(open_store: Opener) -> None:
-    """Fewer groups than hits are wanted: the rows of the whole store are not read."""
+def test_few_groups_cost_no_more_than_a_plain_search(open_store: Opener) -> None:
+    """With fewer groups than hits wanted, a search still reads only the rows of hits."""
     store = open_store(embedding_model=None, embedding_dim=DIM)
     draw = np.random.default_rng(0)
     store.add_many(
@@ -197,7 +197,7 @@ def test_few_groups_cost_no_more_than_a_search(open_store: Opener) -> None:
 
 
 @pytest.mark.parametrize("key", ["a[b", "content", "id", "", "a..b", 5, None, "a$", "importance"])
-def test_a_group_that_is_no_key_is_refused_by_its_own_name(store: MemoryStore, key: Any) -> None:
+def test_a_malformed_group_key_is_refused_as_group_by(store: MemoryStore, key: Any) -> None:
     store.add("bees")
     if key is None:
         assert store.search("bees", group_by=None)

@@ -1,4 +1,4 @@
-"""The keys that selections, moments and groups stand for, as they are kept from call to call."""
+"""Cached sets of keys: selections, moments and groups, and how they follow the changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def learnt(store: MemoryStore, sets: KeySets, asked: Any) -> KeySet:
         return found
 
 
-def test_of_too_many_keys_those_used_last_are_kept(
+def test_the_cache_keeps_the_sets_used_last(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_sets, "_MOST_KEYS", 30)
@@ -62,7 +62,7 @@ def test_of_too_many_keys_those_used_last_are_kept(
         store.add("another", metadata={"n": round_})
 
 
-def test_a_write_that_does_not_match_leaves_the_keys_as_they_are(open_store: Opener) -> None:
+def test_a_write_that_does_not_match_leaves_the_set_unchanged(open_store: Opener) -> None:
     store, sets = open_store(), KeySets()
     ids = store.add_many([{"content": f"text {n}", "metadata": {"n": n}} for n in range(20)])
     asked = Matching(Selection.of(None, F.n < 10))
@@ -72,7 +72,7 @@ def test_a_write_that_does_not_match_leaves_the_keys_as_they_are(open_store: Ope
     assert at_hand(store, sets, asked).keys is before
     store.delete(ids[15])
     assert at_hand(store, sets, asked).keys is before
-    store.update(ids[4], importance=0.9)  # still one of them
+    store.update(ids[4], importance=0.9)  # it still matches
     assert at_hand(store, sets, asked).keys is before
     store.update(ids[3], metadata={"n": 60})
     store.add("one more", metadata={"n": 1})
@@ -82,7 +82,7 @@ def test_a_write_that_does_not_match_leaves_the_keys_as_they_are(open_store: Ope
     assert (np.diff(after) > 0).all()
 
 
-def test_nothing_is_looked_for_where_others_wait(
+def test_a_set_is_not_searched_for_while_others_wait(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_sets, "_FEW", 5)
@@ -99,13 +99,13 @@ def test_nothing_is_looked_for_where_others_wait(
         at_hand(store, sets, asked)
     held = learnt(store, sets, asked)
     assert held.count == 24
-    # What was learnt for a call is followed however much came since, and whatever was evicted.
+    # A set learnt for a call is followed through any number of changes, even after eviction.
     store.add_many([{"content": f"more {n}", "metadata": {"n": n}} for n in range(10)])
     sets.forget(asked)
     assert at_hand(store, sets, asked, held=held).count == 34
 
 
-def test_a_transaction_that_sees_less_than_is_kept_takes_none_of_it(open_store: Opener) -> None:
+def test_an_older_transaction_does_not_use_a_newer_set(open_store: Opener) -> None:
     store, sets = open_store(), KeySets()
     store.add("one", metadata={"n": 1})
     asked = Matching(Selection.of(None, F.n < 10))
@@ -120,7 +120,7 @@ def test_a_transaction_that_sees_less_than_is_kept_takes_none_of_it(open_store: 
     assert at_hand(store, sets, asked).count == 2
 
 
-def test_threads_that_ask_for_the_same_at_once_find_it_once(
+def test_threads_with_the_same_question_find_the_answer_once(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -149,7 +149,7 @@ def test_threads_that_ask_for_the_same_at_once_find_it_once(
     assert len(store.search("bees", where={"n": {"$lt": 7}})) == 7
 
 
-# -- Whatever happens ---------------------------------------------------------------------------
+# -- Any sequence of operations -----------------------------------------------------------------
 
 VALUES = st.sampled_from(
     [
@@ -178,7 +178,7 @@ PATHS = [group_path("g"), group_path("g.a"), group_path("namespace"), group_path
 
 
 def group_of(memory: Any, path: tuple[str, ...]) -> Any:
-    """The group of a memory, by Python alone; None for none."""
+    """The group of a memory, in plain Python; None if it has none."""
     if not path[0]:
         return getattr(memory, path[1])
     value: Any = memory.metadata
@@ -187,8 +187,8 @@ def group_of(memory: Any, path: tuple[str, ...]) -> Any:
     return None if value is None else json.dumps(value, sort_keys=True)
 
 
-class KeptMachine(RuleBasedStateMachine):
-    """Sets that follow a store, and what its memories say when they are read one by one."""
+class KeySetMachine(RuleBasedStateMachine):
+    """Compares sets that follow a store with its memories, read one by one."""
 
     @initialize()
     def open(self) -> None:
@@ -244,7 +244,7 @@ class KeptMachine(RuleBasedStateMachine):
 
     @rule(forgets=st.booleans())
     def compact(self, forgets: bool) -> None:
-        """What is forgotten was never there, as far as anybody can tell."""
+        """After `forget_before` no call can see the forgotten versions."""
         self.other.maintenance.compact(forget_before=self.clock.now if forgets else None)
         self.forgotten = [moment for moment, _ in self.then[-2:]]
         self.then.clear()
@@ -303,7 +303,7 @@ class KeptMachine(RuleBasedStateMachine):
             assert len(everything) == len(state)
 
     def both(self, asked: Any) -> KeySet:
-        """The same whether it was followed or is found anew."""
+        """Check that a followed set equals one that is found from the start."""
         with self.store._session.reader() as repository:
             head = repository.head().seq
             try:
@@ -339,8 +339,8 @@ def asked_of(selection: Selection) -> dict[str, Any]:
     return {"namespace": selection.scope or "*", "where": selection.filter}
 
 
-TestKept = KeptMachine.TestCase
-TestKept.settings = settings(
+TestKeySets = KeySetMachine.TestCase
+TestKeySets.settings = settings(
     max_examples=15,
     stateful_step_count=20,
     deadline=None,
@@ -348,19 +348,19 @@ TestKept.settings = settings(
 )
 
 
-def test_every_memory_is_listed_where_its_keys_are_wanted(open_store: Opener) -> None:
+def test_the_keys_of_every_memory_are_listed_on_request(open_store: Opener) -> None:
     store, sets = open_store(), KeySets()
     store.add_many(["one", "two"])
     assert learnt(store, sets, Matching(EVERY_MEMORY)).keys is None
     assert learnt(store, sets, Matching(EVERY_MEMORY, listed=True)).count == 2
     assert learnt(store, sets, Matching(Selection("default", None))).keys is None
     store.add("three", namespace="elsewhere")
-    with pytest.raises(NotAtHand):  # from now on it means less than all
+    with pytest.raises(NotAtHand):  # the namespace is no longer the whole store
         at_hand(store, sets, Matching(Selection("default", None)))
     assert learnt(store, sets, Matching(Selection("default", None))).count == 2
 
 
-def test_what_compact_forgot_is_in_no_moment_that_was_asked_for(
+def test_forgotten_versions_are_missing_from_cached_moments(
     open_store: Opener, clock: Clock
 ) -> None:
     store, other = open_store(), open_store()

@@ -1,4 +1,4 @@
-"""What belongs to hits: linked memories, what is like a memory, and hits of many questions."""
+"""Linked memories, memories near another one, and several queries at once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.search.oracle import matches
 # -- Linked memories ------------------------------------------------------------------------------
 
 
-def test_a_link_leads_out_of_no_namespace_and_past_no_filter(store: MemoryStore) -> None:
+def test_linked_memories_stay_within_the_namespace_and_the_filter(store: MemoryStore) -> None:
     one = store.add("the budget of a", namespace="tenant/a", metadata={"public": True})
-    secret = store.add("what nobody may know", namespace="tenant/a", metadata={"public": False})
+    secret = store.add("a secret", namespace="tenant/a", metadata={"public": False})
     other = store.add("of another tenant", namespace="tenant/b", metadata={"public": True})
     near = store.add("and the plan", namespace="tenant/a/sub", metadata={"public": True})
     for number, target in enumerate([secret, other, near]):
@@ -40,7 +40,7 @@ def test_a_link_leads_out_of_no_namespace_and_past_no_filter(store: MemoryStore)
     asked["query"] = "budget"
     outside = store.search(**asked, expand_outside=True)
     assert [hit.id for hit in outside] == [one, secret, other, near]
-    # Through a memory that may not be seen, one that may is found; but not the other.
+    # A memory outside the filter is not a hit, but links lead through it.
     far = store.add("far away", namespace="tenant/a", metadata={"public": True})
     store.link(secret, far, "knows")
     asked["expand"] = 2
@@ -50,7 +50,7 @@ def test_a_link_leads_out_of_no_namespace_and_past_no_filter(store: MemoryStore)
             store.search(**{**asked, "expand_outside": wrong})
 
 
-def test_a_linked_memory_scores_below_its_hit_also_below_zero(open_store: Opener) -> None:
+def test_a_linked_memory_scores_below_its_hit_even_below_zero(open_store: Opener) -> None:
     store = open_store(embedding_model=None, embedding_dim=4)
     vectors = {"far": [-1, 0.1, 0, 0.0], "side": [0, 1, 0, 0.0], "near": [1, 0.1, 0, 0.0]}
     store.add_many(NewMemory(name, id=name, embedding=row) for name, row in vectors.items())
@@ -66,13 +66,13 @@ def test_a_linked_memory_scores_below_its_hit_also_below_zero(open_store: Opener
     assert own.keys() == linked.keys() == vectors.keys()
     assert own["far"] < 0
     assert all(linked[name] < own[name] for name in vectors)
-    # And least of all what scores below the least score.
+    # `min_score` also applies to linked memories.
     floor = linked["near"]
     cut = store.search([1, 0, 0, 0.0], expand=1, min_score=floor, namespace="*")
     assert {hit.id for hit in cut} == {"near", "to near"}
 
 
-def test_linked_memories_that_may_be_found_come_however_many_may_not(store: MemoryStore) -> None:
+def test_allowed_linked_memories_are_found_among_many_others(store: MemoryStore) -> None:
     hit = store.add("bees")
     ids = store.add_many(
         [NewMemory(f"linked {number}", namespace="elsewhere") for number in range(1100)]
@@ -89,7 +89,7 @@ def test_linked_memories_that_may_be_found_come_however_many_may_not(store: Memo
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_whatever_is_linked_the_selection_holds(
+def test_linked_memories_always_meet_the_selection(
     open_store: Opener, clock: Clock, data: st.DataObject
 ) -> None:
     store = open_store()
@@ -137,11 +137,11 @@ def test_whatever_is_linked_the_selection_holds(
     assert {hit.id for hit in hits} <= {hit.id for hit in outside}
 
 
-# -- What is like a memory -------------------------------------------------------------------------
+# -- Near a memory ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
-def test_near_of_a_moment_is_near_what_the_memory_was(
+def test_near_at_a_moment_uses_the_text_of_that_moment(
     store: MemoryStore, clock: Clock, mode: Any
 ) -> None:
     id = store.add("cats and kittens purr")
@@ -161,9 +161,7 @@ def test_near_of_a_moment_is_near_what_the_memory_was(
         store.search(near=id, as_of=then - timedelta(days=300))
 
 
-def test_near_of_a_moment_is_embedded_where_no_vector_was_kept(
-    open_store: Opener, clock: Clock
-) -> None:
+def test_near_at_a_moment_embeds_a_text_without_a_vector(open_store: Opener, clock: Clock) -> None:
     store = open_store(embedding_dim=32)
     id = store.add("cats and kittens purr")
     kittens = store.add("kittens and cats sleep")
@@ -176,9 +174,7 @@ def test_near_of_a_moment_is_embedded_where_no_vector_was_kept(
     assert changed.search(near=id, limit=1, as_of=then)[0].id == kittens
 
 
-def test_near_without_an_embedder_takes_the_vectors_that_are_there(
-    open_store: Opener, clock: Clock
-) -> None:
+def test_near_without_an_embedder_uses_stored_vectors(open_store: Opener, clock: Clock) -> None:
     store = open_store(embedding_model=None, embedding_dim=4)
     store.add_many(
         NewMemory(f"text {n}", id=f"m{n}", embedding=row) for n, row in enumerate(np.eye(4) + 0.1)
@@ -199,10 +195,10 @@ def test_near_without_an_embedder_takes_the_vectors_that_are_there(
     assert store.search(near="m1", mode="lexical")
 
 
-# -- Many questions, and none ----------------------------------------------------------------------
+# -- Several queries, and none ---------------------------------------------------------------------
 
 
-def test_the_hits_of_many_questions_share_no_memory(store: MemoryStore) -> None:
+def test_hits_of_different_queries_share_no_memory_object(store: MemoryStore) -> None:
     store.add_many(
         {"content": f"bees {n}", "metadata": {"n": [n], "deep": {"er": {"x": n}}}}
         for n in range(30)
@@ -220,7 +216,7 @@ def test_the_hits_of_many_questions_share_no_memory(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"query": None}, {"query": None, "mode": "lexical"}])
-def test_a_search_for_nothing_says_what_it_takes(
+def test_a_search_without_a_query_says_what_it_takes(
     store: MemoryStore, options: dict[str, Any]
 ) -> None:
     store.add("bees")
@@ -231,7 +227,7 @@ def test_a_search_for_nothing_says_what_it_takes(
         store.search_many(["bees", None])  # type: ignore[list-item]
 
 
-def test_variety_without_an_embedder_compares_the_vectors_of_the_index(open_store: Opener) -> None:
+def test_diversity_without_an_embedder_uses_the_vectors_of_the_index(open_store: Opener) -> None:
     store = open_store(embedding_model=None, embedding_dim=4)
     rows = [[1, 0, 0, 0.0], [1, 0.01, 0, 0.0], [0.5, 1, 0, 0.0]]
     store.add_many(NewMemory(f"bees {n}", id=f"m{n}", embedding=row) for n, row in enumerate(rows))

@@ -1,4 +1,4 @@
-"""What a search answers: against exact scoring and plain Python, under filters, in every mode."""
+"""Searches, compared with exact scoring in plain Python: with filters, and in every mode."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HOSTILE = [
 
 
 class Vectored:
-    """A store of vectors that are handed in, and the dict that it must equal."""
+    """A store with given vectors, and the dict that it must equal."""
 
     def __init__(self, store: MemoryStore, seed: int) -> None:
         self.store = store
@@ -107,7 +107,7 @@ def test_a_filtered_search_finds_what_exact_scoring_finds(vectored: Vectored, sh
                 assert [hit.id for hit in hits] == vectored.best(query, where, namespace, k)
 
 
-def test_a_filter_that_leaves_out_all_that_is_near_still_gives_k(vectored: Vectored) -> None:
+def test_a_filter_that_excludes_the_nearest_still_gives_k_hits(vectored: Vectored) -> None:
     vectored.add(1000)
     query = vectored.vector()
     ranked = vectored.best(query, None, "*", 1000)
@@ -118,7 +118,7 @@ def test_a_filter_that_leaves_out_all_that_is_near_still_gives_k(vectored: Vecto
     assert [hit.id for hit in hits] == ranked[400:420]
 
 
-def test_filters_follow_the_writes_between_two_searches(vectored: Vectored) -> None:
+def test_filters_follow_writes_between_searches(vectored: Vectored) -> None:
     vectored.add(300)
     store, query = vectored.store, vectored.vector()
     wheres = [F.n < 500, F.tags.contains("x"), F.importance >= 0.5, (F.n >= 100) & ~(F.n > 900)]
@@ -135,7 +135,7 @@ def test_filters_follow_the_writes_between_two_searches(vectored: Vectored) -> N
             assert found == vectored.best(query, where, "*", 10)
 
 
-def test_k_come_back_when_most_of_the_nearest_have_expired(
+def test_k_hits_come_back_if_most_of_the_nearest_have_expired(
     vectored: Vectored, clock: Clock
 ) -> None:
     vectored.add(400)
@@ -151,7 +151,7 @@ def test_k_come_back_when_most_of_the_nearest_have_expired(
     assert len(hits) == 50
 
 
-def test_another_process_s_writes_reach_a_filter_that_was_used(open_store: Opener) -> None:
+def test_a_cached_filter_follows_writes_of_another_process(open_store: Opener) -> None:
     one, other = open_store(), open_store()
     id = one.add("bees on the roof", metadata={"n": 1})
     assert [hit.id for hit in one.search("bees", where={"n": 1})] == [id]
@@ -161,9 +161,7 @@ def test_another_process_s_writes_reach_a_filter_that_was_used(open_store: Opene
     assert [hit.id for hit in one.search("bees", where={"n": 2})] == [id]
 
 
-def test_a_database_that_was_put_back_has_its_own_matches(
-    open_store: Opener, tmp_path: Path
-) -> None:
+def test_a_restored_database_has_its_own_matches(open_store: Opener, tmp_path: Path) -> None:
     store = open_store()
     id = store.add("bees on the roof", metadata={"n": 1})
     kept = store.maintenance.backup(tmp_path / "kept.db")
@@ -179,7 +177,7 @@ def test_a_database_that_was_put_back_has_its_own_matches(
 
 @pytest.mark.parametrize("mode", ["lexical", "hybrid"])
 @pytest.mark.parametrize("query", HOSTILE)
-def test_any_text_is_a_question(store: MemoryStore, query: str, mode: Any) -> None:
+def test_any_text_is_a_valid_query(store: MemoryStore, query: str, mode: Any) -> None:
     store.add_many(TEXTS)
     hits = store.search(query, mode=mode)
     assert all(math.isfinite(hit.score) for hit in hits)
@@ -187,21 +185,21 @@ def test_any_text_is_a_question(store: MemoryStore, query: str, mode: Any) -> No
         assert "ees" in hits[0].content
 
 
-def test_words_find_names_and_numbers_whatever_their_case_and_accents(store: MemoryStore) -> None:
+def test_words_find_names_and_numbers_in_any_case_and_without_accents(store: MemoryStore) -> None:
     store.add_many([*TEXTS, "Der Größte heißt Éloïse."])
     for query, text in [("kx-4711", TEXTS[4]), ("ELOISE", "Der"), ("bee", TEXTS[0][:3])]:
         assert store.search(query, mode="lexical")[0].content.startswith((text, "Bees"))
     assert store.search("zebra", mode="lexical") == []
 
 
-def test_words_are_scored_as_bm25_by_hand(store: MemoryStore) -> None:
+def test_word_scores_are_those_of_bm25_in_python(store: MemoryStore) -> None:
     texts = ["bees bees hive", "bees roof", "roof roof roof garden wall", "hive"]
     store.add_many(texts)
     found = {hit.content: hit.score for hit in store.search("bees and roof", mode="lexical")}
     assert found == pytest.approx(_bm25(texts, ["bees", "roof"]), rel=1e-6)
 
 
-def test_words_side_by_side_count_once_more(store: MemoryStore) -> None:
+def test_adjacent_words_score_higher(store: MemoryStore) -> None:
     store.add_many([f"filler {row}" for row in range(30)])
     apart, together = store.add_many(["this bowl is super large", "this large super bowl is"])
     hits = store.search("the super bowl", mode="lexical")
@@ -231,13 +229,13 @@ def test_words_need_no_model(open_store: Opener) -> None:
     lexical = store.search("honey bees", mode="lexical")
     assert [hit.content for hit in lexical] == [TEXTS[2], TEXTS[0]]
     assert {hit.embedder for hit in lexical} == {"words"}
-    # Without an embedder the default mode asks for words alone, and vectors alone are refused.
+    # Without an embedder the default mode uses words alone, and dense search is refused.
     assert store.search("honey bees") == lexical
     with pytest.raises(NoEmbedderError):
         store.search("honey bees", mode="dense")
 
 
-def test_a_filter_and_a_namespace_hold_for_words(store: MemoryStore) -> None:
+def test_word_search_follows_filter_and_namespace(store: MemoryStore) -> None:
     for row, text in enumerate(TEXTS):
         store.add(text, metadata={"row": row}, namespace="default/a" if row else "other")
     found = store.search("bees honey floor", mode="lexical", where=F.row >= 2)
@@ -246,7 +244,7 @@ def test_a_filter_and_a_namespace_hold_for_words(store: MemoryStore) -> None:
     assert len(store.search("bees", mode="lexical")) == 1
 
 
-def test_changed_and_deleted_texts_leave_no_words(store: MemoryStore) -> None:
+def test_words_of_changed_and_deleted_texts_are_gone(store: MemoryStore) -> None:
     kept, changed, deleted = store.add_many(["bees one", "bees two", "bees three"])
     store.update(changed, content="wasps two")
     store.update(kept, importance=0.1)
@@ -264,13 +262,13 @@ def test_changed_and_deleted_texts_leave_no_words(store: MemoryStore) -> None:
         ("trigram", {"running": True, "runs": False, "unnin": True}),
     ],
 )
-def test_a_store_cuts_texts_as_it_was_asked_to(
+def test_a_store_keeps_the_tokenizer_it_was_made_with(
     open_store: Opener, tokenizer: Any, finds: dict[str, bool]
 ) -> None:
     store = open_store(settings=Settings(tokenizer=tokenizer))
     store.add("The children were running home.")
     assert {word: bool(store.search(word, mode="lexical")) for word in finds} == finds
-    # The way belongs to the store, not to whoever opens it.
+    # The tokenizer belongs to the store, not to the call that opens it.
     assert {word: bool(open_store().search(word, mode="lexical")) for word in finds} == finds
     store.maintenance.rebuild_fulltext("porter")
     assert store.search("runs", mode="lexical")
@@ -280,7 +278,7 @@ def test_a_store_cuts_texts_as_it_was_asked_to(
         store.maintenance.rebuild_fulltext("latin")  # type: ignore[arg-type]
 
 
-def test_a_question_of_frequent_words_is_cut_to_the_rarest(
+def test_only_the_rarest_words_of_a_query_are_looked_up(
     open_store: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kronos.search.lexical.MOST_ROWS", 5)
@@ -295,7 +293,7 @@ def test_a_question_of_frequent_words_is_cut_to_the_rarest(
 # -- Modes, scores, shares ------------------------------------------------------------------------
 
 
-def test_hybrid_finds_what_only_one_of_the_two_would(open_store: Opener) -> None:
+def test_hybrid_finds_memories_that_only_words_find(open_store: Opener) -> None:
     store = open_store(embedding_model=None, embedding_dim=4)
     store.add_many([NewMemory("the invoice KX-4711", embedding=[0, 1, 0, 0.0])])
     store.add_many([NewMemory(f"filler {row}", embedding=[0, 0, 1, 0.0]) for row in range(200)])
@@ -325,7 +323,7 @@ def test_shares_add_up_to_the_score(store: MemoryStore, mode: Any) -> None:
     assert plain[0].shares is None
 
 
-def test_the_plan_says_how_a_filter_was_met(vectored: Vectored) -> None:
+def test_the_explanation_says_how_a_filter_was_applied(vectored: Vectored) -> None:
     vectored.add(600)
     query = vectored.vector().tolist()
 
@@ -339,7 +337,7 @@ def test_the_plan_says_how_a_filter_was_met(vectored: Vectored) -> None:
     assert plan(None) == "index of 600"
 
 
-def test_a_cosine_is_the_score_of_dense_search(store: MemoryStore) -> None:
+def test_the_score_of_dense_search_is_the_cosine(store: MemoryStore) -> None:
     store.add_many(TEXTS)
     for text in TEXTS:
         hit = store.search(text, mode="dense")[0]
@@ -347,7 +345,7 @@ def test_a_cosine_is_the_score_of_dense_search(store: MemoryStore) -> None:
         assert hit.score == pytest.approx(1, abs=1e-5)
 
 
-def test_many_questions_are_answered_as_one_by_one(open_store: Opener) -> None:
+def test_search_many_gives_the_hits_of_single_searches(open_store: Opener) -> None:
     asked: list[int] = []
 
     class Counting:
@@ -382,7 +380,7 @@ def test_many_questions_are_answered_as_one_by_one(open_store: Opener) -> None:
 
 
 @pytest.mark.parametrize("similarity", [0.0, 0.3, 1.0])
-def test_a_ranking_is_exact_however_much_time_and_importance_count(
+def test_a_ranking_is_exact_with_any_weights(
     vectored: Vectored, clock: Clock, similarity: float
 ) -> None:
     for _ in range(30):
@@ -410,7 +408,7 @@ def test_a_ranking_is_exact_however_much_time_and_importance_count(
     assert [hit.score for hit in hits] == pytest.approx([score(m) for m in everything[:15]])
 
 
-def test_recency_counts_from_the_moment_that_is_named(store: MemoryStore, clock: Clock) -> None:
+def test_recency_counts_back_from_now_of_the_ranking(store: MemoryStore, clock: Clock) -> None:
     old = store.add("bees on the roof")
     clock.tick(86_400)
     new = store.add("bees on the roofs")
@@ -418,13 +416,13 @@ def test_recency_counts_from_the_moment_that_is_named(store: MemoryStore, clock:
     then = clock.now + timedelta(days=1)
     hits = store.search("bees", ranking=Ranking(**ranking, now=then))  # type: ignore[arg-type]
     assert {hit.id: hit.score for hit in hits} == pytest.approx({new: 0.5, old: 0.25})
-    # From before a memory was made, it is as new as can be.
+    # A memory that is newer than `now` counts as new.
     hits = store.search("bees", ranking=Ranking(**ranking, now=then - timedelta(9)))  # type: ignore[arg-type]
     assert [hit.score for hit in hits] == [1, 1]
     assert [hit.id for hit in hits] == [old, new]
 
 
-def test_what_was_used_last_comes_first(open_store: Opener, clock: Clock) -> None:
+def test_recency_of_access_puts_the_last_used_first(open_store: Opener, clock: Clock) -> None:
     store = open_store()
     one, two, three = store.add_many(["bees one", "bees two", "bees three"])
     ranking = Ranking(similarity=0, recency=1, recency_of="accessed", half_life="1h")
@@ -444,7 +442,7 @@ def test_what_was_used_last_comes_first(open_store: Opener, clock: Clock) -> Non
     assert store.search("bees", ranking=ranking)[0].id == two
 
 
-def test_diverse_hits_are_those_of_maximal_marginal_relevance(vectored: Vectored) -> None:
+def test_diversity_is_maximal_marginal_relevance(vectored: Vectored) -> None:
     vectored.add(40)
     query = vectored.vector()
     ranked = vectored.best(query, None, "*", 25)
@@ -464,7 +462,7 @@ def test_diverse_hits_are_those_of_maximal_marginal_relevance(vectored: Vectored
     assert chosen != ranked[:5]
 
 
-def test_one_hit_a_group_and_still_k_of_them(vectored: Vectored) -> None:
+def test_group_by_gives_one_hit_for_each_group_and_k_groups(vectored: Vectored) -> None:
     items = []
     for row in range(300):
         id = f"r{row}"
@@ -488,7 +486,7 @@ def test_one_hit_a_group_and_still_k_of_them(vectored: Vectored) -> None:
         vectored.store.search(query.tolist(), group_by="a['b']")
 
 
-def test_groups_may_be_parents_or_namespaces(store: MemoryStore) -> None:
+def test_parents_and_namespaces_can_be_groups(store: MemoryStore) -> None:
     parent = store.add("a book about bees", namespace="default/books")
     for row in range(3):
         store.add(f"bees, page {row}", parent_id=parent, namespace="default/pages")
@@ -500,7 +498,9 @@ def test_groups_may_be_parents_or_namespaces(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
-def test_near_finds_what_is_like_a_memory_and_not_itself(store: MemoryStore, mode: Any) -> None:
+def test_near_finds_similar_memories_but_not_the_memory_itself(
+    store: MemoryStore, mode: Any
+) -> None:
     ids = store.add_many([*TEXTS, "Bees keep to the roof."])
     hits = store.search(near=ids[0], mode=mode, limit=2)
     assert hits[0].id == ids[5]
@@ -511,14 +511,14 @@ def test_near_finds_what_is_like_a_memory_and_not_itself(store: MemoryStore, mod
         store.search("bees", near=ids[0])
 
 
-def test_near_is_as_exact_as_a_search_for_the_vector(vectored: Vectored) -> None:
+def test_near_is_as_exact_as_a_search_with_the_vector(vectored: Vectored) -> None:
     vectored.add(200)
     id = next(iter(vectored.rows))
     found = vectored.store.search(near=id, namespace="*", limit=20)
     assert [hit.id for hit in found] == vectored.best(vectored.rows[id], None, "*", 21)[1:]
 
 
-def test_equal_scores_are_ordered_as_the_memories_came(open_store: Opener) -> None:
+def test_equal_scores_are_in_the_order_of_adding(open_store: Opener) -> None:
     store = open_store(embedding_model=None, embedding_dim=4)
     ids = store.add_many(NewMemory("bees", embedding=[1, 0, 0, 0.0]) for _ in range(150))
     for mode, query in (("dense", [1, 0, 0, 0.0]), ("lexical", "bees")):
@@ -529,7 +529,7 @@ def test_equal_scores_are_ordered_as_the_memories_came(open_store: Opener) -> No
         assert [hit.id for hit in hits] == ids[:30]
 
 
-def test_min_score_cuts_what_the_ranking_says(vectored: Vectored) -> None:
+def test_min_score_applies_to_the_ranked_score(vectored: Vectored) -> None:
     vectored.add(2 * CANDIDATES)
     query = vectored.vector()
     ranking = Ranking(importance=0.5)
@@ -559,7 +559,7 @@ def test_min_score_cuts_what_the_ranking_says(vectored: Vectored) -> None:
         ({"importance": True}, "importance"),
     ],
 )
-def test_a_ranking_without_sense_is_refused_by_field(options: Any, field: str) -> None:
+def test_an_invalid_ranking_is_refused_by_field(options: Any, field: str) -> None:
     with pytest.raises(InputError, match=f"ranking.{field}"):
         Ranking(**options)
 
@@ -579,7 +579,7 @@ def test_a_ranking_without_sense_is_refused_by_field(options: Any, field: str) -
         ({"query": " "}, "query"),
     ],
 )
-def test_a_search_without_sense_is_refused_by_field(
+def test_an_invalid_search_is_refused_by_field(
     store: MemoryStore, options: dict[str, Any], field: str
 ) -> None:
     store.add("bees")
@@ -591,7 +591,7 @@ def test_a_search_without_sense_is_refused_by_field(
 # -- Links --------------------------------------------------------------------------------------
 
 
-def test_expand_brings_linked_memories_behind_the_hits(store: MemoryStore) -> None:
+def test_expand_adds_linked_memories_after_the_hits(store: MemoryStore) -> None:
     bees, queen, hive, far = store.add_many(["bees", "the sovereign", "a wooden box", "a forest"])
     child = store.add("what came of it", parent_id=bees)
     store.link(bees, queen, "led by", 0.5)

@@ -43,11 +43,11 @@ _ORDERINGS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _OPPOSITES = {"$ne": "$eq", "$nin": "$in"}
 
-# An expression may be 1,000 levels deep, and `a AND b AND c` is as deep as it is long.
-# A database's parser may hold as few as 100 symbols, and the symbols before an open
-# parenthesis stay on the stack until it closes. So the members of a connective become a tree of
-# pairs, in which the member that needs most of the stack joins last and comes first. `bool_op`,
-# because SQLAlchemy flattens pairs of and_ or or_ into one row again.
+# An expression may be 1,000 levels deep, and `a AND b AND c` is as deep as it is long. The stack of
+# a database's parser may hold only 100 symbols, and the symbols before an open parenthesis stay on
+# it until it closes. So the members of a connective become a tree of pairs, in which the member
+# that needs most of the stack joins last and comes first. `bool_op`, because SQLAlchemy flattens
+# pairs of and_ or or_ into one row again.
 _HELD_BEFORE_FIRST, _HELD_BEFORE_SECOND = 1, 3
 _SHALLOW = 12
 """Members that need at most this many symbols keep the caller's order."""
