@@ -25,8 +25,11 @@ from kronos import MemoryStore
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+# No deadline: these machines are shared, and a test that waits for a processor is no slower.
+hypothesis_settings.register_profile("default", deadline=None)
+hypothesis_settings.load_profile("default")
 # For `pytest --hypothesis-profile nightly`: the laws look at many more examples.
-hypothesis_settings.register_profile("nightly", hypothesis_settings.default)
+hypothesis_settings.register_profile("nightly", deadline=None)
 
 
 def examples(few: int, many: int) -> int:
@@ -35,7 +38,9 @@ def examples(few: int, many: int) -> int:
 
 
 # For `tests.mutations`, which wants to know that a law breaks and not the shortest way to do so.
-hypothesis_settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
+hypothesis_settings.register_profile(
+    "unshrunk", phases=[Phase.explicit, Phase.generate], deadline=None
+)
 
 
 class Clock:

@@ -56,4 +56,4 @@ def test_its_set_up_command_answers_from_the_docs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "memories added from" in done.stdout
-    assert "model" in done.stdout.split("were there already)")[1]
+    assert "model" in done.stdout.split("already existed)")[1]

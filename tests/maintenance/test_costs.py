@@ -32,7 +32,10 @@ from tests.conftest import Clock, Opener
 _LARGE = "memories|versions|vectors|past_vectors|tombstones|links|deletions"
 _OURS = re.compile(rf"\b({_LARGE})\b")
 # For a plain count SQLite counts pages and reads no rows.
-_COUNT = re.compile(r"SELECT \(?SELECT count\(\*\) FROM memories\)|SELECT count\(\*\) FROM \w+$")
+_COUNT = re.compile(
+    r"SELECT \(SELECT count\(\*\)( AS \w+)?\s+FROM memories\)"
+    r"|SELECT count\(\*\)( AS \w+)?\s+FROM \w+$"
+)
 _READS_ALL = re.compile(rf"SCAN ({_LARGE}|m|v)\b|AUTOMATIC|MULTI-INDEX|content_hash>\?\)")
 
 
