@@ -90,7 +90,7 @@ class Replacement:
         """Replace the store's database by another one.
 
         Args:
-            part: the other database, which nobody else has open.
+            part: the other database, which no other process has open.
             why: names the copy of the database from before.
             mode: the permission bits of the database where there was none.
             is_exact: copy the database from before byte by byte, and not page by page.

@@ -115,7 +115,7 @@ class SQLiteFiles:
         """Replace the database's content by another file's in one transaction; readers go on.
 
         Args:
-            source: a database that nobody else uses, with pages as long as this one's.
+            source: a database that no other process uses, with pages as long as this one's.
             prepare: called once no other writer can begin, and before anything is replaced; it may
                 read the database and change the source. An error leaves the database as it is.
 
@@ -157,7 +157,7 @@ class SQLiteFiles:
         return stepped
 
     def become_one_file(self, page_bytes: int | None = None) -> None:
-        """Leave no log beside the file, which nobody else has open.
+        """Leave no log beside the file, which no other process has open.
 
         Args:
             page_bytes: the wanted length of its pages; None keeps them.

@@ -172,7 +172,7 @@ class Spaces:
     # -- Dropping -------------------------------------------------------------------------------
 
     def droppable(self, keep: int, *, leftovers: bool = False) -> list[Space]:
-        """The spaces that no job needs and that nobody rolls back to.
+        """The spaces that no job needs and that no rollback goes to.
 
         Args:
             keep: how many retired spaces are kept: those that were active last.

@@ -120,14 +120,14 @@ class Maintenance:
         )
 
     def tune(self, target: float = 0.98, *, stop: threading.Event | None = None) -> TuneReport:
-        """Build the index that is due, measure how well it finds, and search as hard as need be.
+        """Build the index if a build is due, measure its recall, and set its search effort.
 
-        The 10 nearest of up to 200 points are looked for by the graph and by an exact scan: how
-        many of these the graph finds is the recall. The points lie beside memories, spread over
-        all, about as far from them as questions are. Then the store searches with the least effort
-        that reaches the target, and so does whoever opens it next: a snapshot keeps it. Processes
-        that have it open take it up when they save the index next. Searches and writes go on
-        meanwhile. A store that is too small for a graph is exact.
+        The recall is the share of the 10 nearest vectors, found by an exact scan, that the graph
+        finds too, for up to 200 sample points. The points lie near memories, about as far from them
+        as queries are. The store then searches with the least effort that reaches the target. A
+        snapshot keeps it for the next process that opens the store; open processes adopt it at
+        their next save. Searches and writes go on meanwhile. A store that is too small for a graph
+        is exact.
 
         Args:
             target: the recall@10 that is wanted, above 0 and at most 1.

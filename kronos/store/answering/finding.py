@@ -1,8 +1,8 @@
-"""One try to answer a question, in one read transaction: where candidates are found, and which.
+"""One try to answer a question, in one read transaction: the candidates and their source.
 
-What is not at hand (the keys of a filter, a moment of the past, the groups) ends the try with
-`NotAtHand`: the transaction may hold the index's lock, under which nothing is looked for that takes
-long.
+A key set that is not known (the keys of a filter, a moment of the past, the groups) ends the try
+with an error that names it. The transaction may hold the index's lock, so no long lookup runs in
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     """What was learnt for a call, by its name."""
 
 _READ_AHEAD = 20
-"""So many of what is nearest to each of many questions are read at once."""
+"""Top hits prefetched per query."""
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class Finding:
             return Search(self._rows, source, request, query, trace, self._living, read=read)
         grouped = Grouped(request.selection, self._wanted.moment, request.group_by)
         groups = functools.partial(self._at_hand, grouped, exact=True)
-        # Whoever needed the groups once will need them again, and reads no row in vain.
+        # Groups that were needed once are needed again: then no row is read in vain.
         known = groups() if self._sets.knows(grouped) else None
         return Search(self._rows, source, request, query, trace, groups, known=known, read=read)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kronos.types import Keys
 
 _FIRST_EXPANDED = 1000
-"""So many linked memories are looked at, and four times as many while too few may be found."""
+"""Linked memories looked at first; four times as many while too few may be found."""
 
 
 class Judging:
