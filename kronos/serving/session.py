@@ -242,6 +242,19 @@ class Session:
                     raise StoreClosedError
                 self._current = serving
 
+    def on_serving(self, work: Callable[[Serving], T]) -> T:
+        """Do something for the serving space, anew whenever another one took over meanwhile.
+
+        Args:
+            work: raises SpaceChangedError when its space serves no longer, as `index_of` does.
+        """
+        while True:
+            serving = self.serving
+            try:
+                return work(serving)
+            except SpaceChangedError:
+                self.follow(serving)
+
     @contextmanager
     def index_of(self, serving: Serving) -> Iterator[tuple[VectorIndex, Repository]]:
         """A serving space's index, and the rows at the same moment; searches wait meanwhile.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.progress import Steps
-from kronos.errors import InputError, SpaceChangedError
+from kronos.errors import InputError
 from kronos.index.exact import ExactIndex
 from kronos.search.duplicates import groups_of, near_duplicates
 from kronos.search.filters import Where
@@ -14,6 +15,7 @@ from kronos.types import DuplicateGroup, Keys, ProgressCallback
 from kronos.validation import check_number
 
 if TYPE_CHECKING:
+    from kronos.serving.serving import Serving
     from kronos.serving.session import Session
     from kronos.store.browsing import Browsing
 
@@ -64,22 +66,17 @@ class Comparing:
                 f"threshold must be above 0 and at most 1, not {threshold!r}", field="threshold"
             )
         keys = self._browsing.keys_of(self._browsing.selection(where, namespace))
-        found = near_duplicates(self._copied_index(keys), threshold, steps=Steps(progress, stop))
+        copied = self._session.on_serving(functools.partial(self._copied_index, keys))
+        found = near_duplicates(copied, threshold, steps=Steps(progress, stop))
         with self._session.reader() as repository:
             return groups_of(repository, found)
 
-    def _copied_index(self, keys: Keys) -> ExactIndex:
+    def _copied_index(self, keys: Keys, serving: Serving) -> ExactIndex:
         """The vectors of some memories, so that a long comparison holds up no search."""
-        session = self._session
-        while True:
-            serving = session.serving
-            copied = ExactIndex(serving.space.dim)
-            try:
-                for start in range(0, keys.size, _VECTORS_A_COPY):
-                    with session.index_of(serving) as (index, _):
-                        part = keys[start : start + _VECTORS_A_COPY]
-                        part = part[index.contains(part)]
-                        copied.upsert(part, index.vectors_of(part))
-                return copied
-            except SpaceChangedError:
-                session.follow(serving)
+        copied = ExactIndex(serving.space.dim)
+        for start in range(0, keys.size, _VECTORS_A_COPY):
+            with self._session.index_of(serving) as (index, _):
+                part = keys[start : start + _VECTORS_A_COPY]
+                part = part[index.contains(part)]
+                copied.upsert(part, index.vectors_of(part))
+        return copied

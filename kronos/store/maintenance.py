@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.progress import Steps
 from kronos.db import backup, recovery
-from kronos.errors import InputError, SpaceChangedError, StorageError, StoreClosedError
+from kronos.errors import InputError, StorageError, StoreClosedError
 from kronos.files import expanded
 from kronos.index.snapshot import discard_other_snapshots
 from kronos.maintenance import check as checks
@@ -32,7 +31,6 @@ from kronos.types import (
 from kronos.validation import check_limit, check_number, check_time
 
 if TYPE_CHECKING:
-    from kronos.repository.memories import Repository
     from kronos.serving.serving import Serving
     from kronos.serving.session import Session
 
@@ -148,7 +146,8 @@ class Maintenance:
                 f"target must be a recall above 0 and at most 1, not {target!r}", field="target"
             )
         steps, interrupted = Steps(None, stop), threading.Event()
-        serving, closing = self._caught_up(), self._session.snapshots.stop_event
+        serving = self._session.on_serving(self._catch_up)
+        closing = self._session.snapshots.stop_event
 
         def is_over() -> bool:
             return steps.is_stopped or interrupted.is_set() or closing.is_set()
@@ -282,22 +281,10 @@ class Maintenance:
         ):
             repository.fulltext.rebuild(tokenizer)
 
-    def _caught_up(self) -> Serving:
-        """Who answers, the index having taken up all that is committed."""
-        with self._current_index() as (serving, repository):
-            serving.replica.catch_up(repository, repository.head().seq)
+    def _catch_up(self, serving: Serving) -> Serving:
+        """Let an index apply all commits; no snapshot is written meanwhile."""
+        with serving.replica.saving, self._session.index_of(serving):
             return serving
-
-    @contextmanager
-    def _current_index(self) -> Iterator[tuple[Serving, Repository]]:
-        """Who answers now, whom another process may have changed; its index is the caller's."""
-        while True:
-            serving = self._session.serving
-            with serving.replica.saving, serving.replica.lock, self._session.reader() as repository:
-                if serving.is_current(repository, repository.head()):
-                    yield serving, repository
-                    return
-            self._session.follow(serving)
 
     @staticmethod
     def _measure(serving: Serving, target: float, stopped: Callable[[], bool]) -> TuneReport | None:
@@ -346,22 +333,18 @@ class Maintenance:
         except StorageError as exc:
             advice.append(Problem("fulltext", f"the full-text index could not be checked: {exc}"))
         steps.advance()
-        serving, difference = self._compared_index(repair=repair)
+        compare = functools.partial(self._compare_index, repair=repair)
+        serving, difference = self._session.on_serving(compare)
         problems += difference
         with serving.replica.lock:
             index = serving.replica.state()
         steps.advance()
         return Report(tuple(problems), tuple(advice), index.kind, index.effort, index.recall)
 
-    def _compared_index(self, *, repair: bool) -> tuple[Serving, list[Problem]]:
-        """Who answers, and where its index and the rows do not agree."""
-        while True:
-            serving = self._session.serving
-            current_index = functools.partial(self._session.index_of, serving)
-            try:
-                return serving, [*checks.wrong_index(current_index, serving.replica, repair=repair)]
-            except SpaceChangedError:
-                self._session.follow(serving)
+    def _compare_index(self, serving: Serving, *, repair: bool) -> tuple[Serving, list[Problem]]:
+        """Find where the index and the rows do not agree."""
+        index = functools.partial(self._session.index_of, serving)
+        return serving, [*checks.wrong_index(index, serving.replica, repair=repair)]
 
     def _backup_beside(self) -> Path:
         return self.backup(backup.beside(self._session.location.database, "before-repair"))
