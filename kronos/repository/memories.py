@@ -141,8 +141,10 @@ class Repository(Rows):
 
     # -- Memories: reading ----------------------------------------------------------------------
 
-    def as_of(self, moment: int) -> Rows:
-        """The same store as it was known at a moment: microseconds since 1970 UTC."""
+    def as_of(self, moment: int | None) -> Rows:
+        """The same store as it was known at a moment: microseconds since 1970 UTC; None: now."""
+        if moment is None:
+            return self
         return Rows(self._connection, moment, moment, moment)
 
     def steps(self, reached: Sequence[Reached]) -> list[Step]:

@@ -129,7 +129,7 @@ class Grouped:
     def rows(self, repository: Repository, changed: SomeKeys | None, known: KeySet) -> Numbers:
         """The rows of the changed memories, or of all: (n, 2) key and group."""
         assert known.groups is not None
-        rows = repository if self.moment is None else repository.as_of(self.moment)
+        rows = repository.as_of(self.moment)
         scope, condition = self.selection.scope, self.selection.condition
         found, names = rows.groups(scope, condition, self.path, changed)
         with _numbering:

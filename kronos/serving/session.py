@@ -293,7 +293,7 @@ class Session:
         """The same, of what the store knew at a moment; None is now."""
         moment = check_time(as_of, field="as_of")
         with self.reader() as repository:
-            yield repository if moment is None else repository.as_of(moment)
+            yield repository.as_of(moment)
 
     @contextmanager
     def writer(self) -> Iterator[Repository]:

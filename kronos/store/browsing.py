@@ -206,7 +206,7 @@ class Browsing:
         """The next memories behind a key, with their keys, in the order in which they came."""
 
         def read(repository: Repository, held: Held) -> builtins.list[tuple[int, Memory]]:
-            rows = repository if moment is None else repository.as_of(moment)
+            rows = repository.as_of(moment)
             place = after
             while True:
                 keys = self._keys_behind(repository, held, selection, moment, place, limit)

@@ -115,7 +115,7 @@ class Asking:
         """Ask for what is like a memory, as it is or was: by its vector, or by its words."""
         mode: SearchMode = "lexical" if wanted.request.mode == "lexical" else "dense"
         with self._session.reader() as repository:
-            rows = repository if wanted.moment is None else repository.as_of(wanted.moment)
+            rows = repository.as_of(wanted.moment)
             found = rows.entry(near)
             if found is None:
                 then = "" if wanted.as_of is None else f" at {wanted.as_of}"

@@ -97,8 +97,7 @@ class Finding:
         self._head = head
         self._sets = sets
         self._held = held
-        moment = question.wanted.moment
-        self._rows: Rows = repository if moment is None else repository.as_of(moment)
+        self._rows: Rows = repository.as_of(question.wanted.moment)
 
     def run(self) -> list[tuple[list[Candidate], SearchTrace]]:
         """The candidates of each question, and the steps by which they were found.

@@ -72,7 +72,7 @@ class Judging:
         by_key = {each.key: hit for each, hit in zip(candidates, hits, strict=False)}
         least = -math.inf if wanted.expand_outside else wanted.request.min_score
         with self._session.reader() as repository:
-            rows = repository if wanted.moment is None else repository.as_of(wanted.moment)
+            rows = repository.as_of(wanted.moment)
             found = [
                 (_below(by_key[each.seed].score, each), each)
                 for each in self._neighbours(repository, rows, [*by_key], wanted)
