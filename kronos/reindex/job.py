@@ -17,56 +17,30 @@ A job promises:
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from kronos.errors import KronosError
-from kronos.reindex.run import JobRun, Work
+from kronos.reindex.run import JobRun
 from kronos.reindex.worker import Worker
 from kronos.types import ReindexReport
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from kronos.db.database import Database
-    from kronos.embedding.retry import RetryPolicy
-    from kronos.types import Embedder, ProgressCallback, Space
+    from kronos.types import Embedder, ProgressCallback
 
 
 class ReindexJob:
     """One process's part in a job.
 
     Args:
-        database: where the job's rows are.
-        job_id: the job.
-        space: the space to fill.
-        embedder: returns the space's embedder; called when there is something to embed.
-        work: how to work.
-        clock: the time, UTC.
-        retry: with an embedder that fails temporarily.
-        stop: set it to stop the job soon; the job can be resumed.
+        run: the job, and what the workers of this process share.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        job_id: int,
-        space: Space,
-        embedder: Callable[[], Embedder],
-        work: Work,
-        *,
-        clock: Callable[[], datetime],
-        retry: RetryPolicy,
-        stop: threading.Event | None = None,
-    ) -> None:
-        self.id = job_id
-        self.space = space
-        self._run = JobRun(
-            database, job_id, space, embedder, work, clock=clock, retry=retry, stop=stop
-        )
+    def __init__(self, run: JobRun) -> None:
+        self.id = run.job_id
+        self.space = run.space
+        self._run = run
 
     @property
     def loaded(self) -> list[Embedder]:

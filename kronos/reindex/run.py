@@ -67,7 +67,18 @@ class Work:
 
 
 class JobRun:
-    """What the workers of one process share; the arguments are those of `ReindexJob`."""
+    """What the workers of one process share.
+
+    Args:
+        database: where the job's rows are.
+        job_id: the job.
+        space: the space to fill.
+        embedder: returns the space's embedder; called when there is something to embed.
+        work: how to work.
+        clock: the time, UTC.
+        retry: with an embedder that fails temporarily.
+        stop: set it to stop the job soon; the job can be resumed.
+    """
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ from kronos.index.policy import IndexPolicy
 from kronos.index.snapshot import newest_seq
 from kronos.reindex.job import ReindexJob
 from kronos.reindex.pending import catch_up
-from kronos.reindex.run import Work
+from kronos.reindex.run import JobRun, Work
 from kronos.repository.jobs import JobOptions
 from kronos.repository.memories import Repository
 
@@ -280,7 +280,7 @@ class ServingResolver:
         work: Work | None,
         stop: threading.Event | None,
     ) -> ReindexJob:
-        return ReindexJob(
+        run = JobRun(
             self.database,
             job_id,
             space,
@@ -290,6 +290,7 @@ class ServingResolver:
             retry=self.for_texts,
             stop=stop,
         )
+        return ReindexJob(run)
 
     def follow(self, known: Sequence[Embedder] | None) -> Serving:
         """Let the space answer that is the active one now.
