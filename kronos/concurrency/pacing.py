@@ -20,6 +20,8 @@ MEMORIES_PER_TRANSACTION = 250
 _LONGEST_PAUSE_S = 0.05
 _PAUSE_SHARE = 0.5
 """The length of a pause, as a share of the time that the write before it took."""
+_CHECK_EVERY_S = 0.05
+"""How often a sleep that can be ended checks whether to end."""
 _GIL_SLICE_S = _GIL_BREAK_S = 0.0002
 """A computing thread holds the GIL for a slice, then leaves it to others for a break."""
 
@@ -56,6 +58,22 @@ def write_in_batches(
         with pace:
             changed += work(items[start : start + size])
     return changed
+
+
+def sleep_unless(
+    check: Callable[[], object], seconds: float, sleep: Callable[[float], object] = time.sleep
+) -> None:
+    """Sleep, unless a check says otherwise.
+
+    Args:
+        check: called before each slice of the sleep; an exception that it raises ends the sleep.
+        seconds: how long to sleep.
+        sleep: sleeps for a slice.
+    """
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        check()
+        sleep(min(left, _CHECK_EVERY_S))
 
 
 def yielding_gil(items: Iterable[T]) -> Iterator[T]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from kronos.concurrency.pacing import sleep_unless
 from kronos.errors import StoreBusyError
 
 T = TypeVar("T")
@@ -22,8 +23,6 @@ _MODEL_BATCH = 32
 # smaller share of the rest, so that all workers finish at about the same time.
 _PARTS_A_CLAIM = 8
 _SHARE_A_CLAIM = 4
-_CHECK_EVERY_S = 0.05
-"""How often a wait checks whether the job stops."""
 _BUSY_PATIENCE_S = 60.0
 
 
@@ -122,11 +121,12 @@ class StoppableSleep:
             JobStopped: the job stops.
         """
         started = time.perf_counter()
-        while (left := started + seconds - time.perf_counter()) > 0:
-            if self._stopping():
-                raise JobStopped
-            self._sleep(min(left, _CHECK_EVERY_S))
+        sleep_unless(self._check, seconds, self._sleep)
         self.seconds += time.perf_counter() - started
+
+    def _check(self) -> None:
+        if self._stopping():
+            raise JobStopped
 
 
 def retry_while_busy(action: Callable[[], T]) -> T:

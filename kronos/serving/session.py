@@ -7,7 +7,6 @@ services of `kronos.store` work in its transactions; it knows none of their rule
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ from kronos.concurrency.background import Background
 from kronos.concurrency.call_context import check_not_cancelled
 from kronos.concurrency.coalescing import Coalescer
 from kronos.concurrency.forking import Lock
+from kronos.concurrency.pacing import sleep_unless
 from kronos.concurrency.threads import SHUTDOWN_TIMEOUT_S, check_may_wait_for_embedder
 from kronos.db import schema
 from kronos.db.database import Database, FileId, file_of
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from kronos.serving.serving import Serving
     from kronos.types import Embedder, ProgressCallback, VectorIndex
 
-_LOOKS_UP_S = 0.05
-"""How often a wait for an embedder looks whether the store was closed."""
 T = TypeVar("T")
 
 
@@ -141,12 +139,13 @@ class Session:
 
     def _wait(self, seconds: float) -> None:
         """Wait for an embedder, until the store is closed, or no task waits for the answer."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+
+        def check() -> None:
             if self._is_closed:
                 raise StoreClosedError
             check_not_cancelled()
-            time.sleep(min(left, _LOOKS_UP_S))
+
+        sleep_unless(check, seconds)
 
     def close(self) -> None:
         """Save the index and close; `MemoryStore.close` says how."""
