@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from kronos.errors import ConfigurationError
 from kronos.files import expanded
@@ -31,11 +31,11 @@ TRANSFORMERS_CACHE = "TRANSFORMERS_CACHE"
 """The variable that older versions of transformers read for the same purpose."""
 _PREFIX = "KRONOS_"
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "durability": ("full", "normal"),
-    "engine": ("auto", "sentence-transformers", "onnx"),
-    "gpu_storage": ("float32", "float16"),
-    "precision": ("float32", "bfloat16"),
-    "tokenizer": ("porter", "unicode61", "trigram"),
+    "durability": get_args(Durability),
+    "engine": get_args(Engine),
+    "gpu_storage": get_args(GpuStorage),
+    "precision": get_args(Precision),
+    "tokenizer": get_args(Tokenizer),
 }
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 # The other half of the cores is for the program itself and for other processes.

@@ -81,15 +81,7 @@ class AsyncOpening:
                 self._calls = Calls(self._store)
 
     async def connect(self, *, progress: ProgressCallback | None = None) -> None:
-        """Open the store; does nothing when it is open.
-
-        Tasks that call it at once, of any event loops, open it once. When all of them are
-        cancelled, the store is closed again as soon as it is open.
-
-        Raises:
-            StoreClosedError: `close` was called meanwhile.
-            KronosError: as `MemoryStore.open` does.
-        """
+        """Open the store; see `KronosMemory.connect`."""
         while True:
             with self._changing:
                 if self._turn is None and self._calls is not None:
@@ -105,12 +97,7 @@ class AsyncOpening:
                 await self._come_to_end(turn, start)
 
     async def close(self) -> None:
-        """Finish what is under way, save the index and close; does nothing when it is closed.
-
-        Any task of any event loop may call it, also several at once. Calls that are under way come
-        to their end, or raise `StoreClosedError`; long ones are stopped. It waits for no embedder
-        longer than ten seconds. Afterwards `connect` opens the store again.
-        """
+        """Close the store; see `KronosMemory.close`."""
         with self._changing:
             turn, start = self._turn, None
             if turn is None and self._calls is None:

@@ -73,11 +73,7 @@ def near_duplicates(
         InputError: the threshold or the batch is refused.
         StoppedError: the caller asked to stop.
     """
-    threshold = check_number(threshold, field="threshold")
-    if not 0 < threshold <= 1:
-        raise InputError(
-            f"threshold must be above 0, at most 1, not {threshold}", field="threshold"
-        )
+    threshold = check_threshold(threshold)
     keys = index.keys()
     if allowed is not None:
         keys = np.intersect1d(keys, allowed)
@@ -96,6 +92,16 @@ def near_duplicates(
         rows = rows[np.isin(forest.roots[rows], forest.roots[rows[found]])]
     groups = [KeyGroup(tuple(keys[rows].tolist()), score) for rows, score in forest.groups()]
     return sorted(groups, key=lambda group: (-group.score, group.keys))
+
+
+def check_threshold(threshold: float) -> float:
+    """The cosine from which on two vectors are a pair; refused unless above 0 and at most 1."""
+    number = check_number(threshold, field="threshold")
+    if not 0 < number <= 1:
+        raise InputError(
+            f"threshold must be above 0 and at most 1, not {threshold!r}", field="threshold"
+        )
+    return number
 
 
 def groups_of(repository: Repository, found: Sequence[KeyGroup]) -> list[DuplicateGroup]:

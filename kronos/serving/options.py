@@ -6,17 +6,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from kronos.embedding.registry import DEFAULT_MODEL
 from kronos.errors import ConfigurationError
 from kronos.settings import Place, Settings
+from kronos.types import OnModelChange
 from kronos.validation import check_limit, check_namespace
 
 if TYPE_CHECKING:
-    from kronos.types import Embedder, OnModelChange
-
-MODEL_CHANGES = ("rebuild", "background", "error")
+    from kronos.types import Embedder
 
 
 def utc_now() -> datetime:
@@ -47,7 +46,7 @@ class OpenOptions:
     location: Place = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.on_model_change not in MODEL_CHANGES:
+        if self.on_model_change not in get_args(OnModelChange):
             raise ConfigurationError(
                 'on_model_change must be "rebuild", "background" or "error", not '
                 f"{self.on_model_change!r}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from kronos.errors import InputError, SpaceChangedError, naming_stored
 from kronos.repository.batches import Batch
@@ -271,7 +271,7 @@ def prepare(
     Raises:
         InputError: an item is refused; the error's `field` names it.
     """
-    if on_conflict not in ("error", "replace", "ignore"):
+    if on_conflict not in get_args(OnConflict):
         raise InputError(
             f'on_conflict must be "error", "replace" or "ignore", not {on_conflict!r}',
             field="on_conflict",

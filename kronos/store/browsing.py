@@ -213,7 +213,7 @@ class Browsing:
                 found = rows.by_keys(keys)
                 if found or not keys.size:
                     return [(key, found[key]) for key in keys.tolist() if key in found]
-                place = int(keys[-1])  # what these were is being forgotten just now
+                place = int(keys[-1])  # the versions of these are deleted meanwhile
 
         return self._with_sets(read)
 

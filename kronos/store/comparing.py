@@ -7,12 +7,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from kronos.concurrency.progress import Steps
-from kronos.errors import InputError
 from kronos.index.exact import ExactIndex
-from kronos.search.duplicates import groups_of, near_duplicates
+from kronos.search.duplicates import check_threshold, groups_of, near_duplicates
 from kronos.search.filters import Where
 from kronos.types import DuplicateGroup, Keys, ProgressCallback
-from kronos.validation import check_number
 
 if TYPE_CHECKING:
     from kronos.serving.serving import Serving
@@ -61,10 +59,7 @@ class Comparing:
             InputError: the threshold is not above 0 and at most 1.
             StoppedError: `stop` was set.
         """
-        if not 0 < check_number(threshold, field="threshold") <= 1:
-            raise InputError(
-                f"threshold must be above 0 and at most 1, not {threshold!r}", field="threshold"
-            )
+        check_threshold(threshold)  # before the vectors are copied
         keys = self._browsing.keys_of(self._browsing.selection(where, namespace))
         copied = self._session.on_serving(functools.partial(self._copied_index, keys))
         found = near_duplicates(copied, threshold, steps=Steps(progress, stop))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from kronos.concurrency.progress import Steps
 from kronos.db import backup, recovery
@@ -95,7 +95,7 @@ class Maintenance:
         Args:
             keep_spaces: retired spaces to keep for a rollback; None is the settings'.
             forget_before: a timezone-aware moment: what living memories were until before it is
-                forgotten too; None forgets nothing of theirs.
+                forgotten too; None keeps their whole past.
             progress: called after each transaction; their number is not known in advance.
             stop: set it to stop soon.
 
@@ -269,7 +269,7 @@ class Maintenance:
             InputError: there is no such tokenizer.
             StoppedError: `stop` was set.
         """
-        if tokenizer not in (None, "porter", "unicode61", "trigram"):
+        if tokenizer not in (None, *get_args(Tokenizer)):
             raise InputError(
                 f'tokenizer must be "porter", "unicode61" or "trigram", not {tokenizer!r}',
                 field="tokenizer",

@@ -6,22 +6,21 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from kronos.errors import InputError
 from kronos.search.candidates import group_path
 from kronos.search.ranking import check_ranking
 from kronos.search.request import Request
 from kronos.search.selection import Selection
+from kronos.types import SearchMode
 from kronos.validation import check_id, check_limit, check_number, check_time, to_microseconds
 
 if TYPE_CHECKING:
     from kronos.search.filters import Where
     from kronos.search.ranking import Ranking
-    from kronos.types import SearchMode
 
 _MOST_HOPS = 8
-_MODES = ("hybrid", "dense", "lexical")
 
 
 class SearchOptions:
@@ -54,7 +53,7 @@ class SearchOptions:
         expand_outside: bool = False,
         explain: bool = False,
     ) -> None:
-        if mode not in _MODES:
+        if mode not in get_args(SearchMode):
             raise InputError(
                 f'mode must be "hybrid", "dense" or "lexical", not {mode!r}', field="mode"
             )
